@@ -1,0 +1,1 @@
+"""Entropy-aware speculative decoding."""

@@ -1,0 +1,1 @@
+"""The mathematics: rules, their laws, verification and sampling, on plain tensors."""

@@ -1,0 +1,104 @@
+"""Randomness as a pure function of (seed, request, absolute position, purpose).
+
+Numbers come from a counter-based hash, so a request's text depends neither on who shares its
+batch nor on the order in which anything is computed, and is the same on every device. The mixing
+steps are the 64-bit finaliser of SplitMix (Steele et al. 2014) for the key and a two-round 32-bit
+avalanche hash ("lowbias32", C. Wellons) for the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Coupling = Literal["independent", "shared"]
+
+# What a number is for. Two draws at one position must never use the same number by accident.
+_ACCEPT, _EMIT, _DRAFT = 1, 2, 3
+
+_GOLDEN_64 = -0x61C8864680B583EB
+_MIX_64 = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
+_GOLDEN_32 = -0x61C88647
+_MIX_32 = (0x21F0AAAD, 0x735A2D97)
+
+
+def request_key(seed: int, request: int) -> int:
+    """A signed 64-bit key for one request of one seeded run."""
+    digest = hashlib.blake2b(f"{seed}/{request}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """The noise of one step: `keys` [B] of the requests, `start` [B] = position of draft token 0.
+
+    With `shared` coupling the draft is sampled with the very numbers that the emitted token at the
+    same position will be sampled with (arXiv:2408.07978).
+    """
+
+    keys: Tensor
+    start: Tensor
+    coupling: Coupling = "independent"
+
+    def accept(self, length: int) -> Tensor:
+        """Uniforms in [0, 1) for the acceptance tests of a block; [B, length]."""
+        positions = self.start[:, None] + torch.arange(length, device=self.start.device)
+        return _unit(_mix(_key(self.keys[:, None], positions, _ACCEPT)))
+
+    def emit(self, at: Tensor, vocab_size: int) -> Tensor:
+        """Exponential race for the emitted token at block offsets `at` [B, ...]; [B, ..., V]."""
+        return self._race(at, vocab_size, _EMIT)
+
+    def draft(self, at: Tensor, vocab_size: int) -> Tensor:
+        """Exponential race for the draft token at block offsets `at` [B, ...]; [B, ..., V]."""
+        return self._race(at, vocab_size, _EMIT if self.coupling == "shared" else _DRAFT)
+
+    def _race(self, at: Tensor, vocab_size: int, purpose: int) -> Tensor:
+        ahead = (1,) * (at.ndim - 1)
+        key = _key(self.keys.view(-1, *ahead), self.start.view(-1, *ahead) + at, purpose)
+        tokens = torch.arange(vocab_size, dtype=torch.int32, device=key.device)
+        return _exponential(_mix(key, tokens))
+
+
+def race(probs: Tensor, noise: Tensor) -> Tensor:
+    """Samples [...] from `probs` [..., V]: the token whose exponential clock rings first."""
+    return (probs / noise).argmax(-1)
+
+
+def _key(keys: Tensor, positions: Tensor, purpose: int) -> Tensor:
+    z = keys + (positions * 4 + purpose) * _GOLDEN_64
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX_64[0]
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX_64[1]
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+
+
+def _mix(key: Tensor, counter: Tensor | None = None) -> Tensor:
+    """Uniform 31-bit integers from 64-bit keys [...] and counters [n]: [...] or [..., n]."""
+    low, high = key.to(torch.int32), (key >> 32).to(torch.int32)
+    if counter is None:
+        x = low
+    else:
+        low, high = low[..., None], high[..., None]
+        x = counter * _GOLDEN_32 + low
+    return _avalanche(_avalanche(x) ^ high) & 0x7FFFFFFF
+
+
+def _avalanche(x: Tensor) -> Tensor:
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX_32[0]
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * _MIX_32[1]
+    return x ^ ((x >> 15) & 0x1FFFF)
+
+
+def _unit(bits: Tensor) -> Tensor:
+    # 24 bits, so that float32 holds the number exactly and never rounds to 1.
+    return (bits >> 7).to(torch.float32) * 2.0**-24
+
+
+def _exponential(bits: Tensor) -> Tensor:
+    # Small values, which win races, keep all 31 bits; the largest stay finite.
+    unit = ((bits.to(torch.float32) + 0.5) * 2.0**-31).clamp_max(1 - 2.0**-24)
+    return -torch.log1p(-unit)

@@ -1,0 +1,91 @@
+"""Rules without a gate: lossless speculation and the two single models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from easd.core.signals import residual
+from easd.core.types import Judgement, Models, Step
+
+
+def acceptance(probs: Tensor, step: Step) -> Tensor:
+    """min(1, probs(x) / draft_probs(x)) for each draft token x; [B, K+1, V] -> [B, K]."""
+    tokens = step.draft_tokens[..., None]
+    length = tokens.shape[1]
+    kept = probs[:, :length].gather(-1, tokens)[..., 0]
+    proposed = step.draft_probs[:, :length].gather(-1, tokens)[..., 0]
+    return (kept / proposed.clamp_min(torch.finfo(proposed.dtype).tiny)).clamp_max(1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculative:
+    """Lossless speculative sampling (arXiv:2211.17192, Alg. 1); its law is the target's."""
+
+    models: ClassVar[Models] = "both"
+    evaluates_bonus: ClassVar[bool] = False
+    needs_raw: ClassVar[bool] = False
+
+    def judge(self, step: Step) -> Judgement:
+        accept_prob = acceptance(step.target_probs, step)
+        return Judgement(
+            accept_prob=accept_prob, penalty_prob=torch.zeros_like(accept_prob), signals={}
+        )
+
+    def replacement(
+        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
+    ) -> Tensor:
+        row = step.row(at)
+        refused = ~step.is_bonus(at)[:, None]
+        return residual(row.target_probs[:, 0], row.draft_probs[:, 0] * refused)
+
+    def law(self, step: Step) -> Tensor:
+        return step.target_probs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOnly:
+    """The target alone, no drafting: the baseline of every speed and quality comparison."""
+
+    models: ClassVar[Models] = "target"
+    evaluates_bonus: ClassVar[bool] = False
+    needs_raw: ClassVar[bool] = False
+
+    def judge(self, step: Step) -> Judgement:
+        never = torch.zeros_like(step.draft_tokens, dtype=step.target_probs.dtype)
+        return Judgement(accept_prob=never, penalty_prob=never, signals={})
+
+    def replacement(
+        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
+    ) -> Tensor:
+        return step.row(at).target_probs[:, 0]
+
+    def law(self, step: Step) -> Tensor:
+        return step.target_probs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOnly:
+    """The draft alone: every proposal is kept. Where the draft was not evaluated, the target's."""
+
+    models: ClassVar[Models] = "draft"
+    evaluates_bonus: ClassVar[bool] = True
+    needs_raw: ClassVar[bool] = False
+
+    def judge(self, step: Step) -> Judgement:
+        always = torch.ones_like(step.draft_tokens, dtype=step.target_probs.dtype)
+        return Judgement(
+            accept_prob=always, penalty_prob=torch.zeros_like(always), signals={}
+        )
+
+    def replacement(
+        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
+    ) -> Tensor:
+        return self.law(step.row(at))[:, 0]
+
+    def law(self, step: Step) -> Tensor:
+        evaluated = step.draft_probs.amax(-1, keepdim=True) > 0
+        return torch.where(evaluated, step.draft_probs, step.target_probs)

@@ -1,0 +1,179 @@
+"""Accept, replace and law of every rule that refuses draft tokens at a gate.
+
+A gate is a probability of refusal per position: 0 or 1 for entropy-aware rules, a constant for
+the random control. With q the draft's and p the target's distribution, x the draft token,
+m = min(1, p(x)/q(x)) and g the gate, METHOD's two orders of asking are
+
+    proposed:  accept (1 - g) m,  penalise g,    reject (1 - g)(1 - m)
+    accepted:  accept (1 - g) m,  penalise g m,  reject 1 - m
+
+and both lead to law = (1 - g) p + g * open_law, with open_law below.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from easd.core.rules.exact import acceptance
+from easd.core.signals import exclude, residual, sum_of_others
+from easd.core.types import Judgement, Models, Step
+from easd.errors import RuleError
+
+Redraw = Literal["exclude", "target"]
+Penalise = Literal["drafted", "draft_top"]
+GateOn = Literal["proposed", "accepted"]
+Coupling = Literal["as_published", "maximal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedRule(ABC):
+    """What happens at a gate; subclasses say where the gate is open.
+
+    Attributes:
+        redraw: what a penalised token's replacement is drawn from: the target without the
+            penalised token, or the target itself (the lossless null control).
+        penalise: which token is excluded: the drafted one, or the draft's most probable one.
+        gate_on: whether the gate is asked of every proposed token or only of those that pass the
+            acceptance test.
+        gate_bonus: whether the bonus position is gated too; the draft is then evaluated there,
+            and the output law no longer depends on gamma.
+        coupling: `as_published` refuses every gated token; `maximal` runs speculative sampling
+            towards the law itself, which keeps the law and most of the tokens.
+    """
+
+    models: ClassVar[Models] = "both"
+
+    redraw: Redraw = "exclude"
+    penalise: Penalise = "drafted"
+    gate_on: GateOn = "proposed"
+    gate_bonus: bool = False
+    coupling: Coupling = "as_published"
+
+    def __post_init__(self) -> None:
+        check_choice("redraw", self.redraw, Redraw)
+        check_choice("penalise", self.penalise, Penalise)
+        check_choice("gate_on", self.gate_on, GateOn)
+        check_choice("coupling", self.coupling, Coupling)
+
+    @property
+    def evaluates_bonus(self) -> bool:
+        return self.gate_bonus
+
+    @property
+    def needs_raw(self) -> bool:
+        return False
+
+    @abstractmethod
+    def signals(self, step: Step) -> dict[str, Tensor]:
+        """What the gate looks at, name -> [B, K+1]; `gate` is the refusal probability.
+
+        The gate's value at bonus and padding positions does not matter; see `_gate`.
+        """
+
+    def judge(self, step: Step) -> Judgement:
+        signals = self.signals(step)
+        gate = signals["gate"] = self._close_undrafted(signals["gate"], step)
+        drafted = gate[:, : step.draft_tokens.shape[1]]
+        if self.coupling == "maximal":
+            accept_prob = acceptance(self._law(step, gate), step)
+            penalty_prob = (1 - accept_prob) * drafted
+        else:
+            passes = acceptance(step.target_probs, step)
+            accept_prob = (1 - drafted) * passes
+            penalty_prob = drafted if self.gate_on == "proposed" else drafted * passes
+        return Judgement(accept_prob=accept_prob, penalty_prob=penalty_prob, signals=signals)
+
+    def replacement(
+        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
+    ) -> Tensor:
+        row = step.row(at)
+        target_probs = row.target_probs[:, 0]
+        bonus = step.is_bonus(at)[:, None]
+        draft_probs = torch.where(bonus, 0.0, row.draft_probs[:, 0])
+        gate = judgement.signals["gate"].gather(1, at[:, None])
+        if self.coupling == "maximal":
+            return residual(self._law(row, gate)[:, 0], draft_probs)
+        unpenalised = residual(target_probs, draft_probs)
+        if self.gate_bonus:
+            unpenalised = torch.where(bonus, self._law(row, gate)[:, 0], unpenalised)
+        if step.draft_tokens.shape[1] == 0:
+            return unpenalised
+        last = step.draft_tokens.shape[1] - 1
+        drafted = step.draft_tokens.gather(1, at.clamp_max(last)[:, None])
+        return torch.where(
+            penalised[:, None], self._penalised_replacement(row, drafted)[:, 0], unpenalised
+        )
+
+    def law(self, step: Step) -> Tensor:
+        return self._law(step, self._close_undrafted(self.signals(step)["gate"], step))
+
+    def _close_undrafted(self, gate: Tensor, step: Step) -> Tensor:
+        """Closes the gate where the draft said nothing: padding, and bonus rows unless evaluated."""
+        position = torch.arange(gate.shape[1], device=gate.device)
+        limit = step.num_draft_tokens[:, None]
+        if not self.gate_bonus:
+            return gate * (position < limit)
+        evaluated = step.row(step.num_draft_tokens).draft_probs.amax(-1) > 0  # [B, 1]
+        return gate * ((position < limit) | ((position == limit) & evaluated))
+
+    def _law(self, step: Step, gate: Tensor) -> Tensor:
+        """(1 - g) p + g * open_law for gate [B, k] and probabilities [B, k, V]."""
+        target_probs, draft_probs = step.target_probs, step.draft_probs
+        asked = draft_probs
+        open_law = torch.zeros_like(target_probs)
+        if self.gate_on == "accepted":
+            asked = torch.minimum(target_probs, draft_probs)
+            open_law = target_probs - asked
+        open_law = open_law + self._penalised_law(step, asked)
+        return torch.lerp(target_probs, open_law, gate[..., None])
+
+    def _penalised_law(self, step: Step, asked: Tensor) -> Tensor:
+        """Sum over x of asked(x) times the replacement distribution after penalising x."""
+        target_probs = step.target_probs
+        total = asked.sum(-1, keepdim=True)
+        if self.redraw == "target":
+            return total * target_probs
+        draft_top = step.draft_probs.argmax(-1)
+        if self.penalise == "draft_top":
+            return total * self._penalised_replacement(step, draft_top)
+        # p(y) * sum over x != y of asked(x) / (1 - p(x)); a certain x leaves nothing to redraw
+        # from, and keeps p.
+        complement = sum_of_others(target_probs)
+        certain = complement <= 0
+        odds = torch.where(certain, 0.0, asked / complement.clamp_min(_tiny(complement)))
+        kept = (asked * certain).sum(-1, keepdim=True)
+        law = target_probs * (sum_of_others(odds) + kept)
+        if step.greedy is None:
+            return law
+        # A greedy draft is one-hot, so the drafted token is the draft's top token.
+        greedy_law = total * self._penalised_replacement(step, draft_top)
+        return torch.where(step.greedy[:, None, None], greedy_law, law)
+
+    def _penalised_replacement(self, step: Step, drafted: Tensor) -> Tensor:
+        """Replacement after a penalty on `drafted` [B, k]; [B, k, V]."""
+        if self.redraw == "target":
+            return step.target_probs
+        token = step.draft_probs.argmax(-1) if self.penalise == "draft_top" else drafted
+        sampled = exclude(step.target_probs, token)
+        if step.greedy is None:
+            return sampled
+        assert step.raw_target_probs is not None, "greedy rows come with raw probabilities"
+        second = step.raw_target_probs.scatter(-1, token[..., None], -1.0).argmax(-1)
+        best = one_hot(second, sampled.shape[-1]).to(sampled.dtype)
+        return torch.where(step.greedy[:, None, None], best, sampled)
+
+
+def _tiny(like: Tensor) -> float:
+    return torch.finfo(like.dtype).tiny
+
+
+def check_choice(field: str, value: str, choices: object) -> None:
+    allowed = choices.__args__  # type: ignore[attr-defined]
+    if value not in allowed:
+        raise RuleError(f"{field} = {value!r} is not known; choose one of {', '.join(allowed)}")

@@ -1,0 +1,71 @@
+"""Quantities computed from distributions over the vocabulary (last axis)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CHUNK = 64
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Shannon entropy in nats over the full vocabulary; [..., V] -> [...]."""
+    return torch.special.entr(probs).sum(-1)
+
+
+def top_tokens(probs: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Values and indices of the n largest entries, [..., min(n, V)].
+
+    Selecting from a whole vocabulary row is slow on CPU, so rows are cut into chunks first: the n
+    largest entries lie in the n chunks with the largest maxima.
+    """
+    vocab_size = probs.shape[-1]
+    n = min(n, vocab_size)
+    chunks = vocab_size // _CHUNK
+    if chunks <= 4 * n:
+        return probs.topk(n, dim=-1)
+    body = probs[..., : chunks * _CHUNK].unflatten(-1, (chunks, _CHUNK))
+    best = body.amax(-1).topk(n, dim=-1).indices  # [..., n]
+    offsets = torch.arange(_CHUNK, device=probs.device)
+    candidates = (best[..., None] * _CHUNK + offsets).flatten(-2)
+    tail = torch.arange(chunks * _CHUNK, vocab_size, device=probs.device)
+    candidates = torch.cat([candidates, tail.expand(*candidates.shape[:-1], -1)], dim=-1)
+    values, order = probs.gather(-1, candidates).topk(n, dim=-1)
+    return values, candidates.gather(-1, order)
+
+
+def shared_top_tokens(draft_probs: Tensor, target_probs: Tensor, n: int) -> Tensor:
+    """How many tokens are among the n most probable of both; int64 [...].
+
+    Tokens of probability zero are never members: after truncation two disjoint one-hot rows would
+    otherwise share whatever the sort leaves next to the top.
+    """
+    draft_values, draft_top = top_tokens(draft_probs, n)
+    target_values, target_top = top_tokens(target_probs, n)
+    same = draft_top[..., :, None] == target_top[..., None, :]
+    possible = (draft_values > 0)[..., :, None] & (target_values > 0)[..., None, :]
+    return (same & possible).sum((-1, -2))
+
+
+def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
+    """norm(max(0, p - q)), or p where nothing is left (then no token is ever rejected)."""
+    positive = (target_probs - draft_probs).clamp_min(0)
+    total = positive.sum(-1, keepdim=True)
+    return torch.where(total > 0, positive / total, target_probs)
+
+
+def exclude(probs: Tensor, token: Tensor) -> Tensor:
+    """`probs` [..., V] with `token` [...] zeroed, renormalised; unchanged where nothing is left."""
+    rest = probs.scatter(-1, token[..., None], 0.0)
+    total = rest.sum(-1, keepdim=True)
+    return torch.where(total > 0, rest / total, probs)
+
+
+def sum_of_others(values: Tensor) -> Tensor:
+    """For each entry of non-negative `values` [..., V] the sum of all other entries.
+
+    At the largest entry the subtraction from the total would cancel, so that one is summed anew.
+    """
+    top = values.argmax(-1, keepdim=True)
+    rest = values.scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    return (rest + values.gather(-1, top) - values).clamp_min(0).scatter(-1, top, rest)

@@ -1,0 +1,121 @@
+"""The values that rules and verification exchange.
+
+Shape letters, here and everywhere: B rows of the batch, K the padded draft length, V the
+vocabulary. Position k < K holds draft token k; position n = `num_draft_tokens` of a row is that
+row's bonus position, and everything after it is padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Models = Literal["both", "target", "draft"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Everything one verification step may look at.
+
+    Probabilities are the ones tokens are drawn from, after every processor, in at least float32.
+    A row of `draft_probs` that is all zeros says that the draft was not evaluated there; the bonus
+    position is one unless a rule asks for it.
+
+    The raw probabilities are those at temperature 1 without truncation (penalties and bans stay);
+    they are given when the rule needs them, and always when a row decodes greedily.
+    """
+
+    draft_tokens: Tensor  # int64 [B, K]
+    num_draft_tokens: Tensor  # int64 [B]
+    draft_probs: Tensor  # [B, K+1, V]
+    target_probs: Tensor  # [B, K+1, V], each row sums to 1
+    raw_draft_probs: Tensor | None = None  # [B, K+1, V]
+    raw_target_probs: Tensor | None = None  # [B, K+1, V]
+    greedy: Tensor | None = None  # bool [B]; None where no row is greedy
+
+    def is_bonus(self, at: Tensor) -> Tensor:
+        """Whether positions `at` [B] are the rows' bonus positions, as bool [B]."""
+        return at >= self.num_draft_tokens
+
+    def row(self, at: Tensor) -> Step:
+        """The step narrowed to one position a row: K = 0, probabilities [B, 1, V]."""
+
+        def pick(probs: Tensor | None) -> Tensor | None:
+            if probs is None:
+                return None
+            return probs.gather(1, at[:, None, None].expand(-1, 1, probs.shape[-1]))
+
+        target_probs, draft_probs = pick(self.target_probs), pick(self.draft_probs)
+        assert target_probs is not None
+        assert draft_probs is not None
+        return Step(
+            draft_tokens=self.draft_tokens[:, :0],
+            num_draft_tokens=torch.zeros_like(self.num_draft_tokens),
+            draft_probs=draft_probs,
+            target_probs=target_probs,
+            raw_draft_probs=pick(self.raw_draft_probs),
+            raw_target_probs=pick(self.raw_target_probs),
+            greedy=self.greedy,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a rule says of each draft token before any randomness.
+
+    `accept_prob + penalty_prob <= 1`; what is missing to 1 is an ordinary rejection.
+    `signals` are the quantities the rule looked at, for the trace.
+    """
+
+    accept_prob: Tensor  # [B, K]
+    penalty_prob: Tensor  # [B, K]
+    signals: dict[str, Tensor]  # name -> [B, K+1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What became of one step: `num_accepted` draft tokens are kept, then `next_token` follows."""
+
+    num_accepted: Tensor  # int64 [B]
+    next_token: Tensor  # int64 [B]
+    penalised: Tensor  # bool [B]: the first refusal was the rule's penalty
+    judgement: Judgement
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """A frozen dataclass of hyperparameters with three pure answers and no state.
+
+    `models` says which models a decoder has to run for this rule; `evaluates_bonus` whether the
+    draft must be evaluated at the bonus position; `needs_raw` whether `Step` must carry raw
+    probabilities for rows that sample.
+    """
+
+    models: ClassVar[Models]
+
+    @property
+    def evaluates_bonus(self) -> bool: ...
+
+    @property
+    def needs_raw(self) -> bool: ...
+
+    def judge(self, step: Step) -> Judgement:
+        """How probable keeping each draft token is."""
+        ...
+
+    def replacement(
+        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
+    ) -> Tensor:
+        """Distribution [B, V] of the token at positions `at` [B], where the block stopped.
+
+        `at` is the first refused position or the bonus position; `penalised` [B] tells a penalty
+        from an ordinary rejection.
+        """
+        ...
+
+    def law(self, step: Step) -> Tensor:
+        """Distribution [B, K+1, V] of the emitted token at each position, in closed form."""
+        ...
