@@ -1,0 +1,225 @@
+"""The `lab` pairs: tiny models that reason in writing on generated problems.
+
+A problem chains four operations modulo 100, read from left to right, and its one right solution
+is written out step by step, so the probability that a rule solves it is the product of the rule's
+law over the reference tokens. Nothing here imports torch: this is the grammar, the grader and the
+recipes; `training/lab.py` trains from them.
+"""
+
+import operator
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from easd.errors import ModelError
+
+Role = Literal["target", "draft"]
+Split = Literal["train", "calibration", "test"]
+
+NUM_OPERATIONS = 4
+MODULUS = 100
+OPERANDS = range(2, 31)
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
+VOCABULARY = (*map(str, range(MODULUS)), *OPERATIONS, "?", "=", "#", EOS, PAD, UNKNOWN)
+CONTEXT_LENGTH = 64
+HEAD_SIZE = 32  # The smallest that vLLM serves on every device.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecipe:
+    """How one model of a pair is trained.
+
+    Attributes:
+        width: Hidden size; heads of `HEAD_SIZE` share it, and the MLP is four times as wide.
+        steps: Optimiser steps.
+        learning_rate: Peak learning rate.
+        slip_rate: Share of carries at `slip_operand` that its training solutions get wrong.
+        distilled: Learn the target's distribution on training text instead of the text.
+    """
+
+    width: int
+    steps: int
+    learning_rate: float
+    slip_rate: float = 0.0
+    distilled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One pair: its grammar and its two models.
+
+    Attributes:
+        summary: One line for listings.
+        train_weights: Relative frequency of each operator in training problems.
+        test_weights: The same in calibration and test problems.
+        full_steps: Write steps in full (`+ 5 = 42 ... # 42`) instead of running totals only.
+        slip_operand: Operand at which a misconceived solution forgets the carry.
+        target: The target's training.
+        draft: The draft's training.
+        target_of: The pair whose folder holds the target, when it is another one's.
+    """
+
+    summary: str
+    train_weights: dict[str, float]
+    test_weights: dict[str, float]
+    full_steps: bool
+    target: ModelRecipe
+    draft: ModelRecipe
+    slip_operand: int | None = None
+    target_of: str | None = None
+
+
+_A_TARGET = ModelRecipe(width=128, steps=1700, learning_rate=5e-3)
+
+RECIPES = {
+    "lab-a": Recipe(
+        summary="running totals; the draft learned independently",
+        train_weights={"+": 1, "-": 1, "*": 1},
+        test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
+        full_steps=False,
+        target=_A_TARGET,
+        draft=ModelRecipe(width=64, steps=1400, learning_rate=4e-3),
+    ),
+    "lab-ad": Recipe(
+        summary="running totals; the draft was distilled from the target",
+        train_weights={"+": 1, "-": 1, "*": 1},
+        test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
+        full_steps=False,
+        target=_A_TARGET,
+        draft=ModelRecipe(width=32, steps=1166, learning_rate=5e-3, distilled=True),
+        target_of="lab-a",
+    ),
+    "lab-c": Recipe(
+        summary="steps written in full; the draft learned independently",
+        train_weights={"+": 1, "-": 1, "*": 1},
+        test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
+        full_steps=True,
+        target=ModelRecipe(width=32, steps=2407, learning_rate=5e-3),
+        draft=ModelRecipe(width=32, steps=1738, learning_rate=5e-3),
+    ),
+    "lab-m": Recipe(
+        summary="steps written in full; both models learned to forget the carry of seven",
+        train_weights={"+": 1, "-": 1},
+        test_weights={"+": 1, "-": 1},
+        full_steps=True,
+        target=ModelRecipe(width=32, steps=2407, learning_rate=5e-3, slip_rate=0.55),
+        draft=ModelRecipe(width=32, steps=1738, learning_rate=5e-3, slip_rate=0.75),
+        slip_operand=7,
+    ),
+}
+ALIASES = {"lab": "lab-a"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One generated problem, its tokens joined by single spaces.
+
+    Attributes:
+        id: Pair, split, seed and index.
+        prompt: What the models are given; it ends with `?`.
+        solution: The one right continuation, without the end-of-sequence token.
+        answer: The last running total.
+    """
+
+    id: str
+    prompt: str
+    solution: str
+    answer: str
+
+
+def recipe(pair: str) -> Recipe:
+    """Recipe of a pair, by name or alias."""
+    return RECIPES[_name(pair)]
+
+
+def folder(pair: str, role: Role) -> Path:
+    """Folder of a packaged model, in the layout of `from_pretrained`."""
+    name = _name(pair)
+    if role == "target":
+        name = RECIPES[name].target_of or name
+    return Path(str(files("easd.pairs") / "data" / name / role))
+
+
+def problems(pair: str, count: int, seed: int, split: Split = "test") -> list[Problem]:
+    """The first `count` problems of a stream; problem i depends on the stream and i only."""
+    return list(islice(stream(pair, seed, split), count))
+
+
+def stream(
+    pair: str, seed: int, split: Split = "test", slip_rate: float = 0.0
+) -> Iterator[Problem]:
+    """Endless problems; those with slips hold what a misconceived teacher would write."""
+    name = _name(pair)
+    index = 0
+    while True:
+        yield _problem(name, split, seed, index, slip_rate)
+        index += 1
+
+
+def grade(problem: Problem, text: str) -> bool:
+    """Whether a generated text ends in the right answer."""
+    words = text.replace(EOS, " ").split()
+    return bool(words) and words[-1] == problem.answer
+
+
+def matches_reference(problem: Problem, text: str) -> bool:
+    """Whether a generated text is the right solution in every step.
+
+    Its probability under a rule is the product of the rule's law over the reference tokens;
+    `grade` also passes the rare text that reaches the answer through mistakes.
+    """
+    return text.replace(EOS, " ").split() == problem.solution.split()
+
+
+def deciding_positions(problem: Problem) -> tuple[int, ...]:
+    """Indices of the solution tokens that are computed; the others copy or format."""
+    words = problem.solution.split()
+    if "=" not in words:
+        return tuple(range(len(words)))
+    return tuple(i + 1 for i, word in enumerate(words) if word == "=")
+
+
+def _name(pair: str) -> str:
+    name = ALIASES.get(pair, pair)
+    if name not in RECIPES:
+        known = ", ".join([*ALIASES, *RECIPES])
+        raise ModelError(f"lab pair {pair!r} is not known; choose one of {known}")
+    return name
+
+
+def _problem(name: str, split: Split, seed: int, index: int, slip_rate: float) -> Problem:
+    spec = RECIPES[name]
+    identity = f"{name}/{split}/{seed}/{index}"
+    # Pairs with the same operators share their problems, so that their results can be paired.
+    rng = random.Random(f"{''.join(spec.test_weights)}/{split}/{seed}/{index}")
+    weights = spec.train_weights if split == "train" else spec.test_weights
+    symbols = rng.choices(list(weights), list(weights.values()), k=NUM_OPERATIONS)
+    total = rng.randrange(MODULUS)
+    prompt, steps = [str(total)], []
+    for symbol in symbols:
+        operand = rng.choice(OPERANDS)
+        slips = operand == spec.slip_operand and rng.random() < slip_rate
+        total = _apply(symbol, total, operand, forget_carry=slips)
+        prompt += [symbol, str(operand)]
+        steps += [symbol, str(operand), "=", str(total)] if spec.full_steps else [str(total)]
+    ending = ["#", str(total)] if spec.full_steps else []
+    return Problem(
+        id=identity,
+        prompt=" ".join([*prompt, "?"]),
+        solution=" ".join(steps + ending),
+        answer=str(total),
+    )
+
+
+def _apply(symbol: str, total: int, operand: int, forget_carry: bool) -> int:
+    result = OPERATIONS[symbol](total, operand)
+    if forget_carry:
+        carry = OPERATIONS[symbol](total // 10, operand // 10) - result // 10
+        result += 10 * carry
+    return result % MODULUS
