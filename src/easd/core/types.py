@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Models = Literal["both", "target", "draft"]
+NeedsRaw = Literal["never", "greedy", "always"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Step:
     position is one unless a rule asks for it.
 
     The raw probabilities are those at temperature 1 without truncation (penalties and bans stay);
-    they are given when the rule needs them, and always when a row decodes greedily.
+    they are given when the rule needs them.
     """
 
     draft_tokens: Tensor  # int64 [B, K]
@@ -90,8 +91,8 @@ class Rule(Protocol):
     """A frozen dataclass of hyperparameters with three pure answers and no state.
 
     `models` says which models a decoder has to run for this rule; `evaluates_bonus` whether the
-    draft must be evaluated at the bonus position; `needs_raw` whether `Step` must carry raw
-    probabilities for rows that sample.
+    draft must be evaluated at the bonus position; `needs_raw` when `Step` must carry raw
+    probabilities.
     """
 
     models: ClassVar[Models]
@@ -100,7 +101,7 @@ class Rule(Protocol):
     def evaluates_bonus(self) -> bool: ...
 
     @property
-    def needs_raw(self) -> bool: ...
+    def needs_raw(self) -> NeedsRaw: ...
 
     def judge(self, step: Step) -> Judgement:
         """How probable keeping each draft token is."""

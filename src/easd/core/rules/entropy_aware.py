@@ -11,7 +11,7 @@ from torch import Tensor
 
 from easd.core.rules.gated import GatedRule, check_choice
 from easd.core.signals import entropy, shared_top_tokens
-from easd.core.types import Step
+from easd.core.types import NeedsRaw, Step
 from easd.errors import RuleError
 
 Condition = Literal["draft_entropy", "target_entropy", "overlap"]
@@ -62,8 +62,8 @@ class EASD(GatedRule):
             check_choice("conditions", condition, Condition)
 
     @property
-    def needs_raw(self) -> bool:
-        return self.entropy_of == "raw"
+    def needs_raw(self) -> NeedsRaw:
+        return "always" if self.entropy_of == "raw" else "greedy"
 
     @property
     def required_shared(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from easd.core.signals import residual
-from easd.core.types import Judgement, Models, Step
+from easd.core.types import Judgement, Models, NeedsRaw, Step
 
 
 def acceptance(probs: Tensor, step: Step) -> Tensor:
@@ -27,7 +27,7 @@ class Speculative:
 
     models: ClassVar[Models] = "both"
     evaluates_bonus: ClassVar[bool] = False
-    needs_raw: ClassVar[bool] = False
+    needs_raw: ClassVar[NeedsRaw] = "never"
 
     def judge(self, step: Step) -> Judgement:
         accept_prob = acceptance(step.target_probs, step)
@@ -52,7 +52,7 @@ class TargetOnly:
 
     models: ClassVar[Models] = "target"
     evaluates_bonus: ClassVar[bool] = False
-    needs_raw: ClassVar[bool] = False
+    needs_raw: ClassVar[NeedsRaw] = "never"
 
     def judge(self, step: Step) -> Judgement:
         never = torch.zeros_like(step.draft_tokens, dtype=step.target_probs.dtype)
@@ -73,7 +73,7 @@ class DraftOnly:
 
     models: ClassVar[Models] = "draft"
     evaluates_bonus: ClassVar[bool] = True
-    needs_raw: ClassVar[bool] = False
+    needs_raw: ClassVar[NeedsRaw] = "never"
 
     def judge(self, step: Step) -> Judgement:
         always = torch.ones_like(step.draft_tokens, dtype=step.target_probs.dtype)

@@ -22,7 +22,7 @@ from torch.nn.functional import one_hot
 
 from easd.core.rules.exact import acceptance
 from easd.core.signals import exclude, residual, sum_of_others
-from easd.core.types import Judgement, Models, Step
+from easd.core.types import Judgement, Models, NeedsRaw, Step
 from easd.errors import RuleError
 
 Redraw = Literal["exclude", "target"]
@@ -66,8 +66,8 @@ class GatedRule(ABC):
         return self.gate_bonus
 
     @property
-    def needs_raw(self) -> bool:
-        return False
+    def needs_raw(self) -> NeedsRaw:
+        return "greedy"
 
     @abstractmethod
     def signals(self, step: Step) -> dict[str, Tensor]:

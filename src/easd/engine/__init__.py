@@ -1,0 +1,1 @@
+"""The decoder over Hugging Face models."""

@@ -1,0 +1,129 @@
+"""How to decode: one frozen record behind Python, the command line and files."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers.generation import logits_process as hf
+
+from easd.core.noise import Coupling
+from easd.core.rules import EASD
+from easd.core.types import Rule
+from easd.engine.processing import Processing, Processor
+from easd.errors import ConfigError
+
+DrafterKind = Literal["model", "prompt-lookup"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that decides a text beside the models and the prompt.
+
+    Attributes:
+        rule: how draft tokens are judged; see `easd.RULES`.
+        gamma: draft tokens asked for in one block.
+        drafter: draft with the draft model, or look the next tokens up in the text so far.
+        max_new_tokens: most tokens decoded per text.
+        min_new_tokens: tokens before which the text cannot end.
+        temperature: 0 decodes greedily.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the smallest set with this probability; 1 keeps all.
+        min_p: drop tokens below this share of the most probable one; 0 keeps all.
+        repetition_penalty: divides the logits of tokens already in the text; 1 does nothing.
+        bad_words: texts that are never written.
+        stop: texts that end the decoding once written.
+        seed: with a request's number, decides all its randomness.
+        noise: `shared` samples draft and emitted token of a position with the same numbers, so
+            that the text depends on the rule's law alone.
+        n: texts per prompt.
+        batch_size: texts decoded at once.
+    """
+
+    rule: Rule = field(default_factory=EASD)
+    gamma: int = 4
+    drafter: DrafterKind = "model"
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    bad_words: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    noise: Coupling = "independent"
+    n: int = 1
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        _at_least("gamma", self.gamma, 1)
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        _at_least("min_new_tokens", self.min_new_tokens, 0)
+        _at_least("temperature", self.temperature, 0)
+        _at_least("top_k", self.top_k, 0)
+        _at_least("n", self.n, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p = {self.top_p} keeps nothing; use a number in (0, 1]")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p = {self.min_p} is not a share; use a number in [0, 1]")
+        if not self.repetition_penalty > 0:
+            raise ConfigError(
+                f"repetition_penalty = {self.repetition_penalty} would flip logits; use more than 0"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens = {self.min_new_tokens} is more than max_new_tokens = "
+                f"{self.max_new_tokens}; lower one or raise the other"
+            )
+        for name, known in (
+            ("drafter", ("model", "prompt-lookup")),
+            ("noise", ("independent", "shared")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} is not known; choose one of "
+                    + ", ".join(known)
+                )
+
+        if self.drafter == "prompt-lookup" and "draft_entropy" in getattr(
+            self.rule, "conditions", ()
+        ):
+            warnings.warn(
+                "prompt lookup is certain of its proposals (draft entropy 0), so this rule's gate "
+                "never opens and it decodes like plain speculation",
+                stacklevel=3,
+            )
+
+    def processing(
+        self, prompt_length: int, eos: list[int], bad_words_ids: list[list[int]]
+    ) -> Processing:
+        """The logits processors of a prompt, in the order transformers applies them."""
+        processors: list[Processor] = []
+        if self.repetition_penalty != 1:
+            processors.append(hf.RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if bad_words_ids:
+            processors.append(hf.NoBadWordsLogitsProcessor(bad_words_ids, eos or None))
+        if self.min_new_tokens and eos:
+            processors.append(
+                hf.MinNewTokensLengthLogitsProcessor(prompt_length, self.min_new_tokens, eos)
+            )
+        if self.temperature == 0:
+            return Processing(tuple(processors), greedy=True)
+        if self.temperature != 1:
+            processors.append(hf.TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k:
+            processors.append(hf.TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            processors.append(hf.TopPLogitsWarper(float(self.top_p)))
+        if self.min_p > 0:
+            processors.append(hf.MinPLogitsWarper(float(self.min_p)))
+        return Processing(tuple(processors))
+
+
+def _at_least(name: str, value: float, limit: float) -> None:
+    if not value >= limit:
+        raise ConfigError(f"{name} = {value} is too small; use {limit} or more")
