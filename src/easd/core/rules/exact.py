@@ -12,13 +12,16 @@ from easd.core.signals import residual
 from easd.core.types import Judgement, Models, NeedsRaw, Step
 
 
-def acceptance(probs: Tensor, step: Step) -> Tensor:
-    """min(1, probs(x) / draft_probs(x)) for each draft token x; [B, K+1, V] -> [B, K]."""
+def drafted(probs: Tensor, step: Step) -> Tensor:
+    """Probability of each draft token; [B, K+1, V] -> [B, K]."""
     tokens = step.draft_tokens[..., None]
-    length = tokens.shape[1]
-    kept = probs[:, :length].gather(-1, tokens)[..., 0]
-    proposed = step.draft_probs[:, :length].gather(-1, tokens)[..., 0]
-    return (kept / proposed.clamp_min(torch.finfo(proposed.dtype).tiny)).clamp_max(1.0)
+    return probs[:, : tokens.shape[1]].gather(-1, tokens)[..., 0]
+
+
+def acceptance(wanted: Tensor, step: Step) -> Tensor:
+    """min(1, wanted / draft_probs(x)) for draft tokens x that should have probability `wanted`."""
+    proposed = drafted(step.draft_probs, step)
+    return (wanted / proposed.clamp_min(torch.finfo(proposed.dtype).tiny)).clamp_max(1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class Speculative:
     needs_raw: ClassVar[NeedsRaw] = "never"
 
     def judge(self, step: Step) -> Judgement:
-        accept_prob = acceptance(step.target_probs, step)
+        accept_prob = acceptance(drafted(step.target_probs, step), step)
         return Judgement(
             accept_prob=accept_prob, penalty_prob=torch.zeros_like(accept_prob), signals={}
         )

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from easd.core.rules.exact import acceptance
-from easd.core.signals import exclude, residual, sum_of_others
+from easd.core.rules.exact import acceptance, drafted
+from easd.core.signals import exclude, residual, sum_of_others, sum_without
 from easd.core.types import Judgement, Models, NeedsRaw, Step
 from easd.errors import RuleError
 
@@ -79,14 +79,15 @@ class GatedRule(ABC):
     def judge(self, step: Step) -> Judgement:
         signals = self.signals(step)
         gate = signals["gate"] = self._close_undrafted(signals["gate"], step)
-        drafted = gate[:, : step.draft_tokens.shape[1]]
+        asked = gate[:, : step.draft_tokens.shape[1]]
         if self.coupling == "maximal":
-            accept_prob = acceptance(self._law(step, gate), step)
-            penalty_prob = (1 - accept_prob) * drafted
+            wanted = self._law(step, asked, step.draft_tokens[..., None])[..., 0]
+            accept_prob = acceptance(wanted, step)
+            penalty_prob = (1 - accept_prob) * asked
         else:
-            passes = acceptance(step.target_probs, step)
-            accept_prob = (1 - drafted) * passes
-            penalty_prob = drafted if self.gate_on == "proposed" else drafted * passes
+            passes = acceptance(drafted(step.target_probs, step), step)
+            accept_prob = (1 - asked) * passes
+            penalty_prob = asked if self.gate_on == "proposed" else asked * passes
         return Judgement(accept_prob=accept_prob, penalty_prob=penalty_prob, signals=signals)
 
     def replacement(
@@ -105,16 +106,16 @@ class GatedRule(ABC):
         if step.draft_tokens.shape[1] == 0:
             return unpenalised
         last = step.draft_tokens.shape[1] - 1
-        drafted = step.draft_tokens.gather(1, at.clamp_max(last)[:, None])
+        token = step.draft_tokens.gather(1, at.clamp_max(last)[:, None])
         return torch.where(
-            penalised[:, None], self._penalised_replacement(row, drafted)[:, 0], unpenalised
+            penalised[:, None], self._penalised_replacement(row, token)[:, 0], unpenalised
         )
 
     def law(self, step: Step) -> Tensor:
         return self._law(step, self._close_undrafted(self.signals(step)["gate"], step))
 
     def _close_undrafted(self, gate: Tensor, step: Step) -> Tensor:
-        """Closes the gate where the draft said nothing: padding, and bonus rows unless evaluated."""
+        """Closes the gate where the draft said nothing: padding, bonus rows it did not see."""
         position = torch.arange(gate.shape[1], device=gate.device)
         limit = step.num_draft_tokens[:, None]
         if not self.gate_bonus:
@@ -122,55 +123,65 @@ class GatedRule(ABC):
         evaluated = step.row(step.num_draft_tokens).draft_probs.amax(-1) > 0  # [B, 1]
         return gate * ((position < limit) | ((position == limit) & evaluated))
 
-    def _law(self, step: Step, gate: Tensor) -> Tensor:
-        """(1 - g) p + g * open_law for gate [B, k] and probabilities [B, k, V]."""
-        target_probs, draft_probs = step.target_probs, step.draft_probs
-        asked = draft_probs
-        open_law = torch.zeros_like(target_probs)
-        if self.gate_on == "accepted":
-            asked = torch.minimum(target_probs, draft_probs)
-            open_law = target_probs - asked
-        open_law = open_law + self._penalised_law(step, asked)
-        return torch.lerp(target_probs, open_law, gate[..., None])
+    def _law(self, step: Step, gate: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """(1 - g) p + g * open_law at the first k positions, for gate [B, k]; [B, k, V].
 
-    def _penalised_law(self, step: Step, asked: Tensor) -> Tensor:
+        With `tokens` [B, k, n], only their probabilities: [B, k, n].
+        """
+        target_probs = step.target_probs[:, : gate.shape[1]]
+        asked = step.draft_probs[:, : gate.shape[1]]
+        if self.gate_on == "accepted":
+            asked = torch.minimum(target_probs, asked)
+        open_law = self._penalised_law(step, asked, tokens)
+        if self.gate_on == "accepted":
+            open_law = open_law + _pick(target_probs - asked, tokens)
+        return torch.lerp(_pick(target_probs, tokens), open_law, gate[..., None])
+
+    def _penalised_law(self, step: Step, asked: Tensor, tokens: Tensor | None) -> Tensor:
         """Sum over x of asked(x) times the replacement distribution after penalising x."""
-        target_probs = step.target_probs
+        target_probs = step.target_probs[:, : asked.shape[1]]
         total = asked.sum(-1, keepdim=True)
         if self.redraw == "target":
-            return total * target_probs
-        draft_top = step.draft_probs.argmax(-1)
+            return total * _pick(target_probs, tokens)
         if self.penalise == "draft_top":
-            return total * self._penalised_replacement(step, draft_top)
+            return total * _pick(self._redrawn_without_top(step, asked.shape[1]), tokens)
         # p(y) * sum over x != y of asked(x) / (1 - p(x)); a certain x leaves nothing to redraw
         # from, and keeps p.
         complement = sum_of_others(target_probs)
-        certain = complement <= 0
-        odds = torch.where(certain, 0.0, asked / complement.clamp_min(_tiny(complement)))
-        kept = (asked * certain).sum(-1, keepdim=True)
-        law = target_probs * (sum_of_others(odds) + kept)
+        certain = complement.amin(-1, keepdim=True) < torch.finfo(complement.dtype).tiny
+        odds = asked / complement
+        others = sum_of_others(odds) if tokens is None else sum_without(odds, tokens)
+        law = _pick(target_probs, tokens) * torch.where(certain, total, others)
         if step.greedy is None:
             return law
         # A greedy draft is one-hot, so the drafted token is the draft's top token.
-        greedy_law = total * self._penalised_replacement(step, draft_top)
+        greedy_law = total * _pick(self._redrawn_without_top(step, asked.shape[1]), tokens)
         return torch.where(step.greedy[:, None, None], greedy_law, law)
 
-    def _penalised_replacement(self, step: Step, drafted: Tensor) -> Tensor:
-        """Replacement after a penalty on `drafted` [B, k]; [B, k, V]."""
+    def _redrawn_without_top(self, step: Step, length: int) -> Tensor:
+        return self._penalised_replacement(step, step.draft_probs[:, :length].argmax(-1))
+
+    def _penalised_replacement(self, step: Step, token: Tensor) -> Tensor:
+        """Replacement after a penalty on `token` [B, k], at the first k positions; [B, k, V]."""
+        length = token.shape[1]
+        target_probs = step.target_probs[:, :length]
         if self.redraw == "target":
-            return step.target_probs
-        token = step.draft_probs.argmax(-1) if self.penalise == "draft_top" else drafted
-        sampled = exclude(step.target_probs, token)
+            return target_probs
+        if self.penalise == "draft_top":
+            token = step.draft_probs[:, :length].argmax(-1)
+        sampled = exclude(target_probs, token)
         if step.greedy is None:
             return sampled
         assert step.raw_target_probs is not None, "greedy rows come with raw probabilities"
-        second = step.raw_target_probs.scatter(-1, token[..., None], -1.0).argmax(-1)
+        raw = step.raw_target_probs[:, :length]
+        second = raw.scatter(-1, token[..., None], -1.0).argmax(-1)
         best = one_hot(second, sampled.shape[-1]).to(sampled.dtype)
         return torch.where(step.greedy[:, None, None], best, sampled)
 
 
-def _tiny(like: Tensor) -> float:
-    return torch.finfo(like.dtype).tiny
+def _pick(values: Tensor, tokens: Tensor | None) -> Tensor:
+    """The entries at `tokens`; all of `values` without."""
+    return values if tokens is None else values.gather(-1, tokens)
 
 
 def check_choice(field: str, value: str, choices: object) -> None:
