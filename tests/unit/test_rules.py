@@ -1,0 +1,159 @@
+"""Rules as configuration: their fields, names, limits and messages."""
+
+import dataclasses
+import math
+import pickle
+
+import pytest
+
+from easd.core.rules import EASD, RULES, RandomRefusal, Speculative, make_rule, rule_name
+from easd.core.types import Rule
+from easd.errors import EasdError, RuleError
+
+ALL = [pytest.param(kind, id=name) for name, kind in RULES.items()]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_rules_are_frozen_hashable_values(kind):
+    rule = kind()
+    assert isinstance(rule, Rule)
+    assert rule == kind()
+    assert hash(rule) == hash(kind())
+    assert len({rule, kind()}) == 1
+    assert pickle.loads(pickle.dumps(rule)) == rule
+    for field in dataclasses.fields(rule):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(rule, field.name, getattr(rule, field.name))
+    with pytest.raises((AttributeError, TypeError)):
+        rule.something_else = 1
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_repr_reads_back(kind):
+    names = {c.__name__: c for c in RULES.values()} | {"inf": math.inf}
+    rule = kind()
+    assert eval(repr(rule), names) == rule
+    changed = {"rate": 0.25, "tau_h": math.inf, "gate_bonus": True, "coupling": "maximal"}
+    own = {f.name for f in dataclasses.fields(rule)}
+    other = dataclasses.replace(rule, **{k: v for k, v in changed.items() if k in own})
+    assert eval(repr(other), names) == other
+    assert (other == rule) == (not own)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_by_name(name):
+    rule = make_rule(name)
+    assert type(rule) is RULES[name]
+    assert rule_name(rule) == name
+
+
+def test_a_foreign_rule_is_called_by_its_class():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Speculative):
+        pass
+
+    assert rule_name(Mine()) == "Mine"
+
+
+def test_ablations_differ_from_the_method_only_in_their_conditions():
+    whole = make_rule("easd", tau_h=2.0, tau_o=0.6)
+    expected = {
+        "easd-without-overlap": ("draft_entropy", "target_entropy"),
+        "easd-without-draft-entropy": ("target_entropy", "overlap"),
+        "easd-without-both": ("target_entropy",),
+        "overlap-only": ("overlap",),
+    }
+    for name, conditions in expected.items():
+        rule = make_rule(name, tau_h=2.0, tau_o=0.6)
+        values = dataclasses.asdict(rule)
+        assert values == dataclasses.asdict(whole) | {"conditions": conditions}
+        assert rule != dataclasses.replace(whole, conditions=conditions)  # its name is kept
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        ("easd", {"tau_h": -0.5}, ["tau_h", "-0.5", "nats", "0 or more"]),
+        ("easd", {"tau_h": math.nan}, ["tau_h", "nan", "0 or more"]),
+        ("easd", {"tau_o": 1.01}, ["tau_o", "1.01", "[0, 1]"]),
+        ("easd", {"tau_o": -0.1}, ["tau_o", "-0.1", "[0, 1]"]),
+        ("easd", {"tau_o": math.nan}, ["tau_o", "nan", "[0, 1]"]),
+        ("easd", {"top_n": 0}, ["top_n", "0", "1 or more"]),
+        ("easd", {"redraw": "draft"}, ["redraw", "'draft'", "exclude, target"]),
+        ("easd", {"penalise": "all"}, ["penalise", "'all'", "drafted, draft_top"]),
+        ("easd", {"gate_on": "never"}, ["gate_on", "'never'", "proposed, accepted"]),
+        ("easd", {"coupling": "none"}, ["coupling", "'none'", "as_published, maximal"]),
+        ("easd", {"entropy_of": "bits"}, ["entropy_of", "'bits'", "sampling, raw"]),
+        ("easd", {"conditions": ()}, ["conditions", "()", "draft_entropy"]),
+        ("easd", {"conditions": ("overlap", "x")}, ["conditions", "'x'", "target_entropy"]),
+        ("overlap-only", {"tau_o": 2}, ["tau_o", "2", "[0, 1]"]),
+        ("random-refusal", {"rate": 1.5}, ["rate", "1.5", "[0, 1]"]),
+        ("random-refusal", {"rate": -0.1}, ["rate", "-0.1", "[0, 1]"]),
+        ("random-refusal", {"rate": math.nan}, ["rate", "nan", "[0, 1]"]),
+        ("random-refusal", {"redraw": "x"}, ["redraw", "'x'", "exclude, target"]),
+        ("random-refusal", {"tau_h": 1.0}, ["random-refusal", "tau_h", "rate"]),
+        ("speculative", {"tau_h": 1.0}, ["speculative", "tau_h", "no fields"]),
+        ("easd", {"tau": 1.0}, ["easd", "'tau'", "tau_h", "gate_bonus"]),
+        ("eads", {}, ["'eads'", *RULES]),
+    ],
+)
+def test_errors_name_value_limit_and_way_out(name, values, says):
+    with pytest.raises(RuleError) as error:
+        make_rule(name, **values)
+    message = str(error.value)
+    assert all(part in message for part in says), message
+    assert "\n" not in message
+    assert isinstance(error.value, EasdError)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"tau_h": 0.0},
+        {"tau_h": math.inf},
+        {"tau_o": 0.0},
+        {"tau_o": 1.0},
+        {"top_n": 1},
+        {"top_n": 10**6},
+        {"conditions": ("overlap",)},
+    ],
+)
+def test_limits_themselves_are_allowed(values):
+    assert make_rule("easd", **values) == EASD(**values)
+
+
+@pytest.mark.parametrize("rate", [0, 0.0, 1, 1.0])
+def test_limits_of_the_refusal_rate_are_allowed(rate):
+    assert RandomRefusal(rate=rate).rate == rate
+
+
+@pytest.mark.parametrize(
+    ("tau_o", "top_n", "count"),
+    [
+        *((k / 5, 5, k) for k in range(6)),
+        *((k * 0.2, 5, k) for k in range(6)),  # 3 * 0.2 > 0.6 in binary
+        *((k / 10, 10, k) for k in range(11)),
+        *((k / 7, 7, k) for k in range(8)),
+        (0.01, 5, 1),
+        (0.79, 5, 4),
+        (0.81, 5, 5),
+        (0.999, 5, 5),
+        (0.5, 5, 3),
+        (0.5, 1, 1),
+        (1 / 3, 5, 2),
+        (0.8, 100, 80),
+    ],
+)
+def test_overlap_thresholds_are_counts(tau_o, top_n, count):
+    assert EASD(tau_o=min(tau_o, 1.0), top_n=top_n).required_shared == count
+
+
+def test_what_a_decoder_must_provide():
+    assert not EASD().evaluates_bonus
+    assert EASD(gate_bonus=True).evaluates_bonus
+    assert EASD().needs_raw == "greedy"
+    assert EASD(entropy_of="raw").needs_raw == "always"
+    assert Speculative().needs_raw == "never"
+    models = {"target": "target", "draft": "draft"}
+    for name, kind in RULES.items():
+        assert kind.models == models.get(name, "both")
