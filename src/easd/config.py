@@ -1,0 +1,214 @@
+"""One frozen record of a run, parsed once from options, files or dictionaries."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from easd.core.rules import RULES, make_rule, rule_name
+from easd.core.types import Rule
+from easd.engine.settings import Settings
+from easd.errors import ConfigError, EasdError, RuleError
+
+DEFAULT_PAIR = "smollm2"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+_BITS = re.compile(r"\s*([0-9.eE+-]+)\s*bits?\s*")
+_MODELS = ("pair", "target", "draft", "dtype", "device", "chat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Which models decode, and how.
+
+    Attributes:
+        pair: an embedded pair's name; the default one unless `target` or `draft` is given.
+        target, draft: hub ids or folders.
+        dtype, device: of the weights; chosen by the loader unless given.
+        chat: put prompts into the tokenizer's chat template; None does so where it has one.
+        settings: everything else.
+    """
+
+    pair: str | None = None
+    target: str | None = None
+    draft: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    chat: bool | None = None
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.target is None and self.draft is None:
+            object.__setattr__(self, "pair", self.pair or DEFAULT_PAIR)
+        elif self.pair is not None:
+            raise ConfigError(
+                f"pair = {self.pair!r} names both models already; leave out target and draft"
+            )
+        elif self.target is None:
+            raise ConfigError(f"draft = {self.draft!r} has no target; name one, or a pair")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(
+                f"dtype = {self.dtype!r} is not known; use one of {', '.join(DTYPES)}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Builds a run from a flat mapping; `rule` is a name or a mapping with `name` and fields.
+
+        Raises:
+            ConfigError: A key is unknown or a value does not fit.
+            RuleError: The same for the rule and its fields.
+        """
+        values = dict(values)
+        settings = [f.name for f in fields(Settings)]
+        for name in values:
+            if name not in (*_MODELS, *settings):
+                known = ", ".join([*_MODELS, *settings])
+                raise ConfigError(f"{name!r} is not a setting; choose from {known}")
+        found = {}
+        if values.get("rule") is not None:
+            found["rule"] = parse_rule(values["rule"])
+        found |= {
+            name: _convert(Settings, name, values[name], ConfigError)
+            for name in settings
+            if name != "rule" and name in values
+        }
+        models = {
+            name: _convert(cls, name, values[name], ConfigError)
+            for name in _MODELS
+            if name in values
+        }
+        return cls(**models, settings=Settings(**found))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat mapping that `from_dict` reads, in types that JSON and YAML know."""
+        settings = {f.name: _plain(getattr(self.settings, f.name)) for f in fields(Settings)}
+        models = {name: getattr(self, name) for name in _MODELS}
+        return {**models, **settings, "rule": rule_to_dict(self.settings.rule)}
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Reads a YAML file and lays dotted overrides over it, such as `{"rule.tau_h": 1.2}`.
+
+    Raises:
+        EasdError: The file cannot be read, or what results is not a valid run.
+    """
+    values = _read_yaml(Path(path)) if path is not None else {}
+    for name, value in (overrides or {}).items():
+        _override(values, name, value)
+    return RunConfig.from_dict(values)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Splits `field=value`; the value is read as YAML.
+
+    Raises:
+        ConfigError: There is no `=`.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"{text!r} sets nothing; write field=value")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return name.strip(), value
+
+
+def parse_rule(spec: str | Mapping[str, Any]) -> Rule:
+    """A rule from its name, or from a mapping with `name` and any of its fields.
+
+    `tau_h` may be given in bits ("2bits"); it is converted to nats with a warning that says so.
+
+    Raises:
+        RuleError: The rule or a field is unknown, or a value does not fit.
+    """
+    values = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = values.pop("name", "easd")
+    kind = RULES.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise RuleError(f"rule {name!r} is not known; choose one of {', '.join(RULES)}")
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        if key in known:
+            value = _to_nats(value) if key == "tau_h" else value
+            values[key] = _convert(kind, key, value, RuleError)
+    return make_rule(name, **values)
+
+
+def rule_to_dict(rule: Rule) -> dict[str, Any]:
+    """The mapping that `parse_rule` reads."""
+    values = asdict(rule)  # type: ignore[call-overload]
+    return {"name": rule_name(rule), **{key: _plain(value) for key, value in values.items()}}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"cannot read the config {str(path)!r} ({reason})") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the config {str(path)!r} is not YAML ({reason})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"the config {str(path)!r} is no mapping; write lines like 'gamma: 4'")
+    return values
+
+
+def _override(values: dict[str, Any], name: str, value: Any) -> None:
+    head, _, field_name = name.partition(".")
+    if head != "rule":
+        values[name] = value
+        return
+    rule = values.get("rule") or {}
+    rule = {"name": rule} if isinstance(rule, str) else dict(rule)
+    if field_name:
+        rule[field_name] = value
+    elif isinstance(value, str):
+        # Another rule has other fields; the same rule keeps those the file gave.
+        rule = rule if rule.get("name", "easd") == value else {}
+        rule["name"] = value
+    else:
+        rule = value
+    values["rule"] = rule
+
+
+def _to_nats(value: Any) -> Any:
+    if not isinstance(value, str) or not (match := _BITS.fullmatch(value)):
+        return value
+    try:
+        bits = float(match[1])
+    except ValueError:
+        return value
+    nats = bits * math.log(2)
+    warnings.warn(f"tau_h = {bits:g} bits is {nats:.6g} nats", stacklevel=4)
+    return nats
+
+
+def _convert(owner: type, name: str, value: Any, error: type[EasdError]) -> Any:
+    adapter = TypeAdapter(get_type_hints(owner)[name], config=ConfigDict(allow_inf_nan=True))
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as failure:
+        reason = failure.errors()[0]["msg"]
+        raise error(f"{name} = {value!r} does not fit: {reason[0].lower()}{reason[1:]}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
+    return value
