@@ -66,6 +66,7 @@ def build_model(width: int, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadMod
     )
     model = GPT2LMHeadModel(config)
     model.generation_config.do_sample = True
+    model.generation_config.max_new_tokens = lab.MAX_NEW_TOKENS
     return model
 
 

@@ -28,6 +28,8 @@ OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
 VOCABULARY = (*map(str, range(MODULUS)), *OPERATIONS, "?", "=", "#", EOS, PAD, UNKNOWN)
 CONTEXT_LENGTH = 64
+MAX_NEW_TOKENS = 24  # A full solution has 19.
+SLIP_WEIGHTS = (0.85, 0.05, 0.05, 0.05)  # Carry forgotten, carried twice, off by one, by minus one.
 HEAD_SIZE = 32  # The smallest that vLLM serves on every device.
 
 
@@ -39,7 +41,7 @@ class ModelRecipe:
         width: Hidden size; heads of `HEAD_SIZE` share it, and the MLP is four times as wide.
         steps: Optimiser steps.
         learning_rate: Peak learning rate.
-        slip_rate: Share of carries at `slip_operand` that its training solutions get wrong.
+        slip_rate: Share of the carries at `slip_digit` that its training solutions forget.
         distilled: Learn the target's distribution on training text instead of the text.
     """
 
@@ -56,22 +58,21 @@ class Recipe:
 
     Attributes:
         summary: One line for listings.
-        train_weights: Relative frequency of each operator in training problems.
-        test_weights: The same in calibration and test problems.
+        test_weights: Relative frequency of each operator outside training, where all are equal:
+            without products, sums are learned several times more slowly.
         full_steps: Write steps in full (`+ 5 = 42 ... # 42`) instead of running totals only.
-        slip_operand: Operand at which a misconceived solution forgets the carry.
+        slip_digit: Last digit of the operands at which a misconceived sum forgets the carry.
         target: The target's training.
         draft: The draft's training.
         target_of: The pair whose folder holds the target, when it is another one's.
     """
 
     summary: str
-    train_weights: dict[str, float]
     test_weights: dict[str, float]
     full_steps: bool
     target: ModelRecipe
     draft: ModelRecipe
-    slip_operand: int | None = None
+    slip_digit: int | None = None
     target_of: str | None = None
 
 
@@ -80,7 +81,6 @@ _A_TARGET = ModelRecipe(width=128, steps=1700, learning_rate=5e-3)
 RECIPES = {
     "lab-a": Recipe(
         summary="running totals; the draft learned independently",
-        train_weights={"+": 1, "-": 1, "*": 1},
         test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
         full_steps=False,
         target=_A_TARGET,
@@ -88,7 +88,6 @@ RECIPES = {
     ),
     "lab-ad": Recipe(
         summary="running totals; the draft was distilled from the target",
-        train_weights={"+": 1, "-": 1, "*": 1},
         test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
         full_steps=False,
         target=_A_TARGET,
@@ -97,20 +96,18 @@ RECIPES = {
     ),
     "lab-c": Recipe(
         summary="steps written in full; the draft learned independently",
-        train_weights={"+": 1, "-": 1, "*": 1},
         test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
         full_steps=True,
-        target=ModelRecipe(width=32, steps=2407, learning_rate=5e-3),
-        draft=ModelRecipe(width=32, steps=1738, learning_rate=5e-3),
+        target=ModelRecipe(width=64, steps=1600, learning_rate=5e-3),
+        draft=ModelRecipe(width=64, steps=1400, learning_rate=5e-3),
     ),
     "lab-m": Recipe(
         summary="steps written in full; both models learned to forget the carry of seven",
-        train_weights={"+": 1, "-": 1},
         test_weights={"+": 1, "-": 1},
         full_steps=True,
-        target=ModelRecipe(width=32, steps=2407, learning_rate=5e-3, slip_rate=0.55),
-        draft=ModelRecipe(width=32, steps=1738, learning_rate=5e-3, slip_rate=0.75),
-        slip_operand=7,
+        target=ModelRecipe(width=64, steps=1500, learning_rate=5e-3, slip_rate=0.55),
+        draft=ModelRecipe(width=64, steps=1400, learning_rate=5e-3, slip_rate=0.75),
+        slip_digit=7,
     ),
 }
 ALIASES = {"lab": "lab-a"}
@@ -198,14 +195,16 @@ def _problem(name: str, split: Split, seed: int, index: int, slip_rate: float) -
     identity = f"{name}/{split}/{seed}/{index}"
     # Pairs with the same operators share their problems, so that their results can be paired.
     rng = random.Random(f"{''.join(spec.test_weights)}/{split}/{seed}/{index}")
-    weights = spec.train_weights if split == "train" else spec.test_weights
+    weights = dict.fromkeys(OPERATIONS, 1) if split == "train" else spec.test_weights
     symbols = rng.choices(list(weights), list(weights.values()), k=NUM_OPERATIONS)
     total = rng.randrange(MODULUS)
+    operands = [rng.choice(OPERANDS) for _ in symbols]
     prompt, steps = [str(total)], []
-    for symbol in symbols:
-        operand = rng.choice(OPERANDS)
-        slips = operand == spec.slip_operand and rng.random() < slip_rate
-        total = _apply(symbol, total, operand, forget_carry=slips)
+    for symbol, operand in zip(symbols, operands, strict=True):
+        result = OPERATIONS[symbol](total, operand) % MODULUS
+        if operand % 10 == spec.slip_digit and rng.random() < slip_rate:
+            result = _slip(symbol, total, operand, result, rng)
+        total = result
         prompt += [symbol, str(operand)]
         steps += [symbol, str(operand), "=", str(total)] if spec.full_steps else [str(total)]
     ending = ["#", str(total)] if spec.full_steps else []
@@ -217,9 +216,18 @@ def _problem(name: str, split: Split, seed: int, index: int, slip_rate: float) -
     )
 
 
-def _apply(symbol: str, total: int, operand: int, forget_carry: bool) -> int:
-    result = OPERATIONS[symbol](total, operand)
-    if forget_carry:
-        carry = OPERATIONS[symbol](total // 10, operand // 10) - result // 10
-        result += 10 * carry
-    return result % MODULUS
+def _slip(symbol: str, total: int, operand: int, right: int, rng: random.Random) -> int:
+    """What a misconceived step writes: where a sum carries, mostly the sum without the carry.
+
+    The rarer slips give both models of a pair the same few tokens to hesitate between.
+    """
+    if symbol == "*":
+        return right
+    combine = OPERATIONS[symbol]
+    tens = combine(total // 10, operand // 10)
+    ones = combine(total % 10, operand % 10) % 10
+    forgotten = (10 * tens + ones) % MODULUS
+    if forgotten == right:
+        return right
+    slips = (forgotten, 2 * right - forgotten, right + 1, right - 1)
+    return rng.choices(slips, SLIP_WEIGHTS)[0] % MODULUS
