@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from easd.core.noise import Noise, race
-from easd.core.types import Decision, Rule, Step
+from easd.core.types import Decision, Judgement, Rule, Step
 
 
 def verify(rule: Rule, step: Step, noise: Noise) -> Decision:
@@ -16,35 +16,60 @@ def verify(rule: Rule, step: Step, noise: Noise) -> Decision:
     token at each position is the law's own sample and a draft token is kept where it equals that
     sample, so the text is a function of the prompt, the seed and the law alone.
     """
-    length = step.draft_tokens.shape[1]
     judgement = rule.judge(step)
-    uniforms = noise.accept(length)
-    drafted = torch.arange(length, device=uniforms.device) < step.num_draft_tokens[:, None]
-
     if noise.coupling == "shared":
-        law = rule.law(step)
-        every = torch.arange(length + 1, device=uniforms.device).expand(law.shape[0], -1)
-        wanted = race(law, noise.emit(every, law.shape[-1]))
-        num_accepted = _leading((wanted[:, :length] == step.draft_tokens) & drafted)
-        # Coupled this way a refusal has no acceptance test of its own to tell a penalty from a
-        # rejection; the uniform splits it in the rule's proportion.
-        uniforms = judgement.accept_prob + uniforms * (1 - judgement.accept_prob)
+        num_accepted, next_token, penalised = _shared(rule, step, judgement, noise)
     else:
-        num_accepted = _leading((uniforms < judgement.accept_prob) & drafted)
-
-    penalty = uniforms < judgement.accept_prob + judgement.penalty_prob
-    penalised = _at(penalty, num_accepted) & ~step.is_bonus(num_accepted)
-    if noise.coupling == "shared":
-        next_token = _at(wanted, num_accepted)
-    else:
-        probs = rule.replacement(step, judgement, num_accepted, penalised)
-        next_token = race(probs, noise.emit(num_accepted, probs.shape[-1]))
+        num_accepted, next_token, penalised = _independent(rule, step, judgement, noise)
     return Decision(
         num_accepted=num_accepted,
         next_token=next_token,
         penalised=penalised,
         judgement=judgement,
     )
+
+
+def _independent(
+    rule: Rule, step: Step, judgement: Judgement, noise: Noise
+) -> tuple[Tensor, Tensor, Tensor]:
+    uniforms = noise.accept(step.draft_tokens.shape[1])
+    num_accepted = _leading((uniforms < judgement.accept_prob) & _drafted(step))
+    penalised = _first_refusal_is_penalty(uniforms, step, judgement, num_accepted)
+    probs = rule.replacement(step, judgement, num_accepted, penalised)
+    next_token = race(probs, noise.emit(num_accepted, probs.shape[-1]))
+    return num_accepted, next_token, penalised
+
+
+def _shared(
+    rule: Rule, step: Step, judgement: Judgement, noise: Noise
+) -> tuple[Tensor, Tensor, Tensor]:
+    law = rule.law(step)
+    batch, positions, vocab_size = law.shape
+    every = torch.arange(positions, device=law.device).expand(batch, -1)
+    wanted = race(law, noise.emit(every, vocab_size))
+    num_accepted = _leading((wanted[:, :-1] == step.draft_tokens) & _drafted(step))
+    # Coupled this way a refusal has no acceptance test of its own to tell a penalty from a
+    # rejection; a uniform over what is not accepted splits it in the rule's proportion.
+    uniforms = torch.lerp(
+        judgement.accept_prob,
+        torch.ones_like(judgement.accept_prob),
+        noise.accept(positions - 1).to(judgement.accept_prob.dtype),
+    )
+    penalised = _first_refusal_is_penalty(uniforms, step, judgement, num_accepted)
+    return num_accepted, _at(wanted, num_accepted), penalised
+
+
+def _first_refusal_is_penalty(
+    uniforms: Tensor, step: Step, judgement: Judgement, num_accepted: Tensor
+) -> Tensor:
+    penalty = uniforms < judgement.accept_prob + judgement.penalty_prob
+    return _at(penalty, num_accepted) & ~step.is_bonus(num_accepted)
+
+
+def _drafted(step: Step) -> Tensor:
+    """Which positions hold a draft token, bool [B, K]."""
+    positions = torch.arange(step.draft_tokens.shape[1], device=step.draft_tokens.device)
+    return positions < step.num_draft_tokens[:, None]
 
 
 def _leading(accepted: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ _SMALLEST_CAPACITY = 64
 
 
 class SlotCache(Cache):
-    """Keys and values of all layers for `num_rows` rows; attention passes no positions, so the
-    caller names them with `place` before each forward.
+    """Keys and values of all layers for `num_rows` rows.
+
+    Attention passes no positions, so the caller names them with `place` before each forward.
     """
 
     def __init__(self, num_rows: int) -> None:
@@ -43,8 +44,10 @@ class SlotCache(Cache):
     def move(self, source: int, target: int, length: int) -> None:
         """Copies one row's first `length` slots to another row."""
         for layer in self.layers:
-            layer.keys[target, :, :length] = layer.keys[source, :, :length]
-            layer.values[target, :, :length] = layer.values[source, :, :length]
+            assert isinstance(layer, SlotLayer)
+            for held in (layer.keys, layer.values):
+                assert held is not None
+                held[target, :, :length] = held[source, :, :length]
 
 
 class SlotLayer(CacheLayerMixin):

@@ -185,5 +185,5 @@ class PromptLookupDrafter(NoDrafter):
         generator = PromptLookupCandidateGenerator(
             num_output_tokens=self.gamma, max_length=len(ids) + self.gamma + 2
         )
-        candidate, _ = generator.get_candidates(torch.tensor([ids]))
+        candidate, _ = generator.get_candidates(torch.tensor([ids]))  # type: ignore[arg-type]
         return candidate[0, len(ids) :].tolist()

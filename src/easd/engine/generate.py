@@ -8,16 +8,18 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.stopping_criteria import StopStringCriteria
 
 from easd.engine.drafter import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
 from easd.engine.loop import Engine, StepRecord
 from easd.engine.request import Counts, FinishReason, Request, Row
 from easd.engine.settings import Settings
 from easd.engine.slots import SlotModel, context_window
+from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError, InputError, ModelError
 
 Prompt = str | Sequence[int] | Tensor
+
+_NEW_TOKENS = 256
 
 # Vocabularies are padded to please the hardware; more rows than this are different tokens.
 _MOST_PADDING = 1024
@@ -76,7 +78,7 @@ def generate(
     settings = with_overrides(settings or Settings(), overrides)
     texts = _as_list(prompts)
     ids = [_token_ids(prompt, tokenizer) for prompt in texts]
-    requests = make_requests(target, ids, settings, tokenizer)
+    requests = make_requests([target, draft], ids, settings, tokenizer)
     done: list[Row] = []
     for record in decode(target, draft, requests, settings):
         done += [row for row in record.rows if row.finished]
@@ -95,7 +97,7 @@ def decode(
     """Runs the engine over `requests` and yields every step."""
     requests = list(requests)
     engine = make_engine(target, draft, settings, num_rows=min(settings.batch_size, len(requests)))
-    check_lengths(requests, [engine.target.model, draft])
+    _check_lengths(requests, context_limit([target, draft]))
     engine.waiting.extend(requests)
     while engine.busy:
         yield engine.step()
@@ -134,35 +136,37 @@ def make_engine(
 
 
 def make_requests(
-    target: PreTrainedModel,
+    models: Sequence[PreTrainedModel | None],
     prompts: Sequence[Sequence[int]],
     settings: Settings,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> list[Request]:
-    """`settings.n` requests for each prompt of token ids."""
-    eos = end_tokens(target, tokenizer)
+    """`settings.n` requests for each prompt of token ids, for the target and its draft."""
+    eos = end_tokens(models[0], tokenizer)
+    limit = context_limit(models)
     if (settings.stop or settings.bad_words) and tokenizer is None:
         raise ConfigError("stop and bad_words are texts; give the tokenizer that reads them")
-    criteria = ()
-    if settings.stop:
-        criteria = (StopStringCriteria(tokenizer, list(settings.stop)),)
     bad_words = [_token_ids(word, tokenizer, special=False) for word in settings.bad_words]
     return [
         Request(
             prompt=tuple(ids),
             number=index * settings.n + copy,
             seed=settings.seed,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens or _room(len(ids), limit),
             eos=frozenset(eos),
             processing=settings.processing(len(ids), eos, bad_words),
-            criteria=criteria,
+            criteria=(StopStrings(tokenizer, settings.stop, len(ids)),)
+            if tokenizer is not None and settings.stop
+            else (),
         )
         for index, ids in enumerate(prompts)
         for copy in range(settings.n)
     ]
 
 
-def end_tokens(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+def end_tokens(
+    target: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+) -> list[int]:
     """Ids that end a text: the generation config's, or the tokenizer's."""
     config = getattr(target, "generation_config", None)
     ids = getattr(config, "eos_token_id", None)
@@ -170,7 +174,7 @@ def end_tokens(target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         ids = tokenizer.eos_token_id
     if ids is None:
         return []
-    return [ids] if isinstance(ids, int) else list(ids)
+    return [ids] if isinstance(ids, int) else [int(token) for token in ids]
 
 
 def shared_vocabulary(target: PreTrainedModel, draft: PreTrainedModel | None) -> int:
@@ -191,14 +195,18 @@ def shared_vocabulary(target: PreTrainedModel, draft: PreTrainedModel | None) ->
     return min(size, other)
 
 
-def check_lengths(requests: Sequence[Request], models: Sequence[PreTrainedModel | None]) -> None:
-    """Refuses requests that do not fit every model's context window.
-
-    Raises:
-        InputError: A prompt is empty or too long.
-    """
+def context_limit(models: Sequence[PreTrainedModel | None]) -> int | None:
+    """The smallest context window of the models, or None where none is named."""
     windows = [context_window(model) for model in models if model is not None]
-    limit = min((window for window in windows if window), default=None)
+    return min((window for window in windows if window), default=None)
+
+
+def _room(prompt_length: int, limit: int | None) -> int:
+    """New tokens for a prompt that asks for no number; at least one, so that a check can refuse."""
+    return _NEW_TOKENS if limit is None else max(1, min(_NEW_TOKENS, limit - prompt_length))
+
+
+def _check_lengths(requests: Sequence[Request], limit: int | None) -> None:
     for request in requests:
         length = len(request.prompt)
         if not length:
@@ -252,9 +260,8 @@ def _generation(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Generati
         number=row.request.number,
         prompt_ids=row.request.prompt,
         token_ids=ids,
-        text=None if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=True),
+        text=None if tokenizer is None else str(tokenizer.decode(ids, skip_special_tokens=True)),
         finish_reason=row.finished,
         counts=row.counts,
         scores=row.scores,
     )
-

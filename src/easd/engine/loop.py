@@ -61,7 +61,7 @@ class Engine:
         self.vocab_size = vocab_size
         self.gamma = gamma
         self.num_rows = num_rows
-        self.noise = noise
+        self.noise: Coupling = noise
         self.waiting: deque[Request] = deque()
         self.rows: list[Row] = []
 
@@ -119,8 +119,7 @@ class Engine:
         if not admitted:
             return
         # The last token of a text is never cached: the next forward begins with it.
-        if any(len(row.ids) > 1 for row in admitted):
-            self.target.prefill(first, [row.ids[:-1] for row in admitted])
+        self.target.prefill(first, [row.ids[:-1] for row in admitted])
         self.drafter.admit(first, admitted)
 
     def _noise(self, rows: Sequence[Row], starts: list[int]) -> Noise:

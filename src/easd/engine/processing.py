@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers.generation import logits_process as hf
 
-Processor = Callable[[Tensor, Tensor], Tensor]
+Processor = Callable[..., Tensor]  # a transformers LogitsProcessor: (input_ids, scores)
 
 TRUNCATING = (
     hf.TemperatureLogitsWarper,

@@ -13,7 +13,7 @@ from easd.core.noise import request_key
 from easd.engine.processing import Processing
 
 FinishReason = Literal["eos", "stop", "length"]
-Criterion = Callable[[Tensor, None], Tensor]
+Criterion = Callable[[Tensor, None], Tensor | bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Request:
     seed: int = 0
     max_new_tokens: int = 256
     eos: frozenset[int] = frozenset()
-    processing: Processing = Processing()
+    processing: Processing = field(default_factory=Processing)
     criteria: tuple[Criterion, ...] = ()
     padding: tuple[int, ...] = ()
     keep_scores: bool = False

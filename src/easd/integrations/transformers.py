@@ -1,0 +1,259 @@
+"""Drop-in for `model.generate(..., custom_generate=easd.custom_generate, draft_model=...)`.
+
+transformers prepares the prompt, the logits processors and the stopping criteria exactly as for
+its own sampling; this module hands them to the engine row by row and gives back what `generate`
+promises. What cannot be honoured is an error that names it.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import logits_process as hf
+from transformers.generation import stopping_criteria as stopping
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from easd.core.noise import Coupling
+from easd.core.rules import EASD
+from easd.core.types import Rule
+from easd.engine.generate import decode
+from easd.engine.loop import StepRecord
+from easd.engine.processing import Processing
+from easd.engine.request import Criterion, Request, Row
+from easd.engine.settings import Settings
+from easd.engine.stopping import StopStrings
+from easd.errors import ConfigError
+
+# These carry state of their own from call to call, which a refused draft token would corrupt.
+_STATEFUL = (
+    hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    hf.ClassifierFreeGuidanceLogitsProcessor,
+    hf.SynthIDTextWatermarkLogitsProcessor,
+    hf.WhisperTimeStampLogitsProcessor,
+)
+_UNSUPPORTED = {
+    "output_logits": "use output_scores, the processed logits of every emitted token",
+    "output_attentions": "run a plain forward over the finished text instead",
+    "output_hidden_states": "run a plain forward over the finished text instead",
+    "penalty_alpha": "contrastive search is another decoding method; drop it",
+    "dola_layers": "DoLa is another decoding method; drop it",
+}
+
+
+def custom_generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: hf.LogitsProcessorList,
+    stopping_criteria: stopping.StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    draft_model: PreTrainedModel | None = None,
+    rule: Rule | None = None,
+    gamma: int = 4,
+    noise: Coupling = "independent",
+    seed: int | None = None,
+    batch_size: int | None = None,
+    stop_strings: str | list[str] | None = None,
+    stop_tokenizer: PreTrainedTokenizerBase | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decodes by `rule` with `draft_model` under the generation config the user already has.
+
+    Pass it as `custom_generate` to `model.generate`; the keywords below go to `generate` too.
+
+    Args:
+        draft_model: shares the model's tokenizer; without one, the config's
+            `prompt_lookup_num_tokens` drafts from the prompt.
+        rule: how draft tokens are judged; `EASD()` unless given.
+        gamma: draft tokens per block.
+        noise: see `Settings.noise`.
+        seed: decides all randomness; unless given it is drawn from torch's global generator, so
+            `set_seed` works as usual.
+        batch_size: rows decoded at once; all of them unless given.
+        stop_strings: texts that end a row. `generate` drops the tokenizer before calling here, so
+            it is `stop_tokenizer`, or loaded from where the model came from.
+        on_step: called with every step's record.
+
+    Raises:
+        ConfigError: The generation config asks for something that cannot be honoured.
+    """
+    streamer = _callers_streamer()
+    _refuse_unsupported(generation_config, logits_processor, model_kwargs, input_ids, streamer)
+    lookup = generation_config.prompt_lookup_num_tokens
+    if draft_model is None and lookup:
+        gamma = lookup
+    settings = Settings(
+        rule=rule if rule is not None else EASD(),
+        gamma=gamma,
+        drafter="prompt-lookup" if draft_model is None and lookup else "model",
+        noise=noise,
+        batch_size=batch_size or input_ids.shape[0],
+    )
+    criteria = list(stopping_criteria)
+    if stop_strings:
+        tokenizer = stop_tokenizer or _tokenizer_of(model)
+        strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+        criteria.append(StopStrings(tokenizer, strings, input_ids.shape[1]))
+    requests = _requests(
+        input_ids,
+        model_kwargs.get("attention_mask"),
+        logits_processor,
+        criteria,
+        generation_config,
+        int(torch.randint(2**62, ())) if seed is None else seed,
+    )
+    done: list[Row] = []
+    for record in decode(model, draft_model, requests, settings):
+        done += [row for row in record.rows if row.finished]
+        if streamer is not None:
+            streamer.put(torch.tensor(record.committed[0]))
+        if on_step is not None:
+            on_step(record)
+    if streamer is not None:
+        streamer.end()
+    done.sort(key=lambda row: row.request.number)
+    return _output(done, input_ids, generation_config)
+
+
+def _callers_streamer() -> Any:
+    """The streamer that `generate` was called with.
+
+    `generate` feeds it the prompt but passes it on to its own methods only; without this a
+    consumer of a streamed text would wait for ever.
+    """
+    return sys._getframe(2).f_locals.get("streamer")
+
+
+def _refuse_unsupported(
+    config: GenerationConfig,
+    processors: hf.LogitsProcessorList,
+    model_kwargs: dict[str, Any],
+    input_ids: Tensor,
+    streamer: Any,
+) -> None:
+    for name, advice in _UNSUPPORTED.items():
+        if getattr(config, name, None):
+            raise ConfigError(f"{name} cannot be honoured by speculative decoding; {advice}")
+    if (config.num_beams or 1) > 1:
+        raise ConfigError(f"num_beams = {config.num_beams} cannot be honoured; use 1")
+    for processor in processors:
+        if isinstance(processor, _STATEFUL):
+            raise ConfigError(
+                f"{type(processor).__name__} keeps state from call to call, which refused draft "
+                "tokens would corrupt; drop it or use plain sampling"
+            )
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ConfigError("a filled past_key_values cannot be continued; pass the whole prompt")
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise ConfigError("inputs_embeds cannot be drafted from; pass input_ids")
+    if streamer is not None and input_ids.shape[0] > 1:
+        raise ConfigError(
+            f"a streamer takes one text and the batch has {input_ids.shape[0]}; "
+            "stream one prompt, or use on_step"
+        )
+
+
+def _requests(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    processors: Sequence[Any],
+    criteria: list[Any],
+    config: GenerationConfig,
+    seed: int,
+) -> list[Request]:
+    lengths = [c.max_length for c in criteria if isinstance(c, stopping.MaxLengthCriteria)]
+    ends = [c.eos_token_id for c in criteria if isinstance(c, stopping.EosTokenCriteria)]
+    others = tuple(
+        _on_device(c, input_ids.device)
+        for c in criteria
+        if not isinstance(c, stopping.MaxLengthCriteria | stopping.EosTokenCriteria)
+    )
+    rows = input_ids.tolist()
+    pads = _left_padding(attention_mask, rows)
+    return [
+        Request(
+            prompt=tuple(ids[pad:]),
+            padding=tuple(ids[:pad]),
+            number=number,
+            seed=seed,
+            max_new_tokens=min(lengths) - len(ids),
+            eos=frozenset(token for end in ends for token in end.tolist()),
+            processing=Processing(
+                tuple(_for_row(processor, number) for processor in processors),
+                greedy=not config.do_sample,
+            ),
+            criteria=others,
+            keep_scores=bool(config.return_dict_in_generate and config.output_scores),
+        )
+        for number, (ids, pad) in enumerate(zip(rows, pads, strict=True))
+    ]
+
+
+def _on_device(criterion: Criterion, device: torch.device) -> Criterion:
+    return lambda text, scores: criterion(text.to(device), scores)
+
+
+def _left_padding(attention_mask: Tensor | None, rows: list[list[int]]) -> list[int]:
+    if attention_mask is None:
+        return [0] * len(rows)
+    pads = (attention_mask == 0).sum(1).tolist()
+    for row, pad in zip(attention_mask.tolist(), pads, strict=True):
+        if 0 in row[pad:]:
+            raise ConfigError(
+                "the attention mask has holes or right padding; pad prompts on the left "
+                "(tokenizer.padding_side = 'left')"
+            )
+    return pads
+
+
+def _for_row(processor: Any, row: int) -> Any:
+    """A processor that knows all rows of the batch, narrowed to one: it is called row by row."""
+    if isinstance(processor, hf.RepetitionPenaltyLogitsProcessor):
+        ignored = processor.prompt_ignore_length
+        if isinstance(ignored, Tensor):
+            processor = copy.copy(processor)
+            processor.prompt_ignore_length = int(ignored[row])
+    elif isinstance(processor, hf.PrefixConstrainedLogitsProcessor):
+        allowed = processor._prefix_allowed_tokens_fn
+        processor = hf.PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(row, ids), 1)
+    elif hasattr(processor, "encoder_input_ids"):
+        processor = copy.copy(processor)
+        processor.encoder_input_ids = processor.encoder_input_ids[row : row + 1]
+    return processor
+
+
+def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(model.name_or_path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"stop_strings need a tokenizer and none lies at {model.name_or_path!r}; "
+            "pass stop_tokenizer"
+        ) from error
+
+
+def _output(
+    rows: list[Row], input_ids: Tensor, config: GenerationConfig
+) -> Tensor | GenerateDecoderOnlyOutput:
+    pad = getattr(config, "_pad_token_tensor", None)
+    pad_id = 0 if pad is None else int(pad)
+    longest = max(len(row.new_ids) for row in rows)
+    new = [row.new_ids + [pad_id] * (longest - len(row.new_ids)) for row in rows]
+    sequences = torch.cat([input_ids, input_ids.new_tensor(new)], 1)
+    if not config.return_dict_in_generate:
+        return sequences
+    scores = None
+    if config.output_scores:
+        # Behind a row's end its padding is certain.
+        certain = torch.full_like(rows[0].scores[0], float("-inf"))
+        certain[pad_id] = 0.0
+        padded = [row.scores + [certain] * (longest - len(row.scores)) for row in rows]
+        scores = tuple(torch.stack(step) for step in zip(*padded, strict=True))
+    return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores)  # type: ignore[arg-type]
