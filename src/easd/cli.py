@@ -1,0 +1,362 @@
+"""The command line: arguments in, exit codes out. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Option
+
+from easd.errors import EasdError
+
+USAGE_ERROR = 2
+
+app = typer.Typer(
+    name="easd",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_MODELS, _RULE, _DECODING, _OUTPUT = "Models", "Rule", "Decoding", "Input and output"
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """Entropy-aware speculative decoding with exact rules."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The prompt; '-' or nothing reads it from standard input."),
+    ] = None,
+    *,
+    pair: Annotated[
+        str | None,
+        Option(help="An embedded pair; see `easd pairs`.", rich_help_panel=_MODELS),
+    ] = None,
+    target: Annotated[
+        str | None, Option(help="The target: a hub id or a folder.", rich_help_panel=_MODELS)
+    ] = None,
+    draft: Annotated[
+        str | None, Option(help="The draft: a hub id or a folder.", rich_help_panel=_MODELS)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        Option(
+            help="float32, bfloat16, float16 or float64 [default: float32 on a CPU, else the "
+            "checkpoint's].",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        Option(help="cpu, cuda, cuda:1, mps [default: a GPU if any].", rich_help_panel=_MODELS),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        Option(
+            help="Prompts, one a line; in a .jsonl file under 'prompt' or 'problem'.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        Option(
+            "--chat/--no-chat",
+            help="Use the tokenizer's chat template [default: where it has one].",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    system: Annotated[str | None, Option(help="A system message.", rich_help_panel=_OUTPUT)] = None,
+    as_json: Annotated[
+        bool, Option("--json", help="Print one JSON object a text.", rich_help_panel=_OUTPUT)
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        Option(help="Record every token in this new folder.", rich_help_panel=_OUTPUT),
+    ] = None,
+    quiet: Annotated[
+        bool,
+        Option("--quiet", "-q", help="Print the texts and nothing else.", rich_help_panel=_OUTPUT),
+    ] = False,
+    config: Annotated[
+        Path | None,
+        Option(
+            help="A YAML file with any of these settings; options go before it.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    rule: Annotated[
+        str | None,
+        Option(
+            help="easd, speculative, target, draft, easd-without-overlap, "
+            "easd-without-draft-entropy, easd-without-both, overlap-only or random-refusal "
+            "[default: easd].",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    tau_h: Annotated[
+        str | None,
+        Option(
+            help="Entropy threshold in nats, or in bits as '2bits' [default: 1.5].",
+            metavar="NUMBER",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    tau_o: Annotated[
+        float | None,
+        Option(help="Overlap threshold in [0, 1] [default: 0.8].", rich_help_panel=_RULE),
+    ] = None,
+    top_n: Annotated[
+        int | None,
+        Option(help="Top tokens the overlap counts [default: 5].", rich_help_panel=_RULE),
+    ] = None,
+    redraw: Annotated[
+        str | None,
+        Option(
+            help="Draw a replacement from the target without the token (exclude) or from the "
+            "target itself (target) [default: exclude].",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    penalise: Annotated[
+        str | None,
+        Option(
+            help="Exclude the drafted token or the draft's top token: drafted or draft_top "
+            "[default: drafted].",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    gate_on: Annotated[
+        str | None,
+        Option(
+            help="Ask the gate of every proposed token or of accepted ones: proposed or accepted "
+            "[default: proposed].",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    gate_bonus: Annotated[
+        bool | None,
+        Option(
+            "--gate-bonus/--no-gate-bonus",
+            help="Gate the bonus position too [default: no].",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    coupling: Annotated[
+        str | None,
+        Option(
+            help="Refuse every gated token (as_published) or keep as many as the same law allows "
+            "(maximal) [default: as_published].",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    entropy_of: Annotated[
+        str | None,
+        Option(
+            help="Entropies of the distribution tokens are drawn from or of the one before "
+            "temperature and truncation: sampling or raw [default: sampling].",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        Option(
+            help="Share of tokens that random-refusal refuses [default: 0.02].",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        Option(
+            "--set",
+            help="Any field of the rule, as field=value; may be repeated.",
+            metavar="FIELD=VALUE",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    gamma: Annotated[
+        int | None,
+        Option(help="Draft tokens asked for in a block [default: 4].", rich_help_panel=_DECODING),
+    ] = None,
+    drafter: Annotated[
+        str | None,
+        Option(
+            help="Draft with the model or look tokens up in the text so far: model or "
+            "prompt-lookup [default: model].",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        Option(
+            help="Most tokens of a text [default: 256, or what the context window leaves].",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    min_new_tokens: Annotated[
+        int | None,
+        Option(help="Least tokens of a text [default: 0].", rich_help_panel=_DECODING),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        Option(help="0 decodes greedily [default: 1.0].", rich_help_panel=_DECODING),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        Option(
+            help="Keep the k most probable tokens, 0 all [default: 0].", rich_help_panel=_DECODING
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        Option(
+            help="Keep the smallest set with this probability [default: 1.0].",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        Option(
+            help="Drop tokens below this share of the most probable one [default: 0.0].",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        Option(
+            help="Divides the logits of tokens already there [default: 1.0].",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        Option(help="A text that ends the decoding; may be repeated.", rich_help_panel=_DECODING),
+    ] = None,
+    bad_word: Annotated[
+        list[str] | None,
+        Option(help="A text that is never written; may be repeated.", rich_help_panel=_DECODING),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        Option(help="Decides all randomness [default: 0].", rich_help_panel=_DECODING),
+    ] = None,
+    noise: Annotated[
+        str | None,
+        Option(
+            help="Draw draft and text with independent or shared numbers [default: independent].",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    n: Annotated[
+        int | None, Option("--n", help="Texts a prompt [default: 1].", rich_help_panel=_DECODING)
+    ] = None,
+    batch: Annotated[
+        int | None,
+        Option("--batch", help="Texts decoded at once [default: 8].", rich_help_panel=_DECODING),
+    ] = None,
+) -> None:
+    """Continue a prompt, or answer it, and say what was drafted, accepted and penalised."""
+    from easd.config import load_config, parse_override
+    from easd.session import Session, read_prompts
+
+    overrides: dict[str, Any] = {
+        "pair": pair,
+        "target": target,
+        "draft": draft,
+        "dtype": dtype,
+        "device": device,
+        "chat": chat,
+        "rule": rule,
+        "rule.tau_h": tau_h,
+        "rule.tau_o": tau_o,
+        "rule.top_n": top_n,
+        "rule.redraw": redraw,
+        "rule.penalise": penalise,
+        "rule.gate_on": gate_on,
+        "rule.gate_bonus": gate_bonus,
+        "rule.coupling": coupling,
+        "rule.entropy_of": entropy_of,
+        "rule.rate": rate,
+        "gamma": gamma,
+        "drafter": drafter,
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop or None,
+        "bad_words": bad_word or None,
+        "seed": seed,
+        "noise": noise,
+        "n": n,
+        "batch_size": batch,
+    }
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    for text in set_ or []:
+        name, value = parse_override(text)
+        overrides[f"rule.{name}"] = value
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        parsed = load_config(config, overrides)
+    if not quiet:
+        for line in dict.fromkeys(str(warning.message) for warning in told):
+            typer.echo(f"note: {line}", err=True)
+    Session(
+        config=parsed,
+        prompts=read_prompts(prompt, file),
+        system=system,
+        as_json=as_json,
+        trace=trace,
+        quiet=quiet,
+    ).run()
+
+
+@app.command()
+def pairs() -> None:
+    """List the embedded pairs, and what is missing to use one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from easd.engine.models import PAIRS
+
+    table = Table("pair", "what it is", "licence", "state")
+    for name, info in PAIRS.items():
+        missing = info.missing()
+        state = "ready" if info.cached() else "installed; unpacked on first use"
+        table.add_row(name, info.summary, info.licence, f"run: {missing}" if missing else state)
+    Console().print(table)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A folder that `--trace` wrote.")],
+    sample: Annotated[int, Option(help="Which text, counted from 0.")] = 0,
+) -> None:
+    """Show a trace: tokens by outcome, entropies, what each penalty replaced, and the summary."""
+    from rich.console import Console
+
+    from easd.inspect.terminal import render
+    from easd.trace import read_trace
+
+    render(read_trace(folder), sample, Console())
+
+
+def main() -> None:
+    """Runs the command line; a mistake of the user's costs one line and exit code 2."""
+    warnings.filterwarnings("ignore", module=r"transformers|torch|huggingface_hub")
+    try:
+        code = app(standalone_mode=False)
+    except (EasdError, typer.TyperException) as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        code = USAGE_ERROR
+    sys.exit(code)

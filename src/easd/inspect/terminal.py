@@ -1,0 +1,286 @@
+"""A trace in the terminal: what was kept, what was refused, and what came instead."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.compute as pc
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.rule import Rule as Line
+from rich.table import Table
+from rich.text import Text
+
+from easd.errors import TraceError
+from easd.trace import Trace, summary
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; a mark goes with each colour.
+_PLAIN = "default"
+_REPLACEMENT = "underline #E69F00"
+_BONUS = "#56B4E9"
+_REFUSED = "strike #D55E00"
+_PENALTY = "bold underline #CC79A7"
+_ABOVE = "#CC79A7"
+_MARKS = {"replacement": "~", "bonus": "+"}
+
+_BARS = "▁▂▃▄▅▆▇█"
+_LABEL = 8
+_CONTEXT = 28
+_EMITTED = ("accepted", "replacement", "bonus")
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
+
+
+def render(trace: Trace, sample: int, console: Console) -> None:
+    """Prints one text of a trace, and the summary of the whole run.
+
+    Raises:
+        TraceError: The trace holds no such text.
+    """
+    rule = trace.run["config"]["rule"]
+    rows = _rows(trace, sample)
+    console.print(Line(f"text {sample}", align="left", style="dim"))
+    console.print(_prompt(trace, sample))
+    console.print(_decoded(rows))
+    console.print(_legend())
+    console.print(_entropies(rows, rule, console.width))
+    console.print(_penalties(rows, trace))
+    console.print(summary_panel(summary(trace), trace.run["config"], title=_title(trace)))
+
+
+def summary_panel(found: dict[str, Any], config: dict[str, Any], *, title: str) -> Panel:
+    """The counts and rates of a run, as `Tally.summary` and `easd.trace.summary` name them."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    for name, value in _lines(found, config):
+        grid.add_row(name, value)
+    return Panel(grid, title=Text(title), title_align="left", box=box.ROUNDED, expand=False)
+
+
+def describe_rule(rule: dict[str, Any]) -> str:
+    """A rule's name and fields in one line."""
+    units = {"tau_h": " nats"}
+    fields = [
+        f"{name} {_value(value)}{units.get(name, '')}"
+        for name, value in rule.items()
+        if name != "name"
+    ]
+    return f"{rule['name']}: {', '.join(fields)}" if fields else rule["name"]
+
+
+def visible(text: str) -> str:
+    """The text with control, bidirectional and zero-width characters spelt out."""
+    return _UNSEEN.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
+
+
+def _title(trace: Trace) -> str:
+    status = trace.run["status"]
+    name = trace.run["models"]["pair"]
+    ended = "" if status == "finished" else f" ({status})"
+    return f"{name}: {_count(trace.samples.num_rows, 'finished text')}{ended}"
+
+
+def _rows(trace: Trace, sample: int) -> list[dict[str, Any]]:
+    rows = trace.tokens.filter(pc.field("sample") == sample).to_pylist()
+    if not rows:
+        known = len(set(trace.tokens["sample"].to_pylist()))
+        has = f"it has 0 to {known - 1}" if known else "it has none yet"
+        raise TraceError(f"the trace holds no text {sample}; {has}")
+    return rows
+
+
+def _prompt(trace: Trace, sample: int) -> Text:
+    found = trace.samples.filter(pc.field("sample") == sample).to_pylist()
+    if not found:
+        return Text("(this text was cut off before it ended)", style="dim")
+    return Text(visible(found[0]["prompt"]).strip(), style="dim")
+
+
+def _decoded(rows: list[dict[str, Any]]) -> Text:
+    """The emitted text; a penalty shows the refused token before what came instead."""
+    text = Text()
+    refused: dict[str, Any] = {}
+    for row in rows:
+        outcome = row["outcome"]
+        if outcome in ("rejected", "penalised"):
+            refused = row
+        space, token = _split(row["text"])
+        if outcome == "accepted":
+            text.append(visible(row["text"]), _PLAIN)
+        elif outcome == "bonus":
+            text.append(space).append(_MARKS["bonus"] + token, _BONUS)
+        elif outcome == "replacement" and refused["outcome"] == "penalised":
+            text.append(space).append("[").append(_split(refused["text"])[1], _REFUSED)
+            text.append("→").append(token, _PENALTY).append("]")
+        elif outcome == "replacement":
+            text.append(space).append(_MARKS["replacement"] + token, _REPLACEMENT)
+    return text
+
+
+def _legend() -> Text:
+    text = Text("\nkept draft token   ", style="dim")
+    text.append("~replacement", _REPLACEMENT).append(" after a rejection   ", "dim")
+    text.append("+bonus", _BONUS).append(" after a whole block   ", "dim")
+    text.append("[").append("refused", _REFUSED).append("→").append("replacement", _PENALTY)
+    return text.append("] at an open gate\n", "dim")
+
+
+def _entropies(rows: list[dict[str, Any]], rule: dict[str, Any], width: int) -> Group:
+    """Two bars per emitted token, draft over target, and a line that says where the gate stood."""
+    emitted = [row for row in rows if row["outcome"] in _EMITTED]
+    tau_h = float(rule.get("tau_h", math.inf))
+    values = [row[f"{model}_entropy"] or 0.0 for row in emitted for model in ("draft", "target")]
+    top = max([*values, tau_h * 1.25 if math.isfinite(tau_h) else 0.0, 0.1])
+    penalised = {row["position"] for row in rows if row["outcome"] == "penalised"}
+    lines: list[Text] = []
+    step = max(width - _LABEL, 10)
+    for first in range(0, len(emitted), step):
+        chunk = emitted[first : first + step]
+        for model in ("draft", "target"):
+            line = Text(f"H {model}".ljust(_LABEL), style="dim", no_wrap=True)
+            for row in chunk:
+                value = row[f"{model}_entropy"]
+                line.append(_bar(value, top), _ABOVE if (value or 0) > tau_h else "default")
+            lines.append(line)
+        gate = "".join(_gate_mark(row, penalised, tau_h) for row in chunk)
+        lines.append(Text("gate".ljust(_LABEL), style="dim").append(gate, _ABOVE))
+    scale = Text(f"entropy per token, █ = {top:.2f} nats", style="dim")
+    if math.isfinite(tau_h):
+        scale.append(f", tau_h = {tau_h:.3g} is {_bar(tau_h, top)}")
+    scale.append("; gate: x penalised, ○ open but kept, · both above tau_h, overlap too small\n")
+    return Group(*lines, scale)
+
+
+def _bar(value: float | None, top: float) -> str:
+    if value is None:
+        return " "
+    return _BARS[min(int(value / top * len(_BARS)), len(_BARS) - 1)]
+
+
+def _gate_mark(row: dict[str, Any], penalised: set[int], tau_h: float) -> str:
+    if row["position"] in penalised:
+        return "x"
+    if (row["gate"] or 0) >= 1:
+        return "○"
+    both = min(row["draft_entropy"] or 0.0, row["target_entropy"] or 0.0)
+    return "·" if both > tau_h else " "
+
+
+def _penalties(rows: list[dict[str, Any]], trace: Trace) -> Table | Text:
+    table = Table(title="penalties", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("at", "context", "removed", "instead"):
+        table.add_column(name, justify="right" if name in ("at", "context") else "left")
+    for name in ("H_d", "H_t", "overlap", "p(x)", "q(x)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("target's favourites")
+    texts = dict(
+        zip(
+            trace.vocabulary["token"].to_pylist(),
+            trace.vocabulary["text"].to_pylist(),
+            strict=True,
+        )
+    )
+    before, refused = "", None
+    for row in rows:
+        if row["outcome"] == "penalised":
+            refused = row
+        if row["outcome"] not in _EMITTED:
+            continue
+        if row["outcome"] == "replacement" and refused is not None:
+            table.add_row(
+                str(refused["position"]),
+                Text(_one_line(before)[-_CONTEXT:]),
+                Text(_one_line(refused["text"]), _REFUSED),
+                Text(_one_line(row["text"]), _PENALTY),
+                f"{refused['draft_entropy']:.2f}",
+                f"{refused['target_entropy']:.2f}",
+                f"{refused['overlap']:.1f}",
+                f"{refused['target_prob']:.3f}",
+                f"{refused['draft_prob']:.3f}",
+                Text(_favourites(refused, texts), "dim"),
+            )
+            refused = None
+        before += row["text"]
+    return table if table.row_count else Text("no token was penalised in this text\n", "dim")
+
+
+def _favourites(row: dict[str, Any], texts: dict[int, str]) -> str:
+    found = zip(row["target_top_tokens"], row["target_top_probs"], strict=True)
+    return "  ".join(f"{_one_line(texts[token]).strip()} {prob:.2f}" for token, prob in found)
+
+
+def _lines(found: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Text]]:
+    yield "rule", Text(describe_rule(config["rule"]))
+    yield (
+        "decoding",
+        Text(
+            f"gamma {config['gamma']}, drafter {config['drafter']}, temperature "
+            f"{_value(config['temperature'])}, seed {config['seed']}, noise {config['noise']}"
+        ),
+    )
+    efficiency = found["block_efficiency"]
+    yield (
+        "tokens",
+        Text(
+            f"{found['tokens']} in {_count(found['blocks'], 'target forward')}"
+            + (f", {efficiency:.2f} per forward" if efficiency is not None else "")
+        ),
+    )
+    if found["proposed"]:
+        yield (
+            "drafted",
+            Text(
+                f"{found['proposed']}: {found['examined']} examined, {found['accepted']} accepted "
+                f"({_percent(found['acceptance_rate'])} of examined, "
+                f"{_percent(found['draft_utilisation'])} of drafted)"
+            ),
+        )
+    if found["gate_open"] is not None:
+        yield "gate", Text(_gate_line(found))
+    total = sum(found["seconds"].values())
+    if total:
+        speed = f"{found['tokens'] / total:.1f} tok/s"
+        parts = ", ".join(f"{n} {_percent(s / total)}" for n, s in found["seconds"].items())
+        yield "time", Text(f"{total:.2f} s, {speed}: {parts}")
+
+
+def _gate_line(found: dict[str, Any]) -> str:
+    line = (
+        f"open at {_percent(found['gate_opening_rate'])} of examined ({found['gate_open']:g}), "
+        f"{found['penalised']} penalised ({_percent(found['penalty_rate'])})"
+    )
+    if found.get("conditions"):
+        shares = [f"{name} {_percent(share)}" for name, share in found["conditions"].items()]
+        line += f"; met alone: {', '.join(shares)}"
+    return line
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{100 * share:.1f} %"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return " + ".join(map(str, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _split(token: str) -> tuple[str, str]:
+    """Leading white space, and the rest made visible."""
+    rest = token.lstrip(" \n")
+    space = token[: len(token) - len(rest)]
+    return space, visible(rest) or ("⏎" if "\n" in space else "␣")
+
+
+def _one_line(text: str) -> str:
+    return visible(text).replace("\n", "⏎").replace("\t", "⇥")

@@ -1,0 +1,308 @@
+"""One `easd generate`: prompts in, texts out, and a word about how they came to be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from easd.config import RunConfig
+from easd.engine.generate import generate
+from easd.engine.loop import StepRecord
+from easd.engine.models import Pair, load_models, load_pair
+from easd.engine.request import Row
+from easd.errors import ConfigError, InputError
+from easd.inspect.terminal import summary_panel, visible
+from easd.trace.tally import Tally
+from easd.trace.writer import TraceWriter, claim_folder
+
+Watcher = Callable[[StepRecord], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What `easd generate` was asked for.
+
+    Attributes:
+        config: models and settings.
+        prompts: texts to continue or to answer.
+        system: a system message for the chat template.
+        as_json: print one JSON object a text.
+        trace: folder of the trace, or None.
+        quiet: print the texts and nothing else.
+    """
+
+    config: RunConfig
+    prompts: Sequence[str]
+    system: str | None = None
+    as_json: bool = False
+    trace: Path | None = None
+    quiet: bool = False
+
+    def run(self) -> None:
+        """Loads the models, decodes, prints.
+
+        Raises:
+            EasdError: Something about the models, the prompts or the trace folder does not do.
+        """
+        hf_logging.set_verbosity_error()
+        hf_logging.disable_progress_bar()
+        console = Console(stderr=True, quiet=self.quiet)
+        if self.trace is not None:
+            claim_folder(self.trace)
+        pair = self._load(console)
+        ids = [self._encode(prompt, pair.tokenizer) for prompt in self.prompts]
+        tally = Tally()
+        with ExitStack() as stack:
+            watchers: list[Watcher] = [tally.add]
+            if self.trace is not None:
+                watchers.append(stack.enter_context(TraceWriter(self.trace, pair, self.config)).add)
+            watchers.append(stack.enter_context(self._printer(pair.tokenizer, console)).add)
+
+            def watch(record: StepRecord) -> None:
+                for watcher in watchers:
+                    watcher(record)
+
+            generate(
+                pair.target,
+                pair.draft,
+                ids,
+                tokenizer=pair.tokenizer,
+                settings=self.config.settings,
+                on_step=watch,
+            )
+        config = self.config.to_dict()
+        console.print(summary_panel(tally.summary(), config, title=pair.name))
+        for note in notes(tally, self.config):
+            console.print(
+                f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True
+            )
+
+    def _load(self, console: Console) -> Pair:
+        config = self.config
+        with console.status("loading") as status:
+            options: dict[str, Any] = {
+                "dtype": None if config.dtype is None else getattr(torch, config.dtype),
+                "device": _checked_device(config.device),
+                "report": lambda line: status.update(escape(visible(line))),
+            }
+            if config.pair is not None:
+                return load_pair(config.pair, **options)
+            assert config.target is not None, "a config without a pair has a target"
+            return load_models(config.target, config.draft, **options)
+
+    def _encode(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        if not prompt.strip():
+            raise InputError("the prompt is empty; give at least one word to go on from")
+        has_template = bool(tokenizer.chat_template)
+        chat = has_template if self.config.chat is None else self.config.chat
+        if chat and not has_template:
+            raise ConfigError("this tokenizer has no chat template; use --no-chat")
+        if not chat and self.system is not None:
+            raise ConfigError("a system message needs a chat template; leave out --system")
+        if not chat:
+            return tokenizer(prompt)["input_ids"]  # type: ignore[return-value]
+        messages = [{"role": "user", "content": prompt}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        return tokenizer.apply_chat_template(  # type: ignore[return-value]
+            messages, add_generation_prompt=True, return_dict=False
+        )
+
+    def _printer(self, tokenizer: PreTrainedTokenizerBase, console: Console) -> Stream | Texts:
+        settings = self.config.settings
+        total = len(self.prompts) * settings.n
+        if total == 1 and not self.as_json:
+            return Stream(tokenizer)
+        return Texts(self.prompts, settings.n, tokenizer, console, as_json=self.as_json)
+
+
+class Stream:
+    """Prints one text while it is decoded, as far as it can no longer change."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._printed = ""
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        print()
+
+    def add(self, record: StepRecord) -> None:
+        (row,) = record.rows
+        text = _text(self._tokenizer, row)
+        # A character's first bytes decode to U+FFFD until the rest of it comes.
+        stable = text if row.finished else text.rstrip("\ufffd")
+        if stable.startswith(self._printed):
+            print(_for_terminal(stable[len(self._printed) :]), end="", flush=True)
+            self._printed = stable
+
+
+class Texts:
+    """Prints every text in the prompts' order as soon as it and all before it have ended."""
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        copies: int,
+        tokenizer: PreTrainedTokenizerBase,
+        console: Console,
+        *,
+        as_json: bool,
+    ) -> None:
+        self._prompts = prompts
+        self._copies = copies
+        self._tokenizer = tokenizer
+        self._as_json = as_json
+        self._ended: dict[int, str] = {}
+        self._next = 0
+        self._progress = Progress(
+            TextColumn("decoding"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("texts, {task.fields[tokens]} tokens"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            disable=not console.is_terminal or console.quiet,
+        )
+        self._task = self._progress.add_task("", total=len(prompts) * copies, tokens=0)
+        self._tokens = 0
+
+    def __enter__(self) -> Texts:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def add(self, record: StepRecord) -> None:
+        ended = [row for row in record.rows if row.finished]
+        self._ended |= {row.request.number: self._show(row) for row in ended}
+        self._tokens += sum(map(len, record.committed))
+        self._progress.update(self._task, advance=len(ended), tokens=self._tokens)
+        if self._next not in self._ended:
+            return
+        self._progress.stop()  # The bar must not be in the way of the texts.
+        while self._next in self._ended:
+            print(self._ended.pop(self._next), flush=True)
+            self._next += 1
+        self._progress.start()
+
+    def _show(self, row: Row) -> str:
+        number = row.request.number
+        text = _text(self._tokenizer, row)
+        if self._as_json:
+            return json.dumps(self._as_object(row, text), ensure_ascii=False)
+        prompt, copy = divmod(number, self._copies)
+        which = f"prompt {prompt}" + (f", text {copy}" if self._copies > 1 else "")
+        return f"--- {which} ---\n{_for_terminal(text)}"
+
+    def _as_object(self, row: Row, text: str) -> dict[str, Any]:
+        prompt, copy = divmod(row.request.number, self._copies)
+        return {
+            "prompt_index": prompt,
+            "text_index": copy,
+            "prompt": self._prompts[prompt],
+            "text": text,
+            "finish_reason": row.finished,
+            "token_ids": row.new_ids,
+            "prompt_tokens": len(row.request.prompt),
+            "new_tokens": len(row.new_ids),
+            **asdict(row.counts),
+        }
+
+
+def notes(tally: Tally, config: RunConfig) -> list[str]:
+    """What a reader of the summary should know."""
+    settings = config.settings
+    rule = settings.rule
+    found = []
+    if hasattr(rule, "tau_h") and settings.temperature == 0:
+        found.append("at temperature 0 the gate uses raw entropies (temperature 1, no truncation)")
+    if tally.gate_open == 0 and tally.examined and settings.drafter == "model":
+        found.append(
+            f"the gate never opened (tau_h {getattr(rule, 'tau_h', 0):.4g} nats): this is what "
+            "plain speculation writes; lower --tau-h, or see the entropies with --trace"
+        )
+    return found
+
+
+def _checked_device(device: str | None) -> str | None:
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device = {device!r} cannot be used ({reason}); try cpu") from None
+    return device
+
+
+def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
+    """The prompt itself, or what a file or standard input holds.
+
+    A file has one prompt a line; a `.jsonl` file one object a line with `prompt` or `problem`.
+    Standard input is one prompt.
+
+    Raises:
+        InputError: There is none, or the file cannot be read.
+    """
+    if file is not None:
+        if prompt is not None:
+            raise InputError("give a prompt or --file, not both")
+        return _read_file(file)
+    if prompt is not None and prompt != "-":
+        return [prompt]
+    if prompt is None and sys.stdin.isatty():
+        raise InputError("no prompt; write one behind `generate`, use --file, or pipe it in")
+    return [sys.stdin.read().strip()]
+
+
+def _read_file(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"cannot read prompts from {str(file)!r} ({reason})") from None
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise InputError(f"{str(file)!r} holds no prompt; write one on a line")
+    if file.suffix != ".jsonl":
+        return [line for _, line in numbered]
+    return [_prompt_of(line, f"{file}:{number}") for number, line in numbered]
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        values = None
+    found = None
+    if isinstance(values, dict):
+        found = values.get("prompt", values.get("problem"))
+    if not isinstance(found, str):
+        raise InputError(f"{where} is no JSON object with a text under 'prompt' or 'problem'")
+    return found
+
+
+def _text(tokenizer: Any, row: Row) -> str:
+    return tokenizer.decode(row.new_ids, skip_special_tokens=True)
+
+
+def _for_terminal(text: str) -> str:
+    """A model's control characters could steer a terminal; files get the text as it is."""
+    return visible(text) if sys.stdout.isatty() else text
