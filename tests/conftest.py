@@ -4,5 +4,5 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-settings.register_profile("easd", deadline=None, derandomize=True, max_examples=10)
+settings.register_profile("easd", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("easd")
