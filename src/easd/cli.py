@@ -39,7 +39,11 @@ def generate(
     *,
     pair: Annotated[
         str | None,
-        Option(help="An embedded pair; see `easd pairs`.", rich_help_panel=_MODELS),
+        Option(
+            help="An embedded pair; see `easd pairs`.",
+            show_default="smollm2",
+            rich_help_panel=_MODELS,
+        ),
     ] = None,
     target: Annotated[
         str | None, Option(help="The target: a hub id or a folder.", rich_help_panel=_MODELS)
@@ -50,14 +54,18 @@ def generate(
     dtype: Annotated[
         str | None,
         Option(
-            help="float32, bfloat16, float16 or float64 [default: float32 on a CPU, else the "
-            "checkpoint's].",
+            help="Of the weights: float32, bfloat16, float16 or float64.",
+            show_default="float32 on a CPU, else the checkpoint's",
             rich_help_panel=_MODELS,
         ),
     ] = None,
     device: Annotated[
         str | None,
-        Option(help="cpu, cuda, cuda:1, mps [default: a GPU if any].", rich_help_panel=_MODELS),
+        Option(
+            help="cpu, cuda, cuda:1 or mps.",
+            show_default="a GPU where there is one",
+            rich_help_panel=_MODELS,
+        ),
     ] = None,
     file: Annotated[
         Path | None,
@@ -70,7 +78,8 @@ def generate(
         bool | None,
         Option(
             "--chat/--no-chat",
-            help="Use the tokenizer's chat template [default: where it has one].",
+            help="Use the tokenizer's chat template.",
+            show_default="where it has one",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -97,48 +106,50 @@ def generate(
         str | None,
         Option(
             help="easd, speculative, target, draft, easd-without-overlap, "
-            "easd-without-draft-entropy, easd-without-both, overlap-only or random-refusal "
-            "[default: easd].",
+            "easd-without-draft-entropy, easd-without-both, overlap-only or random-refusal.",
+            show_default="easd",
             rich_help_panel=_RULE,
         ),
     ] = None,
     tau_h: Annotated[
         str | None,
         Option(
-            help="Entropy threshold in nats, or in bits as '2bits' [default: 1.5].",
+            help="Entropy threshold in nats, or in bits as '2bits'.",
+            show_default="1.5",
             metavar="NUMBER",
             rich_help_panel=_RULE,
         ),
     ] = None,
     tau_o: Annotated[
         float | None,
-        Option(help="Overlap threshold in [0, 1] [default: 0.8].", rich_help_panel=_RULE),
+        Option(help="Overlap threshold in [0, 1].", show_default="0.8", rich_help_panel=_RULE),
     ] = None,
     top_n: Annotated[
         int | None,
-        Option(help="Top tokens the overlap counts [default: 5].", rich_help_panel=_RULE),
+        Option(help="Top tokens the overlap counts.", show_default="5", rich_help_panel=_RULE),
     ] = None,
     redraw: Annotated[
         str | None,
         Option(
             help="Draw a replacement from the target without the token (exclude) or from the "
-            "target itself (target) [default: exclude].",
+            "target itself (target).",
+            show_default="exclude",
             rich_help_panel=_RULE,
         ),
     ] = None,
     penalise: Annotated[
         str | None,
         Option(
-            help="Exclude the drafted token or the draft's top token: drafted or draft_top "
-            "[default: drafted].",
+            help="Exclude the drafted token or the draft's top token: drafted or draft_top.",
+            show_default="drafted",
             rich_help_panel=_RULE,
         ),
     ] = None,
     gate_on: Annotated[
         str | None,
         Option(
-            help="Ask the gate of every proposed token or of accepted ones: proposed or accepted "
-            "[default: proposed].",
+            help="Ask the gate of every proposed token or of accepted ones: proposed or accepted.",
+            show_default="proposed",
             rich_help_panel=_RULE,
         ),
     ] = None,
@@ -146,7 +157,8 @@ def generate(
         bool | None,
         Option(
             "--gate-bonus/--no-gate-bonus",
-            help="Gate the bonus position too [default: no].",
+            help="Gate the bonus position too.",
+            show_default="no",
             rich_help_panel=_RULE,
         ),
     ] = None,
@@ -154,7 +166,8 @@ def generate(
         str | None,
         Option(
             help="Refuse every gated token (as_published) or keep as many as the same law allows "
-            "(maximal) [default: as_published].",
+            "(maximal).",
+            show_default="as_published",
             rich_help_panel=_RULE,
         ),
     ] = None,
@@ -162,14 +175,16 @@ def generate(
         str | None,
         Option(
             help="Entropies of the distribution tokens are drawn from or of the one before "
-            "temperature and truncation: sampling or raw [default: sampling].",
+            "temperature and truncation: sampling or raw.",
+            show_default="sampling",
             rich_help_panel=_RULE,
         ),
     ] = None,
     rate: Annotated[
         float | None,
         Option(
-            help="Share of tokens that random-refusal refuses [default: 0.02].",
+            help="Share of tokens that random-refusal refuses.",
+            show_default="0.02",
             rich_help_panel=_RULE,
         ),
     ] = None,
@@ -184,55 +199,64 @@ def generate(
     ] = None,
     gamma: Annotated[
         int | None,
-        Option(help="Draft tokens asked for in a block [default: 4].", rich_help_panel=_DECODING),
+        Option(
+            help="Draft tokens asked for in a block.", show_default="4", rich_help_panel=_DECODING
+        ),
     ] = None,
     drafter: Annotated[
         str | None,
         Option(
             help="Draft with the model or look tokens up in the text so far: model or "
-            "prompt-lookup [default: model].",
+            "prompt-lookup.",
+            show_default="model",
             rich_help_panel=_DECODING,
         ),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
         Option(
-            help="Most tokens of a text [default: 256, or what the context window leaves].",
+            help="Most tokens of a text.",
+            show_default="256, or what the context window leaves",
             rich_help_panel=_DECODING,
         ),
     ] = None,
     min_new_tokens: Annotated[
         int | None,
-        Option(help="Least tokens of a text [default: 0].", rich_help_panel=_DECODING),
+        Option(help="Least tokens of a text.", show_default="0", rich_help_panel=_DECODING),
     ] = None,
     temperature: Annotated[
         float | None,
-        Option(help="0 decodes greedily [default: 1.0].", rich_help_panel=_DECODING),
+        Option(help="0 decodes greedily.", show_default="1.0", rich_help_panel=_DECODING),
     ] = None,
     top_k: Annotated[
         int | None,
         Option(
-            help="Keep the k most probable tokens, 0 all [default: 0].", rich_help_panel=_DECODING
+            help="Keep the k most probable tokens, 0 all.",
+            show_default="0",
+            rich_help_panel=_DECODING,
         ),
     ] = None,
     top_p: Annotated[
         float | None,
         Option(
-            help="Keep the smallest set with this probability [default: 1.0].",
+            help="Keep the smallest set with this probability.",
+            show_default="1.0",
             rich_help_panel=_DECODING,
         ),
     ] = None,
     min_p: Annotated[
         float | None,
         Option(
-            help="Drop tokens below this share of the most probable one [default: 0.0].",
+            help="Drop tokens below this share of the most probable one.",
+            show_default="0.0",
             rich_help_panel=_DECODING,
         ),
     ] = None,
     repetition_penalty: Annotated[
         float | None,
         Option(
-            help="Divides the logits of tokens already there [default: 1.0].",
+            help="Divides the logits of tokens already there.",
+            show_default="1.0",
             rich_help_panel=_DECODING,
         ),
     ] = None,
@@ -246,21 +270,25 @@ def generate(
     ] = None,
     seed: Annotated[
         int | None,
-        Option(help="Decides all randomness [default: 0].", rich_help_panel=_DECODING),
+        Option(help="Decides all randomness.", show_default="0", rich_help_panel=_DECODING),
     ] = None,
     noise: Annotated[
         str | None,
         Option(
-            help="Draw draft and text with independent or shared numbers [default: independent].",
+            help="Draw draft and text with independent or shared numbers.",
+            show_default="independent",
             rich_help_panel=_DECODING,
         ),
     ] = None,
     n: Annotated[
-        int | None, Option("--n", help="Texts a prompt [default: 1].", rich_help_panel=_DECODING)
+        int | None,
+        Option("--n", help="Texts a prompt.", show_default="1", rich_help_panel=_DECODING),
     ] = None,
     batch: Annotated[
         int | None,
-        Option("--batch", help="Texts decoded at once [default: 8].", rich_help_panel=_DECODING),
+        Option(
+            "--batch", help="Texts decoded at once.", show_default="8", rich_help_panel=_DECODING
+        ),
     ] = None,
 ) -> None:
     """Continue a prompt, or answer it, and say what was drafted, accepted and penalised."""

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -85,9 +86,7 @@ class Session:
         config = self.config.to_dict()
         console.print(summary_panel(tally.summary(), config, title=pair.name))
         for note in notes(tally, self.config):
-            console.print(
-                f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
 
     def _load(self, console: Console) -> Pair:
         config = self.config

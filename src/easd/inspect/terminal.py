@@ -29,7 +29,9 @@ _MARKS = {"replacement": "~", "bonus": "+"}
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LABEL = 8
-_CONTEXT = 28
+_CONTEXT = 24
+_FAVOURITES = 3
+_WIDE = 100  # Columns from which the table has room for the target's favourites.
 _EMITTED = ("accepted", "replacement", "bonus")
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
@@ -49,7 +51,7 @@ def render(trace: Trace, sample: int, console: Console) -> None:
     console.print(_decoded(rows))
     console.print(_legend())
     console.print(_entropies(rows, rule, console.width))
-    console.print(_penalties(rows, trace))
+    console.print(_penalties(rows, trace, favourites=console.width >= _WIDE))
     console.print(summary_panel(summary(trace), trace.run["config"], title=_title(trace)))
 
 
@@ -124,11 +126,11 @@ def _decoded(rows: list[dict[str, Any]]) -> Text:
 
 
 def _legend() -> Text:
-    text = Text("\nkept draft token   ", style="dim")
-    text.append("~replacement", _REPLACEMENT).append(" after a rejection   ", "dim")
-    text.append("+bonus", _BONUS).append(" after a whole block   ", "dim")
+    text = Text("\nkept draft token   ")
+    text.append("~replacement", _REPLACEMENT).append(" after a rejection   ")
+    text.append("+bonus", _BONUS).append(" after a whole block   ")
     text.append("[").append("refused", _REFUSED).append("→").append("replacement", _PENALTY)
-    return text.append("] at an open gate\n", "dim")
+    return text.append("] at an open gate\n")
 
 
 def _entropies(rows: list[dict[str, Any]], rule: dict[str, Any], width: int) -> Group:
@@ -139,17 +141,17 @@ def _entropies(rows: list[dict[str, Any]], rule: dict[str, Any], width: int) -> 
     top = max([*values, tau_h * 1.25 if math.isfinite(tau_h) else 0.0, 0.1])
     penalised = {row["position"] for row in rows if row["outcome"] == "penalised"}
     lines: list[Text] = []
-    step = max(width - _LABEL, 10)
+    step = max(width - _LABEL - 1, 10)
     for first in range(0, len(emitted), step):
         chunk = emitted[first : first + step]
         for model in ("draft", "target"):
-            line = Text(f"H {model}".ljust(_LABEL), style="dim", no_wrap=True)
+            line = Text(no_wrap=True).append(f"H {model}".ljust(_LABEL + 1), "dim")
             for row in chunk:
                 value = row[f"{model}_entropy"]
                 line.append(_bar(value, top), _ABOVE if (value or 0) > tau_h else "default")
             lines.append(line)
         gate = "".join(_gate_mark(row, penalised, tau_h) for row in chunk)
-        lines.append(Text("gate".ljust(_LABEL), style="dim").append(gate, _ABOVE))
+        lines.append(Text().append("gate".ljust(_LABEL + 1), "dim").append(gate, _ABOVE))
     scale = Text(f"entropy per token, █ = {top:.2f} nats", style="dim")
     if math.isfinite(tau_h):
         scale.append(f", tau_h = {tau_h:.3g} is {_bar(tau_h, top)}")
@@ -172,13 +174,16 @@ def _gate_mark(row: dict[str, Any], penalised: set[int], tau_h: float) -> str:
     return "·" if both > tau_h else " "
 
 
-def _penalties(rows: list[dict[str, Any]], trace: Trace) -> Table | Text:
+def _penalties(rows: list[dict[str, Any]], trace: Trace, *, favourites: bool) -> Table | Text:
     table = Table(title="penalties", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("at", "context", "removed", "instead"):
-        table.add_column(name, justify="right" if name in ("at", "context") else "left")
-    for name in ("H_d", "H_t", "overlap", "p(x)", "q(x)"):
+        table.add_column(
+            name, justify="right" if name in ("at", "context") else "left", no_wrap=True
+        )
+    for name in ("H_d", "H_t", "shared", "p(x)", "q(x)"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("target's favourites")
+    if favourites:
+        table.add_column("the target's favourites", no_wrap=True)
     texts = dict(
         zip(
             trace.vocabulary["token"].to_pylist(),
@@ -196,14 +201,14 @@ def _penalties(rows: list[dict[str, Any]], trace: Trace) -> Table | Text:
             table.add_row(
                 str(refused["position"]),
                 Text(_one_line(before)[-_CONTEXT:]),
-                Text(_one_line(refused["text"]), _REFUSED),
-                Text(_one_line(row["text"]), _PENALTY),
+                Text(_token(refused["text"]), _REFUSED),
+                Text(_token(row["text"]), _PENALTY),
                 f"{refused['draft_entropy']:.2f}",
                 f"{refused['target_entropy']:.2f}",
                 f"{refused['overlap']:.1f}",
                 f"{refused['target_prob']:.3f}",
                 f"{refused['draft_prob']:.3f}",
-                Text(_favourites(refused, texts), "dim"),
+                *([Text(_favourites(refused, texts), "dim")] if favourites else []),
             )
             refused = None
         before += row["text"]
@@ -211,8 +216,8 @@ def _penalties(rows: list[dict[str, Any]], trace: Trace) -> Table | Text:
 
 
 def _favourites(row: dict[str, Any], texts: dict[int, str]) -> str:
-    found = zip(row["target_top_tokens"], row["target_top_probs"], strict=True)
-    return "  ".join(f"{_one_line(texts[token]).strip()} {prob:.2f}" for token, prob in found)
+    best = list(zip(row["target_top_tokens"], row["target_top_probs"], strict=True))
+    return ", ".join(f"{_token(texts[t])} {p:.2f}" for t, p in best[:_FAVOURITES])
 
 
 def _lines(found: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Text]]:
@@ -280,6 +285,11 @@ def _split(token: str) -> tuple[str, str]:
     rest = token.lstrip(" \n")
     space = token[: len(token) - len(rest)]
     return space, visible(rest) or ("⏎" if "\n" in space else "␣")
+
+
+def _token(text: str) -> str:
+    """A token in a cell of its own."""
+    return _one_line(text).strip() or "␣"
 
 
 def _one_line(text: str) -> str:
