@@ -384,7 +384,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"transformers|torch|huggingface_hub")
     try:
         code = app(standalone_mode=False)
-    except (EasdError, typer.TyperException) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        code = USAGE_ERROR
+    except EasdError as error:
+        code = _fail(str(error))
+    except typer.TyperException as error:
+        code = _fail(error.format_message())
     sys.exit(code)
+
+
+def _fail(message: str) -> int:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return USAGE_ERROR

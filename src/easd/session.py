@@ -75,14 +75,19 @@ class Session:
                 for watcher in watchers:
                     watcher(record)
 
-            generate(
-                pair.target,
-                pair.draft,
-                ids,
-                tokenizer=pair.tokenizer,
-                settings=self.config.settings,
-                on_step=watch,
-            )
+            try:
+                generate(
+                    pair.target,
+                    pair.draft,
+                    ids,
+                    tokenizer=pair.tokenizer,
+                    settings=self.config.settings,
+                    on_step=watch,
+                )
+            except KeyboardInterrupt:
+                kept = f"; the trace in {self.trace} reads up to here" if self.trace else ""
+                console.print(Text(f"interrupted after {tally.tokens} tokens{kept}"))
+                raise
         config = self.config.to_dict()
         console.print(summary_panel(tally.summary(), config, title=pair.name))
         for note in notes(tally, self.config):
@@ -138,7 +143,8 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        print()
+        if self._printed:
+            print()
 
     def add(self, record: StepRecord) -> None:
         (row,) = record.rows

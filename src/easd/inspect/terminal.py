@@ -61,7 +61,7 @@ def summary_panel(found: dict[str, Any], config: dict[str, Any], *, title: str) 
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     for name, value in _lines(found, config):
-        grid.add_row(name, value)
+        grid.add_row(name, Text(value))
     return Panel(grid, title=Text(title), title_align="left", box=box.ROUNDED, expand=False)
 
 
@@ -220,39 +220,38 @@ def _favourites(row: dict[str, Any], texts: dict[int, str]) -> str:
     return ", ".join(f"{_token(texts[t])} {p:.2f}" for t, p in best[:_FAVOURITES])
 
 
-def _lines(found: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Text]]:
-    yield "rule", Text(describe_rule(config["rule"]))
+def _lines(found: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "rule", describe_rule(config["rule"])
+    drafting = f"gamma {config['gamma']}, drafter {config['drafter']}, "
     yield (
         "decoding",
-        Text(
-            f"gamma {config['gamma']}, drafter {config['drafter']}, temperature "
-            f"{_value(config['temperature'])}, seed {config['seed']}, noise {config['noise']}"
-        ),
+        f"{drafting if found['proposed'] else ''}temperature {_value(config['temperature'])}, "
+        f"seed {config['seed']}, noise {config['noise']}",
     )
+    # The rule `draft` runs the draft in the target's place.
+    model = "draft" if config["rule"]["name"] == "draft" else "target"
     efficiency = found["block_efficiency"]
     yield (
         "tokens",
-        Text(
-            f"{found['tokens']} in {_count(found['blocks'], 'target forward')}"
-            + (f", {efficiency:.2f} per forward" if efficiency is not None else "")
-        ),
+        f"{found['tokens']} in {_count(found['blocks'], f'{model} forward')}"
+        + (f", {efficiency:.2f} per forward" if efficiency is not None else ""),
     )
     if found["proposed"]:
         yield (
             "drafted",
-            Text(
-                f"{found['proposed']}: {found['examined']} examined, {found['accepted']} accepted "
-                f"({_percent(found['acceptance_rate'])} of examined, "
-                f"{_percent(found['draft_utilisation'])} of drafted)"
-            ),
+            f"{found['proposed']}: {found['examined']} examined, {found['accepted']} accepted "
+            f"({_percent(found['acceptance_rate'])} of examined, "
+            f"{_percent(found['draft_utilisation'])} of drafted)",
         )
     if found["gate_open"] is not None:
-        yield "gate", Text(_gate_line(found))
-    total = sum(found["seconds"].values())
+        yield "gate", _gate_line(found)
+    seconds = found["seconds"]
+    if not found["proposed"]:
+        seconds = {model: seconds["target"], "other": sum(seconds.values()) - seconds["target"]}
+    total = sum(seconds.values())
     if total:
-        speed = f"{found['tokens'] / total:.1f} tok/s"
-        parts = ", ".join(f"{n} {_percent(s / total)}" for n, s in found["seconds"].items())
-        yield "time", Text(f"{total:.2f} s, {speed}: {parts}")
+        parts = ", ".join(f"{name} {_percent(part / total)}" for name, part in seconds.items())
+        yield "time", f"{total:.2f} s, {found['tokens'] / total:.1f} tok/s: {parts}"
 
 
 def _gate_line(found: dict[str, Any]) -> str:

@@ -108,6 +108,10 @@ class TraceWriter:
         if kind is not None:
             status = "failed" if issubclass(kind, Exception) else "interrupted"
             self._run["error"] = str(error) or kind.__name__
+        if status == "failed" and not self._steps:
+            # Refused before the first step: the folder stays free for the next try.
+            (self.folder / "run.json").unlink()
+            return
         self._flush()
         self._run |= {"status": status, "ended": _now()}
         self._save_run()
