@@ -1,0 +1,289 @@
+"""Whole short sequences of the engine against the exact law of the slow reference sampler.
+
+Every test is a chi-square test on fixed seeds: p > 1e-3 passes, and the planted bugs below must
+come out with p < 1e-6 under the same test.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+import torch
+from models import build, gpt2_config, near, requests, texts
+from scipy.stats import chi2
+
+from easd.core.noise import Noise
+from easd.core.reference import Reference
+from easd.core.rules import EASD, DraftOnly, RandomRefusal, Speculative, TargetOnly
+from easd.core.signals import entropy
+from easd.engine.settings import Settings
+
+PASS, FAIL = 1e-3, 1e-6
+VOCAB, PROMPT, LENGTH, COUNT = 6, (1, 2), 3, 2000
+GATED = EASD(tau_h=0.5, tau_o=1.0, top_n=3)
+NO_PROCESSING = Settings()
+
+
+TARGET, NEAR, FAR = range(3)
+
+
+@cache
+def models():
+    """A target, a draft like it, and one unlike it that is refused all the time."""
+    target = build(gpt2_config(VOCAB), spread=24.0)
+    return target, near(target, noise=0.15), build(gpt2_config(VOCAB), spread=8.0, seed=5)
+
+
+@cache
+def distribution(which, prefix, settings=NO_PROCESSING):
+    """Probabilities from a plain forward without a cache, processed by transformers' warpers."""
+    ids = torch.tensor([prefix])
+    with torch.no_grad():
+        scores = models()[which](input_ids=ids, use_cache=False).logits[:, -1]
+    for warper in settings.processing(len(PROMPT), [], []).processors:
+        scores = warper(ids, scores)
+    return scores[0].softmax(-1)
+
+
+def reference(rule, settings=NO_PROCESSING, ends=frozenset()):
+    raw = replace(settings, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+    return Reference(
+        target=lambda prefix: distribution(TARGET, prefix, settings),
+        draft=lambda prefix: distribution(NEAR, prefix, settings),
+        raw_target=lambda prefix: distribution(TARGET, prefix, raw),
+        raw_draft=lambda prefix: distribution(NEAR, prefix, raw),
+        rule=rule,
+        ends=ends,
+    )
+
+
+def exact_law(rule, gamma, settings=NO_PROCESSING, length=LENGTH, ends=frozenset()):
+    """By blocks where the law depends on them, else the product of the tokens' laws."""
+    oracle = reference(rule, settings, ends)
+    if isinstance(rule, EASD | RandomRefusal) and not rule.gate_bonus:
+        return oracle.block_sequence_law(PROMPT, length, gamma)
+    return oracle.sequence_law(PROMPT, length)
+
+
+def p_value(observed, law):
+    """Chi-square of texts against their law; texts expected fewer than 5 times share one cell."""
+    counts = Counter(map(tuple, observed))
+    impossible = [text for text in counts if law.get(text, 0.0) <= 0]
+    assert not impossible, f"emitted texts of probability 0: {impossible[:3]}"
+    cells = [(prob * len(observed), counts[text]) for text, prob in law.items() if prob > 0]
+    rare = [cell for cell in cells if cell[0] < 5]
+    common = [cell for cell in cells if cell[0] >= 5]
+    if rare:
+        common.append((sum(e for e, _ in rare), sum(o for _, o in rare)))
+    statistic = sum((o - e) ** 2 / e for e, o in common if e > 0)
+    return chi2.sf(statistic, len(common) - 1)
+
+
+def emitted(rule, *, gamma, draft=NEAR, count=COUNT, length=LENGTH, eos=frozenset(), **settings):
+    asked = requests([PROMPT] * count, max_new_tokens=length, eos=eos)
+    asked = [
+        replace(request, processing=Settings(**sampling(settings)).processing(len(PROMPT), [], []))
+        for request in asked
+    ]
+    pair = models()[TARGET], models()[draft]
+    return texts(pair, asked, rule=rule, gamma=gamma, **settings)
+
+
+def sampling(settings):
+    return {k: v for k, v in settings.items() if k in ("temperature", "top_k", "top_p", "min_p")}
+
+
+def test_the_gate_of_the_pair_is_worth_testing():
+    oracle = reference(GATED)
+    prefixes = [(*PROMPT, a, b) for a in range(VOCAB) for b in range(VOCAB)]
+    refused = [1 - float(oracle.outcomes(p, bonus=False)[0].sum()) for p in prefixes]
+    opened = sum(share == pytest.approx(1) for share in refused) / len(prefixes)
+    assert 0.2 < opened < 0.6
+    assert min(refused) < 0.5
+
+
+def test_block_law_is_the_product_where_the_law_knows_no_blocks():
+    for rule in (Speculative(), replace(GATED, gate_bonus=True)):
+        product = reference(rule).sequence_law(PROMPT, 3)
+        for gamma in (1, 2, 3):
+            blocks = reference(rule).block_sequence_law(PROMPT, 3, gamma)
+            assert blocks == pytest.approx(product, abs=1e-12)
+
+
+def test_block_law_depends_on_gamma_where_the_bonus_token_is_not_gated():
+    one, three = (reference(GATED).block_sequence_law(PROMPT, 4, gamma) for gamma in (1, 3))
+    assert sum(one.values()) == pytest.approx(1)
+    assert max(abs(one[text] - three[text]) for text in one) > 1e-3
+
+
+@pytest.mark.parametrize("gamma", [None, 2])
+def test_reference_samples_follow_its_own_law(gamma):
+    oracle = reference(GATED if gamma else replace(GATED, gate_bonus=True))
+    generator = torch.Generator().manual_seed(0)
+    if gamma:
+        drawn = [oracle.sample_blocks(PROMPT, 2, gamma, generator) for _ in range(500)]
+        law = oracle.block_sequence_law(PROMPT, 2, gamma)
+    else:
+        drawn = [oracle.sample(PROMPT, 2, generator) for _ in range(500)]
+        law = oracle.sequence_law(PROMPT, 2)
+    assert p_value(drawn, law) > PASS
+
+
+MAXIMAL = replace(GATED, coupling="maximal")
+BONUS = {"gate_bonus": True}
+
+
+@pytest.mark.parametrize(
+    ("rule", "gamma"),
+    [
+        (Speculative(), 4),
+        (TargetOnly(), 1),
+        (DraftOnly(), 2),
+        (GATED, 1),
+        (GATED, 2),
+        (GATED, 4),
+        (replace(GATED, **BONUS), 2),
+        (replace(GATED, gate_on="accepted"), 2),
+        (replace(GATED, penalise="draft_top"), 3),
+        (replace(GATED, redraw="target"), 2),
+        (MAXIMAL, 2),
+        (replace(MAXIMAL, **BONUS), 3),
+        (RandomRefusal(rate=0.3), 2),
+    ],
+    ids=str,
+)
+def test_sequences_follow_the_law(rule, gamma):
+    # A batch far smaller than the requests: rows end, move and are refilled all the time.
+    observed = emitted(rule, gamma=gamma, batch_size=1024)
+    law = (
+        reference(Speculative()).sequence_law(PROMPT, LENGTH)
+        if isinstance(rule, TargetOnly)
+        else draft_law()
+        if isinstance(rule, DraftOnly)
+        else exact_law(rule, gamma)
+    )
+    assert p_value(observed, law) > PASS
+
+
+def draft_law():
+    oracle = replace(reference(Speculative()), target=lambda prefix: distribution(NEAR, prefix))
+    return oracle.sequence_law(PROMPT, LENGTH)
+
+
+@pytest.mark.parametrize("gamma", [1, 3])
+def test_speculation_from_an_unlike_draft_follows_the_law(gamma):
+    observed = emitted(Speculative(), draft=FAR, gamma=gamma)
+    assert p_value(observed, exact_law(Speculative(), gamma)) > PASS
+
+
+@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, **BONUS)], ids=str)
+def test_sequences_under_shared_noise_follow_the_law(rule):
+    observed = emitted(rule, gamma=2, noise="shared")
+    assert p_value(observed, exact_law(rule, 2)) > PASS
+
+
+@pytest.mark.parametrize("rule", [Speculative(), GATED, replace(GATED, entropy_of="raw")], ids=str)
+@pytest.mark.parametrize("options", [{"temperature": 0.7}, {"top_k": 3, "top_p": 0.9}], ids=str)
+def test_sequences_follow_the_law_of_processed_distributions(rule, options):
+    rule = replace(rule, tau_h=0.3) if isinstance(rule, EASD) else rule
+    observed = emitted(rule, gamma=2, **options)
+    assert p_value(observed, exact_law(rule, 2, Settings(**options))) > PASS
+
+
+@pytest.mark.parametrize("rule", [Speculative(), GATED], ids=str)
+def test_sequences_that_may_end_early_follow_the_law(rule):
+    ends = frozenset({3})
+    observed = emitted(rule, gamma=3, length=4, eos=ends)
+    assert {len(text) for text in observed} >= {1, 2, 3, 4}
+    assert p_value(observed, exact_law(rule, 3, length=4, ends=ends)) > PASS
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_small_batches_follow_the_law(batch_size):
+    observed = emitted(GATED, gamma=2, count=200, length=2, batch_size=batch_size)
+    assert p_value(observed, exact_law(GATED, 2, length=2)) > PASS
+
+
+# Planted bugs. Each must be caught by the test above that it breaks.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidualIsTarget(Speculative):
+    """A refused token is redrawn from the target itself."""
+
+    def replacement(self, step, judgement, at, penalised):
+        return step.row(at).target_probs[:, 0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateOffByOne(EASD):
+    """The gate of a position is read one position further on."""
+
+    def signals(self, step):
+        signals = EASD.signals(self, step)
+        return {**signals, "gate": signals["gate"].roll(1, dims=1)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BonusUngated(EASD):
+    """Promises a gate at the bonus position and does not ask it."""
+
+    @property
+    def evaluates_bonus(self):
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyOfDraftOnly(EASD):
+    """The target's entropy is never asked."""
+
+    def signals(self, step):
+        signals = EASD.signals(self, step)
+        gate = signals["gate"] * 0 + (entropy(step.draft_probs) > self.tau_h)
+        return {**signals, "gate": gate}
+
+
+PLANTED = {"tau_h": GATED.tau_h, "tau_o": GATED.tau_o, "top_n": GATED.top_n}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (ResidualIsTarget(), Speculative()),
+        (GateOffByOne(**PLANTED), GATED),
+        (BonusUngated(**PLANTED, gate_bonus=True), replace(GATED, gate_bonus=True)),
+        (EntropyOfDraftOnly(**PLANTED), GATED),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_planted_rules_are_caught(wrong, right):
+    observed = emitted(wrong, gamma=2)
+    assert p_value(observed, exact_law(right, 2)) < FAIL
+
+
+def test_draft_noise_reused_for_acceptance_is_caught(monkeypatch):
+    def accept(self, length):
+        at = torch.arange(length).expand(len(self.keys), -1)
+        return 1 - torch.exp(-self.draft(at, VOCAB)[..., 0])
+
+    monkeypatch.setattr(Noise, "accept", accept)
+    observed = emitted(Speculative(), draft=FAR, gamma=2)
+    assert p_value(observed, exact_law(Speculative(), 2)) < FAIL
+
+
+def test_a_cache_that_keeps_refused_tokens_is_caught(monkeypatch):
+    from easd.engine.loop import Engine
+
+    commit = Engine._commit
+
+    def forgetful(self, draft, *rest):
+        lengths = list(self.target.lengths)
+        committed = commit(self, draft, *rest)
+        for place in range(min(len(self.rows), len(lengths))):
+            self.target.lengths[place] = min(self.target.lengths[place], lengths[place] + 1)
+        return committed
+
+    monkeypatch.setattr(Engine, "_commit", forgetful)
+    observed = emitted(Speculative(), draft=FAR, gamma=3, length=4)
+    assert p_value(observed, exact_law(Speculative(), 3, length=4)) < FAIL

@@ -1,0 +1,122 @@
+"""Tiny random models, built from their configs, and short cuts to the engine over them."""
+
+from functools import cache
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from easd.engine.generate import decode
+from easd.engine.request import Request, Row
+from easd.engine.settings import Settings
+
+
+def build(
+    config: PretrainedConfig,
+    *,
+    seed: int = 0,
+    spread: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> PreTrainedModel:
+    """A random model; `spread` multiplies its matrices, so that texts depend on their prefix."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config).to(torch.float64)
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.ndim > 1:
+                values *= spread
+    model.generation_config.eos_token_id = None
+    return model.to(dtype).eval()
+
+
+def near(model: PreTrainedModel, *, noise: float = 0.3, seed: int = 1) -> PreTrainedModel:
+    """A draft: the model itself with noise on every weight, relative to the weights' spread."""
+    draft = type(model)(model.config).to(model.dtype)
+    draft.load_state_dict(model.state_dict())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for values in draft.parameters():
+            if values.ndim > 1:
+                drawn = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+                values += (noise * values.std() * drawn).to(values.dtype)
+    draft.generation_config.eos_token_id = None
+    return draft.eval()
+
+
+def llama_config(vocab_size: int = 24, **changes: object) -> LlamaConfig:
+    """Two layers with grouped heads."""
+    return LlamaConfig(
+        **{
+            "vocab_size": vocab_size,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+            **changes,
+        }
+    )
+
+
+def gpt2_config(vocab_size: int = 6) -> GPT2Config:
+    """One layer, learned positions."""
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=32,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    )
+
+
+@cache
+def llama_pair(dtype: torch.dtype = torch.float64) -> tuple[PreTrainedModel, PreTrainedModel]:
+    target = build(llama_config(), spread=4.0)
+    draft = near(target, noise=0.25)
+    return target.to(dtype), draft.to(dtype)
+
+
+def prompts(count: int, *, vocab_size: int = 24, longest: int = 12, seed: int = 0):
+    """`count` prompts of very different lengths, the first of one token."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [1, *torch.randint(1, longest + 1, (count - 1,), generator=generator).tolist()]
+    return [
+        tuple(torch.randint(3, vocab_size, (length,), generator=generator).tolist())
+        for length in lengths
+    ]
+
+
+def requests(texts, **fields) -> list[Request]:
+    """A request for each prompt, numbered in order."""
+    fields = {"max_new_tokens": 16, **fields}
+    return [Request(prompt=text, number=number, **fields) for number, text in enumerate(texts)]
+
+
+def run(pair, asked: list[Request], **settings) -> dict[int, Row]:
+    """Decodes requests to their end; number -> row."""
+    settings = {"batch_size": len(asked), **settings}
+    done = {}
+    for record in decode(*pair, asked, Settings(**settings)):
+        done |= {row.request.number: row for row in record.rows if row.finished}
+    return done
+
+
+def texts(pair, asked: list[Request], **settings) -> list[list[int]]:
+    """What `run` decodes, in the order of `asked`."""
+    done = run(pair, asked, **settings)
+    return [done[request.number].new_ids for request in asked]
