@@ -160,8 +160,8 @@ class GateOffByOne(EASD):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplacedWithoutExclusion(EASD):
-    def _penalised_replacement(self, step, token):
-        return step.target_probs[:, : token.shape[1]]
+    def replacement(self, step, judgement, at, penalised):
+        return EASD.replacement(EASD(**GATE, redraw="target"), step, judgement, at, penalised)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

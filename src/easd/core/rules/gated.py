@@ -94,22 +94,34 @@ class GatedRule(ABC):
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
         row = step.row(at)
-        target_probs = row.target_probs[:, 0]
-        bonus = step.is_bonus(at)[:, None]
-        draft_probs = torch.where(bonus, 0.0, row.draft_probs[:, 0])
+        target_probs, draft_probs = row.target_probs[:, 0], row.draft_probs[:, 0]
+        bonus, penalised = step.is_bonus(at)[:, None], penalised[:, None]
         gate = judgement.signals["gate"].gather(1, at[:, None])
         if self.coupling == "maximal":
-            return residual(self._law(row, gate)[:, 0], draft_probs)
-        unpenalised = residual(target_probs, draft_probs)
+            return residual(self._law(row, gate)[:, 0], torch.where(bonus, 0.0, draft_probs))
+        # A rejection takes away what the draft has, a penalty all the target has at one token.
+        taken = torch.where(bonus | penalised, 0.0, draft_probs)
+        if self.redraw == "target" or step.draft_tokens.shape[1] == 0:
+            probs = residual(target_probs, taken)
+        else:
+            token = self._zeroed(step, row, at)
+            all_of_it = torch.where(
+                penalised, target_probs.gather(1, token), taken.gather(1, token)
+            )
+            probs = residual(target_probs, taken.scatter(1, token, all_of_it))
+            if step.greedy is not None:
+                best = self._second_best(row, token)[:, 0]
+                probs = torch.where(penalised & step.greedy[:, None], best, probs)
         if self.gate_bonus:
-            unpenalised = torch.where(bonus, self._law(row, gate)[:, 0], unpenalised)
-        if step.draft_tokens.shape[1] == 0:
-            return unpenalised
+            probs = torch.where(bonus, self._law(row, gate)[:, 0], probs)
+        return probs
+
+    def _zeroed(self, step: Step, row: Step, at: Tensor) -> Tensor:
+        """Which token a penalty at positions `at` [B] takes away; [B, 1]."""
+        if self.penalise == "draft_top":
+            return row.draft_probs.argmax(-1)
         last = step.draft_tokens.shape[1] - 1
-        token = step.draft_tokens.gather(1, at.clamp_max(last)[:, None])
-        return torch.where(
-            penalised[:, None], self._penalised_replacement(row, token)[:, 0], unpenalised
-        )
+        return step.draft_tokens.gather(1, at.clamp_max(last)[:, None])
 
     def law(self, step: Step) -> Tensor:
         return self._law(step, self._close_undrafted(self.signals(step)["gate"], step))
@@ -159,24 +171,20 @@ class GatedRule(ABC):
         return torch.where(step.greedy[:, None, None], greedy_law, law)
 
     def _redrawn_without_top(self, step: Step, length: int) -> Tensor:
-        return self._penalised_replacement(step, step.draft_probs[:, :length].argmax(-1))
-
-    def _penalised_replacement(self, step: Step, token: Tensor) -> Tensor:
-        """Replacement after a penalty on `token` [B, k], at the first k positions; [B, k, V]."""
-        length = token.shape[1]
-        target_probs = step.target_probs[:, :length]
-        if self.redraw == "target":
-            return target_probs
-        if self.penalise == "draft_top":
-            token = step.draft_probs[:, :length].argmax(-1)
-        sampled = exclude(target_probs, token)
+        """Replacement after a penalty on the draft's top token, at the first k positions."""
+        token = step.draft_probs[:, :length].argmax(-1)
+        sampled = exclude(step.target_probs[:, :length], token)
         if step.greedy is None:
             return sampled
+        return torch.where(step.greedy[:, None, None], self._second_best(step, token), sampled)
+
+    @staticmethod
+    def _second_best(step: Step, token: Tensor) -> Tensor:
+        """The most probable token other than `token` [B, k], as a distribution [B, k, V]."""
         assert step.raw_target_probs is not None, "greedy rows come with raw probabilities"
-        raw = step.raw_target_probs[:, :length]
+        raw = step.raw_target_probs[:, : token.shape[1]]
         second = raw.scatter(-1, token[..., None], -1.0).argmax(-1)
-        best = one_hot(second, sampled.shape[-1]).to(sampled.dtype)
-        return torch.where(step.greedy[:, None, None], best, sampled)
+        return one_hot(second, raw.shape[-1]).to(step.target_probs.dtype)
 
 
 def _pick(values: Tensor, tokens: Tensor | None) -> Tensor:
