@@ -69,8 +69,7 @@ class ModelDrafter:
     ) -> Draft:
         length = max(counts)
         device = self.model.device
-        processings = [row.request.processing for row in rows]
-        prefixes = [row.text for row in rows]
+        greedy = rows[0].request.processing.greedy
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
         probs, raws = [], []
@@ -79,11 +78,11 @@ class ModelDrafter:
                 logits = self._catch_up(rows)
             else:
                 logits = self._forward(drafted[:, -1:], [1] * len(rows))
-            found = distributions(logits, processings, prefixes, drafted, want_raw=raw)
+            found = distributions(logits, rows, drafted, counts, want_raw=raw)
             probs.append(found.probs)
             raws.append(found.raw)
             if position < length:
-                token = self._sample(found.probs[:, 0], noise, position, processings[0].greedy)
+                token = self._sample(found.probs[:, 0], noise, position, greedy)
                 drafted = torch.cat([drafted, token[:, None]], 1)
         if not bonus:
             probs.append(blank)

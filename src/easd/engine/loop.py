@@ -142,9 +142,9 @@ class Engine:
     def _distributions(self, rows: Sequence[Row], draft: Draft, logits: Tensor) -> Distributions:
         return distributions(
             logits,
-            [row.request.processing for row in rows],
-            [row.text for row in rows],
+            rows,
             draft.tokens,
+            draft.counts,
             want_raw=self._wants_raw(rows),
         )
 
@@ -178,6 +178,7 @@ class Engine:
                 proposed=draft.counts[place],
                 accepted=accepted[place],
                 penalised=penalised[place],
+                kept=kept,
             )
             if row.request.keep_scores:
                 row.scores.extend(scores[place, :kept].clone())

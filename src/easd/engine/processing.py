@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers.generation import logits_process as hf
+
+if TYPE_CHECKING:
+    from easd.engine.request import Row
 
 Processor = Callable[..., Tensor]  # a transformers LogitsProcessor: (input_ids, scores)
 
@@ -65,9 +69,9 @@ class Processing:
 
 def distributions(
     logits: Tensor,
-    processings: Sequence[Processing],
-    prefixes: Sequence[Sequence[int]],
+    rows: Sequence[Row],
     drafted: Tensor,
+    counts: Sequence[int],
     *,
     want_raw: bool,
 ) -> Distributions:
@@ -76,22 +80,23 @@ def distributions(
     Args:
         logits: [B, T, V]; the last position of a row follows its prefix and all drafted tokens,
             the one before it all but one, and so on.
-        processings: One per row; rows of one batch share their warpers and greediness.
-        prefixes: Token ids of each row before position 0.
+        rows: rows of one batch share their warpers and greediness.
         drafted: int64 [B, >= T-1], the tokens drafted after the prefix.
+        counts: how many of each row's drafted tokens are meant; the rest is padding.
         want_raw: Whether to compute raw probabilities too.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scores = _each(logits, processings, prefixes, drafted, truncate=True)
+    scores = _each(logits, rows, drafted, counts, truncate=True)
     raw = None
     if want_raw:
-        raw = _each(logits, processings, prefixes, drafted, truncate=False).softmax(-1)
-    if processings[0].greedy:
+        raw = _each(logits, rows, drafted, counts, truncate=False).softmax(-1)
+    processing = rows[0].request.processing
+    if processing.greedy:
         probs = one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
         return Distributions(probs, raw, scores)
     flat = scores.flatten(0, 1)
     nothing = drafted.new_zeros(flat.shape[0], 0)
-    for warper in processings[0].warpers:
+    for warper in processing.warpers:
         flat = warper(nothing, flat)
     scores = flat.view_as(scores)
     return Distributions(scores.softmax(-1), raw, scores)
@@ -99,24 +104,30 @@ def distributions(
 
 def _each(
     logits: Tensor,
-    processings: Sequence[Processing],
-    prefixes: Sequence[Sequence[int]],
+    rows: Sequence[Row],
     drafted: Tensor,
+    counts: Sequence[int],
     *,
     truncate: bool,
 ) -> Tensor:
-    """Applies the processors that may look at the prefix, row by row and position by position."""
-    if not any(processing.prefixed for processing in processings):
+    """Applies the processors that may look at the prefix, row by row and position by position.
+
+    Positions that no text comes to, behind its end or the tokens meant, stay as they are: a grammar
+    may have no answer there.
+    """
+    if not any(row.request.processing.prefixed for row in rows):
         return logits
     scores = logits.clone()
-    positions = logits.shape[1]
-    for row, (processing, prefix) in enumerate(zip(processings, prefixes, strict=True)):
-        text = torch.cat([torch.tensor(prefix, device=logits.device), drafted[row]])[None]
-        for position in range(positions):
-            seen = text[:, : text.shape[1] - (positions - 1 - position)]
-            at = scores[row, position][None]
-            for processor in processing.prefixed:
+    first = drafted.shape[1] + 1 - logits.shape[1]
+    for place, row in enumerate(rows):
+        prefix = row.text
+        text = torch.cat([torch.tensor(prefix, device=logits.device), drafted[place]])[None]
+        reached = row.positions(drafted[place, : counts[place]].tolist())
+        for position in range(first, min(reached, drafted.shape[1] + 1)):
+            seen = text[:, : len(prefix) + position]
+            at = scores[place, position - first][None]
+            for processor in row.request.processing.prefixed:
                 if truncate or not isinstance(processor, TRUNCATING):
                     at = processor(seen, at)
-            scores[row, position] = at[0]
+            scores[place, position - first] = at[0]
     return scores

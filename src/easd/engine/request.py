@@ -53,12 +53,13 @@ class Counts:
     accepted: int = 0
     penalised: int = 0
 
-    def add(self, *, proposed: int, accepted: int, penalised: bool) -> None:
+    def add(self, *, proposed: int, accepted: int, penalised: bool, kept: int) -> None:
+        """Counts a block of which the text kept `kept` tokens; what follows its end is nothing."""
         self.blocks += 1
         self.proposed += proposed
-        self.accepted += accepted
-        self.examined += min(accepted + 1, proposed)
-        self.penalised += penalised
+        self.accepted += min(accepted, kept)
+        self.examined += min(proposed, kept)
+        self.penalised += penalised and kept > accepted
 
 
 @dataclass(slots=True)
@@ -91,6 +92,17 @@ class Row:
     def text(self) -> list[int]:
         """What processors and criteria see."""
         return [*self.request.padding, *self.ids]
+
+    def positions(self, drafted: Sequence[int]) -> int:
+        """How many positions the text may come to if it goes on with `drafted`.
+
+        The first follows the text so far, the next the first drafted token, and so on; behind an
+        end-of-sequence token or the last token allowed there is none.
+        """
+        for count, token in enumerate(drafted, 1):
+            if count == self.remaining or token in self.request.eos:
+                return count
+        return len(drafted) + 1
 
     def extend(self, tokens: Sequence[int]) -> int:
         """Appends tokens up to the first that ends the text; returns how many were kept."""
