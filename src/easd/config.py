@@ -132,7 +132,7 @@ def parse_rule(spec: str | Mapping[str, Any]) -> Rule:
     Raises:
         RuleError: The rule or a field is unknown, or a value does not fit.
     """
-    values = {"name": spec} if isinstance(spec, str) else dict(spec)
+    values = _rule_mapping(spec)
     name = values.pop("name", "easd")
     kind = RULES.get(name) if isinstance(name, str) else None
     if kind is None:
@@ -172,8 +172,7 @@ def _override(values: dict[str, Any], name: str, value: Any) -> None:
     if head != "rule":
         values[name] = value
         return
-    rule = values.get("rule") or {}
-    rule = {"name": rule} if isinstance(rule, str) else dict(rule)
+    rule = _rule_mapping(values.get("rule") or {})
     if field_name:
         rule[field_name] = value
     elif isinstance(value, str):
@@ -183,6 +182,12 @@ def _override(values: dict[str, Any], name: str, value: Any) -> None:
     else:
         rule = value
     values["rule"] = rule
+
+
+def _rule_mapping(spec: Any) -> dict[str, Any]:
+    if isinstance(spec, Mapping):
+        return {str(name): value for name, value in spec.items()}
+    return {"name": spec}
 
 
 def _to_nats(value: Any) -> Any:

@@ -112,9 +112,14 @@ class TraceWriter:
             # Refused before the first step: the folder stays free for the next try.
             (self.folder / "run.json").unlink()
             return
-        self._flush()
-        self._run |= {"status": status, "ended": _now()}
-        self._save_run()
+        try:
+            self._flush()
+        except TraceError:
+            status = "failed"
+            raise
+        finally:
+            self._run |= {"status": status, "ended": _now()}
+            self._save_run()
 
     def add(self, record: StepRecord) -> None:
         """Takes in one step; writes a part when the last one is old enough."""
