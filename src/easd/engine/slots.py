@@ -19,6 +19,8 @@ from easd.errors import ModelError
 _ATTENTION = "easd_slots"
 _PREFILL_CHUNK = 512
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
+# RoBERTa and its kin count positions from their padding token's id on.
+_PADDED_POSITIONS = "create_position_ids_from_input_ids"
 
 
 class SlotModel:
@@ -116,6 +118,9 @@ def _attention_layout(model: PreTrainedModel) -> tuple[int | None, bool]:
         raise ModelError(f"{name} has {unserved} layers, which slots cannot serve; {advice}")
     if getattr(config, "alibi", False) or config.model_type in {"bloom", "mpt"}:
         raise ModelError(f"{name} encodes positions in its attention mask (ALiBi); {advice}")
+    counts_itself = "position_ids" not in signature(model.forward).parameters
+    if counts_itself or any(hasattr(m, _PADDED_POSITIONS) for m in model.modules()):
+        raise ModelError(f"{name} numbers positions in its own way, not by position_ids; {advice}")
     window = getattr(config, "sliding_window", None)
     if "layer_types" in config.to_dict() and config.layer_types:
         return (window if "sliding_attention" in kinds else None), True
