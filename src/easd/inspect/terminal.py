@@ -27,11 +27,13 @@ _PENALTY = "bold underline #CC79A7"
 _ABOVE = "#CC79A7"
 _MARKS = {"replacement": "~", "bonus": "+"}
 
+_THRESHOLDS = ("tau_h", "tau_o", "top_n", "rate")
 _BARS = "▁▂▃▄▅▆▇█"
 _LABEL = 8
-_CONTEXT = 24
-_FAVOURITES = 3
-_WIDE = 100  # Columns from which the table has room for the target's favourites.
+_CELL = 10
+_CONTEXT = 28
+_NUMBERS = 75  # What the table of penalties takes beside context and favourites.
+_LEAST_FAVOURITES = 20
 _EMITTED = ("accepted", "replacement", "bonus")
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
@@ -51,7 +53,7 @@ def render(trace: Trace, sample: int, console: Console) -> None:
     console.print(_decoded(rows))
     console.print(_legend())
     console.print(_entropies(rows, rule, console.width))
-    console.print(_penalties(rows, trace, favourites=console.width >= _WIDE))
+    console.print(_penalties(rows, trace, console.width))
     console.print(summary_panel(summary(trace), trace.run["config"], title=_title(trace)))
 
 
@@ -66,11 +68,11 @@ def summary_panel(found: dict[str, Any], config: dict[str, Any], *, title: str) 
 
 
 def describe_rule(rule: dict[str, Any]) -> str:
-    """A rule's name and fields in one line."""
-    units = {"tau_h": " nats"}
+    """A rule's name and fields in one line, thresholds first."""
+    ordered = sorted(rule, key=lambda name: name not in _THRESHOLDS)
     fields = [
-        f"{name} {_value(value)}{units.get(name, '')}"
-        for name, value in rule.items()
+        f"{name} {_value(rule[name])}{' nats' if name == 'tau_h' else ''}"
+        for name in ordered
         if name != "name"
     ]
     return f"{rule['name']}: {', '.join(fields)}" if fields else rule["name"]
@@ -174,23 +176,18 @@ def _gate_mark(row: dict[str, Any], penalised: set[int], tau_h: float) -> str:
     return "·" if both > tau_h else " "
 
 
-def _penalties(rows: list[dict[str, Any]], trace: Trace, *, favourites: bool) -> Table | Text:
+def _penalties(rows: list[dict[str, Any]], trace: Trace, width: int) -> Table | Text:
+    context = max(min(_CONTEXT, width - _NUMBERS), 1)
+    favourites = width - _NUMBERS - _CONTEXT
     table = Table(title="penalties", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("at", "context", "removed", "instead"):
-        table.add_column(
-            name, justify="right" if name in ("at", "context") else "left", no_wrap=True
-        )
+        table.add_column(name, justify="right" if name in ("at", "context") else "left")
     for name in ("H_d", "H_t", "shared", "p(x)", "q(x)"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if favourites:
-        table.add_column("the target's favourites", no_wrap=True)
-    texts = dict(
-        zip(
-            trace.vocabulary["token"].to_pylist(),
-            trace.vocabulary["text"].to_pylist(),
-            strict=True,
-        )
-    )
+        table.add_column(name, justify="right")
+    if favourites >= _LEAST_FAVOURITES:
+        table.add_column("the target's favourites")
+    vocabulary = (trace.vocabulary[name].to_pylist() for name in ("token", "text"))
+    texts = dict(zip(*vocabulary, strict=True))
     before, refused = "", None
     for row in rows:
         if row["outcome"] == "penalised":
@@ -198,26 +195,33 @@ def _penalties(rows: list[dict[str, Any]], trace: Trace, *, favourites: bool) ->
         if row["outcome"] not in _EMITTED:
             continue
         if row["outcome"] == "replacement" and refused is not None:
-            table.add_row(
-                str(refused["position"]),
-                Text(_one_line(before)[-_CONTEXT:]),
-                Text(_token(refused["text"]), _REFUSED),
-                Text(_token(row["text"]), _PENALTY),
-                f"{refused['draft_entropy']:.2f}",
-                f"{refused['target_entropy']:.2f}",
-                f"{refused['overlap']:.1f}",
-                f"{refused['target_prob']:.3f}",
-                f"{refused['draft_prob']:.3f}",
-                *([Text(_favourites(refused, texts), "dim")] if favourites else []),
-            )
+            cells = [
+                Text(str(refused["position"])),
+                Text(_one_line(before)[-context:]),
+                _cell(_token(refused["text"]), _CELL, _REFUSED),
+                _cell(_token(row["text"]), _CELL, _PENALTY),
+                Text(f"{refused['draft_entropy']:.2f}"),
+                Text(f"{refused['target_entropy']:.2f}"),
+                Text(f"{refused['overlap']:.1f}"),
+                Text(f"{refused['target_prob']:.3f}"),
+                Text(f"{refused['draft_prob']:.3f}"),
+                _cell(_favourites(refused, texts), favourites, "dim"),
+            ]
+            table.add_row(*cells[: len(table.columns)])
             refused = None
         before += row["text"]
     return table if table.row_count else Text("no token was penalised in this text\n", "dim")
 
 
+def _cell(text: str, width: int, style: str) -> Text:
+    cell = Text(text, style)
+    cell.truncate(max(width, 1), overflow="ellipsis")
+    return cell
+
+
 def _favourites(row: dict[str, Any], texts: dict[int, str]) -> str:
-    best = list(zip(row["target_top_tokens"], row["target_top_probs"], strict=True))
-    return ", ".join(f"{_token(texts[t])} {p:.2f}" for t, p in best[:_FAVOURITES])
+    best = zip(row["target_top_tokens"], row["target_top_probs"], strict=True)
+    return ", ".join(f"{_token(texts[token])} {prob:.2f}" for token, prob in best)
 
 
 def _lines(found: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
