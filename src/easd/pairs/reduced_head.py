@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -15,7 +14,6 @@ class ReducedHead(nn.Module):
     draft may leave out any token. The product costs R / V of the full head's.
 
     Attributes:
-        weight: rows of the full head that are kept, `[R, hidden]`.
         token_ids: their token ids, `[R]`.
         vocab_size: V.
     """
@@ -26,7 +24,9 @@ class ReducedHead(nn.Module):
         super().__init__()
         if weight.shape[:1] != token_ids.shape:
             raise ValueError(f"{len(weight)} head rows but {len(token_ids)} token ids")
-        self.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
+        # A plain linear layer inside, so that whatever speeds those up finds it.
+        self.kept = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.kept.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
         self.register_buffer("token_ids", token_ids.long())
         self.vocab_size = vocab_size
 
@@ -35,8 +35,13 @@ class ReducedHead(nn.Module):
         """Keep the rows `token_ids` of a full head `[V, hidden]`, frozen."""
         return cls(weight.detach()[token_ids.long()], token_ids, len(weight))
 
+    @property
+    def weight(self) -> Tensor:
+        """Rows of the full head that are kept, `[R, hidden]`."""
+        return self.kept.weight
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits `[..., V]` of hidden states `[..., hidden]`."""
-        kept = F.linear(hidden, self.weight)
+        kept = self.kept(hidden)
         logits = kept.new_full((*kept.shape[:-1], self.vocab_size), -torch.inf)
         return logits.index_copy_(-1, self.token_ids, kept)
