@@ -202,11 +202,14 @@ class Texts:
         self._progress.update(self._task, advance=len(ended), tokens=self._tokens)
         if self._next not in self._ended:
             return
-        self._progress.stop()  # The bar must not be in the way of the texts.
+        in_the_way = sys.stdout.isatty()
+        if in_the_way:
+            self._progress.stop()
         while self._next in self._ended:
             print(self._ended.pop(self._next), flush=True)
             self._next += 1
-        self._progress.start()
+        if in_the_way:
+            self._progress.start()
 
     def _show(self, row: Row) -> str:
         number = row.request.number

@@ -19,7 +19,7 @@ CONFIG = {
     "seed": 0,
     "noise": "independent",
 }
-VOCABULARY = {1: " one", 2: " [bold]two[/]", 3: "\x1b[2J", 4: " four", 5: "\u202eevil", 6: "\n"}
+VOCABULARY = {1: " one", 2: " [b]two[/]", 3: "\x1b[2J", 4: " four", 5: "\u202eevil", 6: "\n"}
 
 
 def row(position, outcome, token, *, gate=0.0, entropy=0.5):
@@ -61,7 +61,7 @@ def trace(rows, status="finished"):
     )
 
 
-def shown(rows, *, width=120, color=False, sample=0, status="finished"):
+def shown(rows, *, width=130, color=False, sample=0, status="finished"):
     system = "truecolor" if color else None
     console = Console(file=io.StringIO(), width=width, force_terminal=color, color_system=system)
     render(trace(rows, status), sample, console)
@@ -83,7 +83,7 @@ ROWS = [
 
 def test_outcomes_show_without_colour():
     text = shown(ROWS)
-    assert " one [four→[bold]two[/]]~<U+001B>[2J<U+202E>evil\n +four\n" in text
+    assert " one [four→[b]two[/]]~<U+001B>[2J<U+202E>evil\n +four\n" in text
 
 
 @pytest.mark.parametrize("color", [False, True])
@@ -92,12 +92,12 @@ def test_no_token_or_prompt_reaches_the_terminal_raw(color):
     assert "\x1b[2J" not in text
     assert "\u202e" not in text
     assert "\x07" not in text
-    assert "[bold]two[/]" in text
+    assert "[b]two[/]" in text
 
 
 def test_every_penalty_has_its_line():
     line = next(line for line in shown(ROWS).splitlines() if line.strip().startswith("11 "))
-    for part in ("one", "four", "[bold]two[/]", "1.50", "0.8", "0.125", "0.250"):
+    for part in ("one", "four", "[b]two[/]", "1.50", "0.8", "0.125", "0.250"):
         assert part in line
     assert "the target's favourites" in shown(ROWS)
     assert "the target's favourites" not in shown(ROWS, width=80)
