@@ -70,6 +70,7 @@ class ModelDrafter:
         length = max(counts)
         device = self.model.device
         greedy = rows[0].request.processing.greedy
+        constrained = any(row.request.processing.prefixed for row in rows)
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
         probs, raws = [], []
@@ -79,10 +80,11 @@ class ModelDrafter:
             else:
                 logits = self._forward(drafted[:, -1:], [1] * len(rows))
             found = distributions(logits, rows, drafted, counts, want_raw=raw)
-            probs.append(found.probs)
-            raws.append(found.raw)
+            silent = found.scores.amax(-1) == float("-inf") if constrained else None
+            probs.append(_certain_where(silent, found.probs))
+            raws.append(found.raw if found.raw is None else _certain_where(silent, found.raw))
             if position < length:
-                token = self._sample(found.probs[:, 0], noise, position, greedy)
+                token = self._sample(probs[-1][:, 0], noise, position, greedy)
                 drafted = torch.cat([drafted, token[:, None]], 1)
         if not bonus:
             probs.append(blank)
@@ -125,6 +127,19 @@ class ModelDrafter:
             last = torch.tensor(counts, device=logits.device) - 1
             logits = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))
         return logits[..., : self.vocab_size]
+
+
+def _certain_where(silent: Tensor | None, probs: Tensor) -> Tensor:
+    """`probs` [..., V] with rows where `silent` [...] made certain of token 0.
+
+    A processor may ban every token that a draft with a reduced head knows. Any draft is as good
+    there as another: what the target would not write is refused and redrawn from all of its law.
+    """
+    if silent is None:
+        return probs
+    certain = torch.zeros_like(probs)
+    certain[..., 0] = 1
+    return torch.where(silent[..., None], certain, probs)
 
 
 class NoDrafter:

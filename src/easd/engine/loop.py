@@ -92,7 +92,7 @@ class Engine:
         found = self._distributions(rows, draft, logits)
         step = self._step(rows, draft, found)
         decision = verify(self.rule, step, noise)
-        emitted, accepted, penalised = _read(step, decision, found)
+        emitted, accepted, penalised = _read(step, decision)
         clock.lap("verify")
         committed = self._commit(draft, emitted, accepted, penalised, found.scores)
         clock.lap("commit")
@@ -106,6 +106,7 @@ class Engine:
             seconds=clock.seconds,
         )
 
+    @torch.inference_mode()
     def cancel(self, number: int) -> None:
         """Drops a request, waiting or decoding, and frees its slots."""
         self.waiting = deque(r for r in self.waiting if r.number != number)
@@ -150,14 +151,15 @@ class Engine:
 
     def _step(self, rows: Sequence[Row], draft: Draft, found: Distributions) -> Step:
         device = draft.tokens.device
+        dtype = torch.promote_types(draft.probs.dtype, found.probs.dtype)
         greedy = rows[0].request.processing.greedy
         return Step(
             draft_tokens=draft.tokens,
             num_draft_tokens=torch.tensor(draft.counts, device=device),
-            draft_probs=draft.probs,
-            target_probs=found.probs,
-            raw_draft_probs=draft.raw,
-            raw_target_probs=found.raw,
+            draft_probs=draft.probs.to(dtype),
+            target_probs=found.probs.to(dtype),
+            raw_draft_probs=None if draft.raw is None else draft.raw.to(dtype),
+            raw_target_probs=None if found.raw is None else found.raw.to(dtype),
             greedy=torch.ones(len(rows), dtype=torch.bool, device=device) if greedy else None,
         )
 
@@ -201,21 +203,17 @@ class Engine:
             self.rows.pop()
 
 
-def _read(
-    step: Step, decision: Decision, found: Distributions
-) -> tuple[list[list[int]], list[int], list[bool]]:
+def _read(step: Step, decision: Decision) -> tuple[list[list[int]], list[int], list[bool]]:
     """Brings a decision to the host: tokens emitted by each row, tokens accepted, penalties.
 
     Raises:
         NumericsError: A model's probabilities are no distribution.
     """
-    # A one-hot row hides what it was made from, so greedy rows are judged by their best score.
-    target = found.probs[..., 0] if step.greedy is None else found.scores.amax(-1)
     columns = [
         decision.num_accepted,
         decision.next_token,
         decision.penalised,
-        ~torch.isfinite(target).all(1),
+        ~torch.isfinite(step.target_probs[..., 0]).all(1),
         ~torch.isfinite(step.draft_probs[..., 0]).all(1),
     ]
     table = torch.cat([torch.stack([c.long() for c in columns], 1), step.draft_tokens], 1).tolist()

@@ -92,7 +92,10 @@ def distributions(
         raw = _each(logits, rows, drafted, counts, truncate=False).softmax(-1)
     processing = rows[0].request.processing
     if processing.greedy:
-        probs = one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
+        best, token = scores.max(-1)
+        probs = one_hot(token, scores.shape[-1]).to(scores.dtype)
+        # A one-hot row would hide that it was made from NaN or from nothing.
+        probs[..., 0].masked_fill_(~best.isfinite(), float("nan"))
         return Distributions(probs, raw, scores)
     flat = scores.flatten(0, 1)
     nothing = drafted.new_zeros(flat.shape[0], 0)
