@@ -356,12 +356,15 @@ def pairs() -> None:
     from rich.table import Table
 
     from easd.engine.models import PAIRS
+    from easd.pairs.lab import ALIASES
 
+    short = {name: alias for alias, name in ALIASES.items()}
     table = Table("pair", "what it is", "licence", "state")
     for name, info in PAIRS.items():
         missing = info.missing()
         state = "ready" if info.cached() else "installed; unpacked on first use"
-        table.add_row(name, info.summary, info.licence, f"run: {missing}" if missing else state)
+        names = f"{name}, {short[name]}" if name in short else name
+        table.add_row(names, info.summary, info.licence, f"run: {missing}" if missing else state)
     Console().print(table)
 
 

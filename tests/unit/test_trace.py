@@ -17,6 +17,7 @@ from easd.engine.models import load_pair
 from easd.errors import TraceError
 from easd.pairs.lab import problems
 from easd.trace import SCHEMAS, Tally, read_trace, summary, writer
+from easd.trace.schema import OUTCOMES, PARTS
 from easd.trace.writer import TraceWriter
 
 PROMPTS = [problem.prompt for problem in problems("lab-a", 12, seed=0)]
@@ -112,7 +113,7 @@ def test_counts_from_the_tables_are_the_live_ones(run, case):
 def test_outcomes_follow_from_the_numbers_of_their_rows(run):
     _, _, trace = run(LOOSE)
     rows = trace.tokens.to_pylist()
-    assert set(Counter(row["outcome"] for row in rows)) == set(writer.OUTCOMES)
+    assert set(Counter(row["outcome"] for row in rows)) == set(OUTCOMES)
     for row in rows:
         if row["outcome"] in EXAMINED:
             assert (row["uniform"] < row["accept_prob"]) == (row["outcome"] == "accepted")
@@ -215,7 +216,7 @@ def test_summary_defines_its_rates_on_the_rows(run):
     shared = sum(round(row["overlap"] * 5) >= 2 for row in rows)
     assert found["conditions"]["overlap"] == shared / len(rows)
     assert sum(found["seconds"].values()) == pytest.approx(
-        sum(np.sum(trace.steps[f"{part}_ms"].to_numpy()) for part in writer.PARTS) / 1000
+        sum(np.sum(trace.steps[f"{part}_ms"].to_numpy()) for part in PARTS) / 1000
     )
 
 
