@@ -1,4 +1,4 @@
-"""Every rule's closed-form law equals what accept and replace emit, summed over all draft tokens."""
+"""Every rule's closed-form law is what accept and replace emit, summed over all draft tokens."""
 
 from itertools import product
 

@@ -44,10 +44,12 @@ class Step:
     def row(self, at: Tensor) -> Step:
         """The step narrowed to one position a row: K = 0, probabilities [B, 1, V]."""
 
+        rows = torch.arange(at.shape[0], device=at.device)
+
         def pick(probs: Tensor | None) -> Tensor | None:
             if probs is None:
                 return None
-            return probs.gather(1, at[:, None, None].expand(-1, 1, probs.shape[-1]))
+            return probs[rows, at][:, None]
 
         target_probs, draft_probs = pick(self.target_probs), pick(self.draft_probs)
         assert target_probs is not None

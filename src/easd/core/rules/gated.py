@@ -193,6 +193,11 @@ def _pick(values: Tensor, tokens: Tensor | None) -> Tensor:
 
 
 def check_choice(field: str, value: str, choices: object) -> None:
+    """Refuses a `value` of `field` that is none of the `choices`, a Literal type.
+
+    Raises:
+        RuleError: The value is not among them.
+    """
     allowed = choices.__args__  # type: ignore[attr-defined]
     if value not in allowed:
         raise RuleError(f"{field} = {value!r} is not known; choose one of {', '.join(allowed)}")
