@@ -101,7 +101,8 @@ def test_counts_from_the_tables_are_the_live_ones(run, case):
     found = Tally.of(trace)
     assert found.outcomes == tally.outcomes
     assert found.blocks == tally.blocks == sum(text.counts.blocks for text in texts)
-    assert found.proposed == sum(text.counts.proposed for text in texts)
+    for name in ("proposed", "examined", "accepted", "penalised"):
+        assert getattr(found, name) == sum(getattr(text.counts, name) for text in texts), name
     assert found.gate_open == pytest.approx(tally.gate_open)
     assert found.tokens == sum(len(text.token_ids) for text in texts)
     steps = trace.steps.to_pydict()
