@@ -3,12 +3,16 @@
 from functools import cache
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 
 from easd.engine.generate import decode
@@ -122,3 +126,14 @@ def texts(pair, asked: list[Request], **settings) -> list[list[int]]:
     """What `run` decodes, in the order of `asked`."""
     done = run(pair, asked, **settings)
     return [done[request.number].new_ids for request in asked]
+
+
+@cache
+def word_tokenizer(vocab_size: int = 24) -> PreTrainedTokenizerFast:
+    """Token n is the word `wn`; 0, 1 and 2 are padding, begin and end."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{n}": n for n in range(3, vocab_size)}
+    model = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    model.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )

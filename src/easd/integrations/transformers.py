@@ -8,6 +8,7 @@ promises. What cannot be honoured is an error that names it.
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import logits_process as hf
 from transformers.generation import stopping_criteria as stopping
-from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 
 from easd.core.noise import Coupling
 from easd.core.rules import EASD
@@ -37,6 +38,8 @@ _STATEFUL = (
     hf.SynthIDTextWatermarkLogitsProcessor,
     hf.WhisperTimeStampLogitsProcessor,
 )
+# `generate` without its decorators: the frame to look for, however our function was wrapped.
+_GENERATE = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__
 _UNSUPPORTED = {
     "output_logits": "use output_scores, the processed logits of every emitted token",
     "output_attentions": "run a plain forward over the finished text instead",
@@ -127,7 +130,10 @@ def _callers_streamer() -> Any:
     `generate` feeds it the prompt but passes it on to its own methods only; without this a
     consumer of a streamed text would wait for ever.
     """
-    return sys._getframe(2).f_locals.get("streamer")
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not _GENERATE:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals.get("streamer")
 
 
 def _refuse_unsupported(
