@@ -34,7 +34,10 @@ def root(context: typer.Context) -> None:
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="The prompt; '-' or nothing reads it from standard input."),
+        typer.Argument(
+            help="The prompt; '-' reads it from standard input. Without one, what is piped in, "
+            "or else an example of the pair."
+        ),
     ] = None,
     *,
     pair: Annotated[
@@ -341,7 +344,7 @@ def generate(
             typer.echo(f"note: {line}", err=True)
     Session(
         config=parsed,
-        prompts=read_prompts(prompt, file),
+        prompts=read_prompts(prompt, file, parsed.pair),
         system=system,
         as_json=as_json,
         trace=trace,
@@ -359,12 +362,18 @@ def pairs() -> None:
     from easd.pairs.lab import ALIASES
 
     short = {name: alias for alias, name in ALIASES.items()}
-    table = Table("pair", "what it is", "licence", "state")
+    table = Table("pair", "what it is", "parameters", "licence", "state")
     for name, info in PAIRS.items():
         missing = info.missing()
         state = "ready" if info.cached() else "installed; unpacked on first use"
         names = f"{name}, {short[name]}" if name in short else name
-        table.add_row(names, info.summary, info.licence, f"run: {missing}" if missing else state)
+        table.add_row(
+            names,
+            info.summary,
+            info.parameters,
+            info.licence,
+            f"run: {missing}" if missing else state,
+        )
     Console().print(table)
 
 

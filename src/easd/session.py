@@ -21,10 +21,11 @@ from transformers.utils import logging as hf_logging
 from easd.config import RunConfig
 from easd.engine.generate import generate
 from easd.engine.loop import StepRecord
-from easd.engine.models import Pair, load_models, load_pair
+from easd.engine.models import PAIRS, Pair, load_models, load_pair
 from easd.engine.request import Row
 from easd.errors import ConfigError, InputError
 from easd.inspect.terminal import summary_panel, visible
+from easd.pairs.lab import ALIASES
 from easd.trace.tally import Tally
 from easd.trace.writer import TraceWriter, claim_folder
 
@@ -260,8 +261,8 @@ def _checked_device(device: str | None) -> str | None:
     return device
 
 
-def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
-    """The prompt itself, or what a file or standard input holds.
+def read_prompts(prompt: str | None, file: Path | None, pair: str | None) -> list[str]:
+    """The prompt itself, or what a file or standard input holds, or else the pair's example.
 
     A file has one prompt a line; a `.jsonl` file one object a line with `prompt` or `problem`.
     Standard input is one prompt.
@@ -275,9 +276,14 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
         return _read_file(file)
     if prompt is not None and prompt != "-":
         return [prompt]
-    if prompt is None and sys.stdin.isatty():
+    piped = "" if prompt is None and sys.stdin.isatty() else sys.stdin.read().strip()
+    if piped or prompt == "-":
+        return [piped]
+    info = PAIRS.get(ALIASES.get(pair or "", pair or ""))
+    if info is None:
         raise InputError("no prompt; write one behind `generate`, use --file, or pipe it in")
-    return [sys.stdin.read().strip()]
+    print(f"note: no prompt given, so here is an example: {info.example}", file=sys.stderr)
+    return [info.example]
 
 
 def _read_file(file: Path) -> list[str]:

@@ -347,3 +347,15 @@ def test_a_kill_leaves_what_was_flushed(long_run):
     assert trace.run["status"] == "running"
     assert trace.samples.num_rows > 0
     assert summary(trace)["tokens"] > 0
+
+
+def test_without_a_prompt_the_pair_has_an_example(easd, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    out, err = easd(*LAB)
+    assert "example" in err
+    assert out.strip()
+
+
+def test_an_empty_standard_input_that_was_asked_for_is_refused(refused, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert "empty" in refused(*LAB, "-")

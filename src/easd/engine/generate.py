@@ -231,7 +231,7 @@ def with_overrides(settings: Settings, overrides: dict[str, Any]) -> Settings:
     for name in overrides:
         if name not in known:
             raise ConfigError(f"{name!r} is not a setting; choose from {', '.join(known)}")
-    return replace(settings, **overrides)
+    return replace(settings, **overrides) if overrides else settings
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

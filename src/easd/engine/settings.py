@@ -76,6 +76,8 @@ class Settings:
             raise ConfigError(
                 f"repetition_penalty = {self.repetition_penalty} would flip logits; use more than 0"
             )
+        if "" in self.bad_words:
+            raise ConfigError("a bad word is empty and bans nothing; remove it")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise ConfigError(
                 f"min_new_tokens = {self.min_new_tokens} is more than max_new_tokens = "

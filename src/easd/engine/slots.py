@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from easd.engine.cache import SlotCache
+from easd.engine.packing import PackedLinears
 from easd.errors import ModelError
 
 _ATTENTION = "easd_slots"
@@ -32,6 +33,7 @@ class SlotModel:
         self.cache = SlotCache(num_rows)
         self.lengths = [0] * num_rows
         self.forwards = 0
+        self._packed = PackedLinears(model)
         self._window, self._mask_per_kind = _attention_layout(model)
         self._limit = context_window(model)
         self._head_knows_keep = "logits_to_keep" in signature(model.forward).parameters
@@ -61,7 +63,7 @@ class SlotModel:
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
         positions = self.cache.positions
         extra = {"logits_to_keep": keep} if keep is not None and self._head_knows_keep else {}
-        with _own_attention(self.config):
+        with _own_attention(self.config), self._packed:
             output = self.model(
                 input_ids=tokens,
                 attention_mask=self._mask(positions),
