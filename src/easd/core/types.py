@@ -43,7 +43,6 @@ class Step:
 
     def row(self, at: Tensor) -> Step:
         """The step narrowed to one position a row: K = 0, probabilities [B, 1, V]."""
-
         rows = torch.arange(at.shape[0], device=at.device)
 
         def pick(probs: Tensor | None) -> Tensor | None:
