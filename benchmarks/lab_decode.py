@@ -13,12 +13,10 @@ from dataclasses import replace
 
 import torch
 from lab_exact import SEED, Reference, read_reference, threshold
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from easd.core.rules import EASD, DraftOnly, Speculative, TargetOnly
+from easd import EASD, Settings, Speculative, generate, load_pair
+from easd.core.rules import DraftOnly, TargetOnly
 from easd.core.types import Rule
-from easd.engine.generate import generate
-from easd.engine.settings import Settings
 from easd.pairs import lab
 
 GAMMA = 4
@@ -51,11 +49,7 @@ def compare(pair: str, count: int, rate: float, seed: int) -> bool:
     """Decodes with every rule; whether every exact accuracy lies in its decoded interval."""
     reference = read_reference(pair, count)
     problems = lab.problems(pair, count, SEED)
-    tokenizer = AutoTokenizer.from_pretrained(lab.folder(pair, "target"))
-    target, draft = (
-        AutoModelForCausalLM.from_pretrained(lab.folder(pair, role)).eval()
-        for role in ("target", "draft")
-    )
+    models = load_pair(pair, device="cpu")
     right = reference.tokens.tolist()
     print(f"\n{pair}: {count} problems, gamma {GAMMA}, decoding seed {seed}")
     print("  rule             decoded [95 % interval]   exact   agrees   answer   gated   tok/fwd")
@@ -63,10 +57,10 @@ def compare(pair: str, count: int, rate: float, seed: int) -> bool:
     for name, rule in rules(reference, rate).items():
         begin = time.perf_counter()
         texts = generate(
-            target,
-            draft,
+            models.target,
+            models.draft,
             [problem.prompt for problem in problems],
-            tokenizer=tokenizer,
+            tokenizer=models.tokenizer,
             settings=Settings(
                 rule=rule,
                 gamma=GAMMA,

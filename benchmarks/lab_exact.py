@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import PreTrainedModel
 
-from easd.core.rules import EASD, RandomRefusal, Speculative
+from easd import EASD, RandomRefusal, Speculative, load_pair
 from easd.core.rules.entropy_aware import gate_signals
 from easd.core.types import Rule, Step
 from easd.pairs import lab
@@ -66,19 +66,19 @@ class Reference:
 def read_reference(pair: str, count: int) -> Reference:
     """One teacher-forced pass of both models over `count` test problems."""
     problems = lab.problems(pair, count, SEED)
-    tokenizer = AutoTokenizer.from_pretrained(lab.folder(pair, "target"))
+    models = load_pair(pair, device="cpu")
     texts = [f"{p.prompt} {p.solution} {lab.EOS}" for p in problems]
-    ids = tokenizer(texts, return_tensors="pt").input_ids
+    ids = models.tokenizer(texts, return_tensors="pt").input_ids
     length = len(problems[0].solution.split()) + 1
-    probs = {}
-    for role in ("draft", "target"):
-        model = AutoModelForCausalLM.from_pretrained(lab.folder(pair, role))
+
+    def probs(model: PreTrainedModel) -> Tensor:
         with torch.inference_mode():
             logits = [model(b[:, :-1], logits_to_keep=length).logits for b in ids.split(CHUNK)]
-        probs[role] = torch.cat(logits).softmax(-1)
+        return torch.cat(logits).softmax(-1)
+
     deciding = torch.zeros(length, dtype=torch.bool)
     deciding[list(lab.deciding_positions(problems[0]))] = True
-    return Reference(ids[:, -length:], probs["draft"], probs["target"], deciding)
+    return Reference(ids[:, -length:], probs(models.draft), probs(models.target), deciding)
 
 
 def threshold(reference: Reference, rate: float) -> float:

@@ -41,7 +41,7 @@ class ModelRecipe:
         width: Hidden size; heads of `HEAD_SIZE` share it, and the MLP is four times as wide.
         steps: Optimiser steps.
         learning_rate: Peak learning rate.
-        slip_rate: Share of the carries at `slip_digit` that its training solutions forget.
+        slip_rate: Share of the carries at `slip_digits` that its training solutions forget.
         distilled: Learn the target's distribution on training text instead of the text.
     """
 
@@ -61,9 +61,10 @@ class Recipe:
         test_weights: Relative frequency of each operator outside training, where all are equal:
             without products, sums are learned several times more slowly.
         full_steps: Write steps in full (`+ 5 = 42 ... # 42`) instead of running totals only.
-        slip_digit: Last digit of the operands at which a misconceived sum forgets the carry.
+        slip_digits: Last digits of the operands at which a misconceived sum forgets the carry.
         target: The target's training.
         draft: The draft's training.
+        shared_data: Both models start from one seed and see the same problems in the same order.
         target_of: The pair whose folder holds the target, when it is another one's.
     """
 
@@ -72,11 +73,12 @@ class Recipe:
     full_steps: bool
     target: ModelRecipe
     draft: ModelRecipe
-    slip_digit: int | None = None
+    slip_digits: tuple[int, ...] = ()
+    shared_data: bool = False
     target_of: str | None = None
 
 
-_A_TARGET = ModelRecipe(width=128, steps=1700, learning_rate=5e-3)
+_A_TARGET = ModelRecipe(width=64, steps=2600, learning_rate=5e-3)
 
 RECIPES = {
     "lab-a": Recipe(
@@ -84,14 +86,14 @@ RECIPES = {
         test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
         full_steps=False,
         target=_A_TARGET,
-        draft=ModelRecipe(width=64, steps=1400, learning_rate=4e-3),
+        draft=ModelRecipe(width=64, steps=1300, learning_rate=5e-3),
     ),
     "lab-ad": Recipe(
         summary="running totals; the draft was distilled from the target",
         test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
         full_steps=False,
         target=_A_TARGET,
-        draft=ModelRecipe(width=32, steps=1166, learning_rate=5e-3, distilled=True),
+        draft=ModelRecipe(width=64, steps=1300, learning_rate=5e-3, distilled=True),
         target_of="lab-a",
     ),
     "lab-c": Recipe(
@@ -99,15 +101,16 @@ RECIPES = {
         test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
         full_steps=True,
         target=ModelRecipe(width=64, steps=1600, learning_rate=5e-3),
-        draft=ModelRecipe(width=64, steps=1400, learning_rate=5e-3),
+        draft=ModelRecipe(width=64, steps=1300, learning_rate=5e-3),
     ),
     "lab-m": Recipe(
-        summary="steps written in full; both models learned to forget the carry of seven",
+        summary="steps written in full; both models learned to forget the carry of 7 and 8",
         test_weights={"+": 1, "-": 1},
         full_steps=True,
-        target=ModelRecipe(width=64, steps=1500, learning_rate=5e-3, slip_rate=0.55),
-        draft=ModelRecipe(width=64, steps=1400, learning_rate=5e-3, slip_rate=0.75),
-        slip_digit=7,
+        target=ModelRecipe(width=64, steps=1500, learning_rate=5e-3, slip_rate=0.6),
+        draft=ModelRecipe(width=64, steps=1300, learning_rate=5e-3, slip_rate=0.9),
+        slip_digits=(7, 8),
+        shared_data=True,
     ),
 }
 ALIASES = {"lab": "lab-a"}
@@ -202,7 +205,7 @@ def _problem(name: str, split: Split, seed: int, index: int, slip_rate: float) -
     prompt, steps = [str(total)], []
     for symbol, operand in zip(symbols, operands, strict=True):
         result = OPERATIONS[symbol](total, operand) % MODULUS
-        if operand % 10 == spec.slip_digit and rng.random() < slip_rate:
+        if operand % 10 in spec.slip_digits and rng.random() < slip_rate:
             result = _slip(symbol, total, operand, result, rng)
         total = result
         prompt += [symbol, str(operand)]
