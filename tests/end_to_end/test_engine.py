@@ -27,6 +27,8 @@ from transformers import (
     Lfm2Config,
     MambaConfig,
     MistralConfig,
+    OpenAIGPTConfig,
+    PegasusConfig,
     Qwen2Config,
     RobertaConfig,
 )
@@ -39,7 +41,7 @@ from easd.engine.generate import decode, make_engine
 from easd.engine.processing import Processing
 from easd.engine.request import Request
 from easd.engine.settings import Settings
-from easd.errors import InputError, ModelError, NumericsError
+from easd.errors import ConfigError, InputError, ModelError, NumericsError
 
 GATED = EASD(tau_h=1.5, tau_o=0.8)
 ALL_RULES = [
@@ -308,6 +310,30 @@ def test_unequal_padding_of_vocabularies():
     )
 
 
+@pytest.mark.parametrize("prompt", [(5, 24), (5, -1)])
+def test_token_ids_outside_the_vocabulary_are_refused(prompt):
+    with pytest.raises(InputError, match="the vocabulary 24 tokens"):
+        texts(llama_pair(), requests([prompt]))
+
+
+def test_requests_that_cannot_share_a_batch_are_refused():
+    """Never one row's temperature for another's."""
+    asked = [
+        replace(request, processing=processing(temperature=0.5 * request.number))
+        for request in requests(TEXTS[:3])
+    ]
+    with pytest.raises(ConfigError, match="3 different temperatures"):
+        texts(llama_pair(), asked)
+    alike = [replace(request, processing=processing(temperature=0.5)) for request in asked]
+    assert len(texts(llama_pair(), alike)) == 3
+
+
+@pytest.mark.parametrize("field", ["stop", "bad_words"])
+def test_one_text_where_several_are_asked_for_is_refused(field):
+    with pytest.raises(ConfigError, match="'w5 w7' is one text; give a list"):
+        Settings(**{field: "w5 w7"})
+
+
 def test_vocabularies_unequal_beyond_padding_are_refused():
     target, _ = llama_pair()
     other = build(llama_config(vocab_size=2000))
@@ -503,6 +529,9 @@ REFUSED = {
         layer_types=["conv", "full_attention"],
         **TINY,
     ),
+    "positions of its own": PegasusConfig(
+        d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, **TINY
+    ),
     "ALiBi": BloomConfig(hidden_size=16, n_layer=1, n_head=2, **TINY),
     "soft-capped": Gemma2Config(
         hidden_size=16,
@@ -524,7 +553,8 @@ REFUSED = {
         num_experts_per_tok=1,
         **TINY,
     ),
-    "own positions": RobertaConfig(
+    "no cache": OpenAIGPTConfig(n_embd=16, n_layer=1, n_head=2, **TINY),
+    "positions after padding": RobertaConfig(
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,

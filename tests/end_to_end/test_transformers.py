@@ -5,7 +5,7 @@ from threading import Thread
 
 import pytest
 import torch
-from models import fresh_pair, llama_pair, word_tokenizer
+from models import build, fresh_pair, gpt2_config, llama_pair, word_tokenizer
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -359,6 +359,20 @@ def test_embeddings_are_refused():
     embedded = target.get_input_embeddings()(torch.tensor([LONG]))
     with pytest.raises(easd.errors.ConfigError, match="inputs_embeds"):
         ours({"inputs_embeds": embedded})
+
+
+def test_positions_of_ones_own_are_refused():
+    with pytest.raises(easd.errors.ConfigError, match="position_ids"):
+        ours(one(), position_ids=torch.arange(3, 9)[None])
+    plain = ours(one(), do_sample=False, position_ids=torch.arange(6)[None])
+    assert plain.tolist() == theirs(one(), do_sample=False).tolist()
+
+
+def test_inputs_beside_the_tokens_are_refused():
+    model = build(gpt2_config(24))
+    kinds = torch.ones(1, len(LONG), dtype=torch.long)
+    with pytest.raises(easd.errors.ConfigError, match="token_type_ids cannot be honoured"):
+        ours(one(), pair=(model, model), token_type_ids=kinds)
 
 
 def test_no_draft_at_all_is_refused():

@@ -97,7 +97,8 @@ def decode(
     """Runs the engine over `requests` and yields every step."""
     requests = list(requests)
     engine = make_engine(target, draft, settings, num_rows=min(settings.batch_size, len(requests)))
-    _check_lengths(requests, context_limit([target, draft]))
+    _check_prompts(requests, context_limit([target, draft]), engine.vocab_size)
+    _check_alike(requests)
     engine.waiting.extend(requests)
     while engine.busy:
         yield engine.step()
@@ -206,12 +207,18 @@ def _room(prompt_length: int, limit: int | None) -> int:
     return _NEW_TOKENS if limit is None else max(1, min(_NEW_TOKENS, limit - prompt_length))
 
 
-def _check_lengths(requests: Sequence[Request], limit: int | None) -> None:
+def _check_prompts(requests: Sequence[Request], limit: int | None, vocab_size: int) -> None:
     for request in requests:
         length = len(request.prompt)
         if not length:
             raise InputError(
                 f"prompt {request.number} is empty; give at least one token to continue from"
+            )
+        if not 0 <= min(request.prompt) <= max(request.prompt) < vocab_size:
+            raise InputError(
+                f"prompt {request.number} has token ids from {min(request.prompt)} to "
+                f"{max(request.prompt)} and the vocabulary {vocab_size} tokens; "
+                "use the models' own tokenizer"
             )
         if limit is not None and length + request.max_new_tokens > limit:
             raise InputError(
@@ -219,6 +226,19 @@ def _check_lengths(requests: Sequence[Request], limit: int | None) -> None:
                 f"{request.max_new_tokens}, together more than the context window of {limit}; "
                 "shorten the prompt or lower max_new_tokens"
             )
+
+
+def _check_alike(requests: Sequence[Request]) -> None:
+    """Rows of one batch share what is done to all of it at once; see `processing.distributions`."""
+    kinds = {
+        (processing.greedy, repr([(type(warper), vars(warper)) for warper in processing.warpers]))
+        for processing in (request.processing for request in requests)
+    }
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"the requests have {len(kinds)} different temperatures or truncations; "
+            "decode each kind by itself"
+        )
 
 
 def with_overrides(settings: Settings, overrides: dict[str, Any]) -> Settings:

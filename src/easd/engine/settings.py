@@ -76,6 +76,11 @@ class Settings:
             raise ConfigError(
                 f"repetition_penalty = {self.repetition_penalty} would flip logits; use more than 0"
             )
+        for name in ("bad_words", "stop"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} is one text; give a list of texts"
+                )
         if "" in self.bad_words:
             raise ConfigError("a bad word is empty and bans nothing; remove it")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:

@@ -120,8 +120,10 @@ def _attention_layout(model: PreTrainedModel) -> tuple[int | None, bool]:
         raise ModelError(f"{name} has {unserved} layers, which slots cannot serve; {advice}")
     if getattr(config, "alibi", False) or config.model_type in {"bloom", "mpt"}:
         raise ModelError(f"{name} encodes positions in its attention mask (ALiBi); {advice}")
-    counts_itself = "position_ids" not in signature(model.forward).parameters
-    if counts_itself or any(hasattr(m, _PADDED_POSITIONS) for m in model.modules()):
+    takes = signature(model.forward).parameters
+    if "past_key_values" not in takes:
+        raise ModelError(f"{name} keeps no keys and values from forward to forward; {advice}")
+    if "position_ids" not in takes or any(hasattr(m, _PADDED_POSITIONS) for m in model.modules()):
         raise ModelError(f"{name} numbers positions in its own way, not by position_ids; {advice}")
     window = getattr(config, "sliding_window", None)
     if "layer_types" in config.to_dict() and config.layer_types:

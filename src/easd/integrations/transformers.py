@@ -40,6 +40,8 @@ _STATEFUL = (
 )
 # `generate` without its decorators: the frame to look for, however our function was wrapped.
 _GENERATE = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__
+# What `generate` adds to the keywords by itself; other tensors are inputs of the user's.
+_OWN_KEYWORDS = {"attention_mask", "position_ids", "past_key_values", "cache_position"}
 _UNSUPPORTED = {
     "output_logits": "use output_scores, the processed logits of every emitted token",
     "output_attentions": "run a plain forward over the finished text instead",
@@ -159,11 +161,23 @@ def _refuse_unsupported(
         raise ConfigError("a filled past_key_values cannot be continued; pass the whole prompt")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ConfigError("inputs_embeds cannot be drafted from; pass input_ids")
+    for name, value in model_kwargs.items():
+        if isinstance(value, Tensor) and name not in _OWN_KEYWORDS:
+            raise ConfigError(f"{name} cannot be honoured: the models are fed token ids alone")
+    positions = model_kwargs.get("position_ids")
+    if positions is not None and not _counts_up(positions, model_kwargs.get("attention_mask")):
+        raise ConfigError("position_ids cannot be honoured: positions count up from 0; drop them")
     if streamer is not None and input_ids.shape[0] > 1:
         raise ConfigError(
             f"a streamer takes one text and the batch has {input_ids.shape[0]}; "
             "stream one prompt, or use on_step"
         )
+
+
+def _counts_up(positions: Tensor, attention_mask: Tensor | None) -> bool:
+    """Whether every token's position is the number of tokens before it."""
+    seen = torch.ones_like(positions) if attention_mask is None else attention_mask
+    return bool(((positions == seen.cumsum(-1) - 1) | (seen == 0)).all())
 
 
 def _requests(
