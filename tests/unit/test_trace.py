@@ -149,7 +149,7 @@ def test_every_part_of_a_row_is_recomputed_from_the_step(run, pair, tmp_path):
             on_step=watch,
         )
     rows = read_trace(tmp_path / "again").tokens.to_pylist()
-    assert len(rows) > 100
+    assert len(rows) > 50
     for row in rows:
         record = records[row["step"]]
         (place,) = [i for i, r in enumerate(record.rows) if r.request.number == row["request"]]
