@@ -2,7 +2,8 @@
 
 The engine decodes the same problems whose exact accuracy one teacher-forced pass gives; a rule
 whose text follows its stated law must land on it. The gate also covers the bonus position, as the
-law of whole texts asks.
+law of whole texts asks. Of many 95 % intervals some miss by chance, so the verdict is on the
+largest deviation of all, in standard errors of decoding these very problems (5 % level over all).
 
     python benchmarks/lab_decode.py [PAIR ...] [--problems 5000] [--rate 0.02] [--seed 0]
 """
@@ -10,6 +11,7 @@ law of whole texts asks.
 import argparse
 import time
 from dataclasses import replace
+from statistics import NormalDist
 
 import torch
 from lab_exact import SEED, Reference, read_reference, threshold
@@ -45,15 +47,18 @@ def rules(reference: Reference, rate: float) -> dict[str, Rule]:
     }
 
 
-def compare(pair: str, count: int, rate: float, seed: int) -> bool:
-    """Decodes with every rule; whether every exact accuracy lies in its decoded interval."""
+def compare(pair: str, count: int, rate: float, seed: int) -> list[float]:
+    """Decodes with every rule; deviations from the exact accuracies in standard errors."""
     reference = read_reference(pair, count)
     problems = lab.problems(pair, count, SEED)
     models = load_pair(pair, device="cpu")
     right = reference.tokens.tolist()
     print(f"\n{pair}: {count} problems, gamma {GAMMA}, decoding seed {seed}")
-    print("  rule             decoded [95 % interval]   exact   agrees   answer   gated   tok/fwd")
-    agreed = True
+    print(
+        "  rule             decoded [95 % interval]   exact   inside      z   answer"
+        "   gated   tok/fwd"
+    )
+    deviations = []
     for name, rule in rules(reference, rate).items():
         begin = time.perf_counter()
         texts = generate(
@@ -75,22 +80,23 @@ def compare(pair: str, count: int, rate: float, seed: int) -> bool:
             lab.grade(problem, text.text or "")
             for problem, text in zip(problems, texts, strict=True)
         )
-        exact = reference.solved(reference.each(rule.law)).mean().item()
+        solved = reference.solved(reference.each(rule.law))
+        exact = solved.mean().item()
         low, high = interval(hits, count)
-        agrees = low <= exact <= high
-        agreed &= agrees
+        error = (solved * (1 - solved)).sum().sqrt().item()
+        deviations.append((hits - count * exact) / error)
+        inside = "yes" if low <= exact <= high else "no"
         examined = sum(text.counts.examined for text in texts)
-        penalised = sum(text.counts.penalised for text in texts)
+        gated = sum(text.counts.penalised for text in texts) / max(examined, 1)
         emitted = sum(len(text.token_ids) for text in texts)
         blocks = sum(text.counts.blocks for text in texts)
         print(
             f"  {name:15} {hits / count:7.1%} [{low:.1%}, {high:.1%}] {exact:9.1%}"
-            f"   {'yes' if agrees else 'NO':>6} {answers / count:8.1%}"
-            f" {penalised / max(examined, 1):7.2%} {emitted / blocks:9.2f}"
-            f"   {60 * count / seconds:,.0f} problems a minute",
+            f"   {inside:>6} {deviations[-1]:+6.2f} {answers / count:8.1%} {gated:7.2%}"
+            f" {emitted / blocks:9.2f}   {60 * count / seconds:,.0f} problems a minute",
             flush=True,
         )
-    return agreed
+    return deviations
 
 
 def main() -> None:
@@ -100,11 +106,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.02, help="share of gated positions")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    agreed = [
-        compare(pair, arguments.problems, arguments.rate, arguments.seed)
+    deviations = [
+        z
         for pair in arguments.pairs
+        for z in compare(pair, arguments.problems, arguments.rate, arguments.seed)
     ]
-    print(f"\nexact accuracy inside every decoded 95 % interval: {'yes' if all(agreed) else 'no'}")
+    worst = max(map(abs, deviations))
+    limit = NormalDist().inv_cdf(1 - 0.05 / 2 / len(deviations))
+    verdict = "agree" if worst <= limit else "DISAGREE"
+    print(f"\ndecoded and exact accuracies {verdict}: largest |z| {worst:.2f}, limit {limit:.2f}")
 
 
 if __name__ == "__main__":
