@@ -14,25 +14,32 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from smollm2_generate import ANSWER, USER
+from smollm2_generate import ANSWER, FORCED, USER
 from torch import Tensor
 
 SHARD_TENSORS = ("start", "tokens", "role", "hidden", "lse")
+CHUNK = 128
+"""Positions whose logits are held at a time."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes out, beside the data."""
+    """Everything that decides what comes out, beside the data.
+
+    Training ends after `tokens` positions or `minutes`, whichever comes first; the schedules
+    follow the one that is further on.
+    """
 
     layers: tuple[int, ...] = (0, 1, 2, 29)
-    head_tokens: int = 8192
-    tokens: int = 3_000_000
-    batch_tokens: int = 3072
+    head_tokens: int = 6144
+    tokens: int = 2_000_000
+    batch_tokens: int = 2048
     learning_rate: float = 1e-3
     warmup: float = 0.02
     user_weight: float = 0.3
-    acceptance_from: float = 0.5
+    acceptance_from: float = 0.3
     seed: int = 0
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,80 +149,138 @@ def acceptance(draft, conversations: list[Conversation], head: Tensor) -> float:
         chosen = pad([c.role for c in group]) == ANSWER
         teacher, lse = pad([c.hidden for c in group])[chosen], pad([c.lse for c in group])[chosen]
         for student, part, norm in zip(
-            hidden[chosen].bfloat16().split(128), teacher.split(128), lse.split(128), strict=True
+            hidden[chosen].bfloat16().split(CHUNK),
+            teacher.split(CHUNK),
+            lse.split(CHUNK),
+            strict=True,
         ):
             values.append(acceptance_and_gradient(student, part, norm, head, 0)[0])
     return float(torch.cat(values).mean())
 
 
+class Trainer:
+    """The layers and the final norm of a draft, their optimiser, and how far they have come.
+
+    The draft's embedding stays the target's; the reduced head stays cut from the target's.
+    """
+
+    def __init__(self, draft, recipe: Recipe) -> None:
+        self.draft, self.recipe = draft.requires_grad_(False).train(), recipe
+        self.head = draft.lm_head.weight.detach().bfloat16()
+        self.trained = [*draft.model.layers.parameters(), *draft.model.norm.parameters()]
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        decayed = [p for p in self.trained if p.ndim > 1]
+        plain = [p for p in self.trained if p.ndim == 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": 0.01},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.98),
+        )
+        self.seen, self.steps, self.seconds = 0, 0, 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget of positions or of time that is spent, whichever is larger."""
+        spent = self.seen / self.recipe.tokens
+        minutes = self.recipe.minutes
+        return spent if minutes is None else max(spent, self.seconds / 60 / minutes)
+
+    def step(self, group: list[Conversation]) -> tuple[float, float]:
+        """Learn from one batch; return its weighted mean KL and acceptance probability."""
+        begun, progress = time.monotonic(), self.progress
+        for options in self.optimizer.param_groups:
+            options["lr"] = learning_rate(self.recipe, progress)
+        role = pad([c.role for c in group])
+        chosen = role != FORCED
+        with torch.autocast("cpu", torch.bfloat16):
+            states = self.draft.model(pad([c.tokens for c in group]).long()).last_hidden_state
+        hidden = states[chosen]
+        weight = torch.where(role[chosen] == USER, self.recipe.user_weight, 1.0)
+        weight = weight / weight.sum()
+        teacher, lse = pad([c.hidden for c in group])[chosen], pad([c.lse for c in group])[chosen]
+        gradients, kl, accept = [], 0.0, 0.0
+        for part in torch.arange(len(hidden)).split(CHUNK):
+            student = hidden[part].detach().bfloat16()
+            accepts, kls, gradient = acceptance_and_gradient(
+                student,
+                teacher[part],
+                lse[part],
+                self.head,
+                acceptance_share(self.recipe, progress),
+            )
+            gradients.append(gradient.float() * weight[part, None])
+            kl += float(weight[part] @ kls)
+            accept += float(weight[part] @ accepts)
+        hidden.backward(torch.cat(gradients).to(hidden.dtype))
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.seen, self.steps = self.seen + len(hidden), self.steps + 1
+        self.seconds += time.monotonic() - begun
+        return kl, accept
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that `restore` continues from."""
+        state = {
+            "weights": [p.detach() for p in self.trained],
+            "optimizer": self.optimizer.state_dict(),
+            "counts": (self.seen, self.steps, self.seconds),
+        }
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        state = torch.load(path, weights_only=True)
+        for parameter, saved in zip(self.trained, state["weights"], strict=True):
+            parameter.data.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seen, self.steps, self.seconds = state["counts"]
+
+
 def train(
-    draft,
-    head: Tensor,
-    recipe: Recipe,
+    trainer: Trainer,
     conversations: list[Conversation],
-    held_out: dict[str, list[Conversation]],
+    held_out: list[Conversation],
     log: Path,
+    checkpoint: Path,
     *,
     every: int = 50,
-    chunk: int = 128,
 ) -> None:
-    """Train the layers and the final norm of `draft` in place; its embedding stays the target's.
+    """Train until the budget is spent, from `checkpoint` where there is one.
 
-    Writes one row of `log` per `every` steps, with the acceptance rate on each held-out set.
+    Appends one row to `log` per `every` steps, with the acceptance rate on `held_out`.
     """
-    head = head.bfloat16()
-    trained = [*draft.model.layers.parameters(), *draft.model.norm.parameters()]
-    draft.requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    matrices = [p for p in trained if p.ndim > 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": 0.01},
-            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.98),
-    )
-    seen, step, begun = 0, 0, time.monotonic()
-    columns = ["step", "tokens", "seconds", "kl", "acceptance", *held_out]
-    running = torch.zeros(2)
-    with log.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for group in batches(conversations, recipe.batch_tokens, recipe.seed):
-            progress = seen / recipe.tokens
-            share = acceptance_share(recipe, progress)
-            for options in optimizer.param_groups:
-                options["lr"] = learning_rate(recipe, progress)
-            role = pad([c.role for c in group])
-            chosen = role != 0
-            with torch.autocast("cpu", torch.bfloat16):
-                states = draft.model(pad([c.tokens for c in group]).long()).last_hidden_state
-            hidden = states[chosen]
-            teacher = pad([c.hidden for c in group])[chosen]
-            lse = pad([c.lse for c in group])[chosen]
-            weight = torch.where(role[chosen] == USER, recipe.user_weight, 1.0)
-            weight = weight / weight.sum()
-            gradients = []
-            for part in torch.arange(len(hidden)).split(chunk):
-                accept, kl, gradient = acceptance_and_gradient(
-                    hidden[part].detach().bfloat16(), teacher[part], lse[part], head, share
-                )
-                gradients.append(gradient.float() * weight[part, None])
-                running += torch.stack([weight[part] @ kl, weight[part] @ accept])
-            hidden.backward(torch.cat(gradients).to(hidden.dtype))
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            seen, step = seen + int(chosen.sum()), step + 1
-            if step % every == 0 or seen >= recipe.tokens:
-                rates = [acceptance(draft, held, head) for held in held_out.values()]
-                mean = (running / (step % every or every)).tolist()
-                seconds = time.monotonic() - begun
-                row = [step, seen, round(seconds), *(round(x, 4) for x in (*mean, *rates))]
+    if checkpoint.exists():
+        trainer.restore(checkpoint)
+    elif log.exists():
+        log.unlink()
+    recipe, sums = trainer.recipe, torch.zeros(3)
+    groups = batches(conversations, recipe.batch_tokens, recipe.seed)
+    for group in itertools.islice(groups, trainer.steps, None):
+        if trainer.progress >= 1:
+            return
+        sums += torch.tensor([*trainer.step(group), 1.0])
+        if trainer.steps % every == 0 or trainer.progress >= 1:
+            kl, accept, _ = (sums / sums[2]).tolist()
+            rate = acceptance(trainer.draft, held_out, trainer.head)
+            row = {
+                "step": trainer.steps,
+                "tokens": trainer.seen,
+                "seconds": round(trainer.seconds),
+                "kl": round(kl, 4),
+                "acceptance": round(accept, 4),
+                "held_out": round(rate, 4),
+            }
+            fresh = not log.exists()
+            with log.open("a", newline="") as file:
+                writer = csv.DictWriter(file, row)
+                if fresh:
+                    writer.writeheader()
                 writer.writerow(row)
-                file.flush()
-                print(dict(zip(columns, row, strict=True)), flush=True)
-                running.zero_()
-            if seen >= recipe.tokens:
-                return
+            print(row, flush=True)
+            trainer.save(checkpoint)
+            sums.zero_()

