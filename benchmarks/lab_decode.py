@@ -5,7 +5,7 @@ whose text follows its stated law must land on it. The gate also covers the bonu
 law of whole texts asks. Of many 95 % intervals some miss by chance, so the verdict is on the
 largest deviation of all, in standard errors of decoding these very problems (5 % level over all).
 
-    python benchmarks/lab_decode.py [PAIR ...] [--problems 5000] [--rate 0.02] [--seed 0]
+    python benchmarks/lab_decode.py [PAIR ...] [--problems 20000] [--rate 0.02] [--seed 0]
 """
 
 import argparse
@@ -14,6 +14,7 @@ from dataclasses import replace
 from statistics import NormalDist
 
 import torch
+from common import quiet
 from lab_exact import SEED, Reference, read_reference, threshold
 
 from easd import EASD, Settings, Speculative, generate, load_pair
@@ -100,9 +101,10 @@ def compare(pair: str, count: int, rate: float, seed: int) -> list[float]:
 
 
 def main() -> None:
+    quiet()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pairs", nargs="*", default=list(lab.RECIPES))
-    parser.add_argument("--problems", type=int, default=5000)
+    parser.add_argument("--problems", type=int, default=20_000)
     parser.add_argument("--rate", type=float, default=0.02, help="share of gated positions")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

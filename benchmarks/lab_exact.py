@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from common import quiet
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -179,6 +180,7 @@ def show(result: dict) -> None:
 
 
 def main() -> None:
+    quiet()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pairs", nargs="*", default=list(lab.RECIPES))
     parser.add_argument("--problems", type=int, default=10_000)
