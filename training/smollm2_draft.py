@@ -111,8 +111,10 @@ def train(
     conversations = [c for shard in shards for c in distil.load_shard(shard)]
     held_out, training = conversations[:HELD_OUT], conversations[HELD_OUT:]
     trainer = distil.Trainer(draft, recipe)
-    distil.train(trainer, training, held_out, work / LOG, work / "checkpoint.pt")
+    checkpoint = work / "checkpoint.pt"
+    distil.train(trainer, training, held_out, work / LOG, checkpoint)
     save_draft(draft, output)
+    checkpoint.unlink(missing_ok=True)
     shutil.copy(work / LOG, output / LOG)
     (output / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
 
