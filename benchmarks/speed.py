@@ -28,7 +28,6 @@ OURS: dict[str, Rule] = {
     "easd maximal": EASD(coupling="maximal"),
 }
 ASSISTED = "transformers assisted"
-PLAIN = "transformers plain"
 
 
 def ours(pair: Pair, prompts: list[list[int]], rule: Rule, args, seed: int) -> dict[str, float]:
@@ -64,7 +63,7 @@ def ours(pair: Pair, prompts: list[list[int]], rule: Rule, args, seed: int) -> d
     }
 
 
-def theirs(pair: Pair, prompts: list[list[int]], draft, args, seed: int) -> dict[str, float]:
+def assisted(pair: Pair, prompts: list[list[int]], args, seed: int) -> dict[str, float]:
     set_seed(seed)
     options = (
         {"do_sample": False}
@@ -76,12 +75,11 @@ def theirs(pair: Pair, prompts: list[list[int]], draft, args, seed: int) -> dict
             "top_p": 1.0,
         }
     )
-    if draft is not None:
-        config = draft.generation_config
-        config.num_assistant_tokens = args.gamma
-        config.num_assistant_tokens_schedule = "constant"
-        config.assistant_confidence_threshold = 0.0
-        options["assistant_model"] = draft
+    config = pair.draft.generation_config
+    config.num_assistant_tokens = args.gamma
+    config.num_assistant_tokens_schedule = "constant"
+    config.assistant_confidence_threshold = 0.0
+    options["assistant_model"] = pair.draft
     tokens = 0
     begin = perf_counter()
     for prompt in prompts:
@@ -124,9 +122,7 @@ def main() -> None:
     systems = {
         name: lambda seed, r=rule: ours(pair, prompts, r, args, seed) for name, rule in OURS.items()
     }
-    systems[ASSISTED] = lambda seed: theirs(pair, prompts, pair.draft, args, seed)
-    if args.batch == 1:
-        systems[PLAIN] = lambda seed: theirs(pair, prompts, None, args, seed)
+    systems[ASSISTED] = lambda seed: assisted(pair, prompts, args, seed)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
     for run in systems.values():
         run(0)  # warm-up
