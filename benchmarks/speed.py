@@ -136,7 +136,7 @@ def main() -> None:
 def report(runs: dict[str, list[dict[str, float]]]) -> None:
     speeds = {name: [r["tokens"] / r["seconds"] for r in found] for name, found in runs.items()}
     head = f"{'system':24}{'tok/s':>8}  {'over target':>22}{'over assisted':>24}"
-    print(head + f"{'accept':>8}{'penal.':>8}{'tok/fwd':>8}   draft/target/verify/commit %")
+    print(head + f"{'accept':>8}{'penal.':>8}{'tok/fwd':>8}   prefill/draft/target/verify/commit %")
     for name, found in runs.items():
         line = f"{name:24}{interval(speeds[name])[0]:8.2f}  "
         for base in ("target", ASSISTED):
@@ -147,7 +147,7 @@ def report(runs: dict[str, list[dict[str, float]]]) -> None:
             examined = max(total["examined"], 1)
             parts = [
                 100 * total.get(p, 0) / total["seconds"]
-                for p in ("draft", "target", "verify", "commit")
+                for p in ("prefill", "draft", "target", "verify", "commit")
             ]
             line += f"{total['accepted'] / examined:8.3f}{total['penalised'] / examined:8.4f}"
             line += f"{total['tokens'] / total['blocks']:8.2f}   "

@@ -51,6 +51,7 @@ def row(position, outcome, token, *, gate=0.0, entropy=0.5):
 def trace(rows, status="finished"):
     sample = {"run": "r", "sample": 0, "request": 0, "prompt": "ask \x07", "text": "t"}
     step = {"run": "r", "step": 0, "batch": 1, "draft_ms": 1.0, "target_ms": 2.0}
+    step |= {"prefill_ms": 0.0}
     step |= {"verify_ms": 1.0, "commit_ms": 0.0}
     words = [{"token": token, "text": text} for token, text in VOCABULARY.items()]
     tables = {"tokens": rows, "steps": [step], "samples": [sample], "vocabulary": words}

@@ -29,7 +29,7 @@ class StepRecord:
         starts: position of draft token 0 in each row's text.
         committed: the tokens each row gained, after any stop.
         step, decision, noise: what verification saw and said.
-        seconds: wall time by part: draft, target, verify, commit.
+        seconds: wall time by part: prefill, draft, target, verify, commit.
     """
 
     rows: list[Row]
@@ -78,7 +78,7 @@ class Engine:
         rows = list(self.rows)
         starts = [len(row.ids) for row in rows]
         noise = self._noise(rows, starts)
-        clock.lap("commit")
+        clock.lap("prefill")
         draft = self.drafter.propose(
             rows,
             [min(self.gamma, row.remaining - 1) for row in rows],

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 from transformers.generation import logits_process as hf
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def distributions(
     processing = rows[0].request.processing
     if processing.greedy:
         best, token = scores.max(-1)
-        probs = one_hot(token, scores.shape[-1]).to(scores.dtype)
+        probs = torch.zeros_like(scores).scatter_(-1, token[..., None], 1.0)
         # A one-hot row would hide that it was made from NaN or from nothing.
         probs[..., 0].masked_fill_(~best.isfinite(), float("nan"))
         return Distributions(probs, raw, scores)

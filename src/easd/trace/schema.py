@@ -15,7 +15,7 @@ OUTCOMES = (
     "replacement",
     "bonus",
 )
-PARTS = ("draft", "target", "verify", "commit")
+PARTS = ("prefill", "draft", "target", "verify", "commit")
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 
@@ -149,10 +149,11 @@ STEPS = pa.schema(
             for part, definition in zip(
                 PARTS,
                 (
+                    "wall time of taking in new prompts and caching them",
                     "wall time of drafting, processors included",
                     "wall time of the target's forward",
                     "wall time of the target's processors and of verification",
-                    "wall time of committing tokens, and of taking in and caching new prompts",
+                    "wall time of committing tokens",
                 ),
                 strict=True,
             )

@@ -18,7 +18,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from easd.core.rules.exact import acceptance, drafted
 from easd.core.signals import exclude, residual, sum_of_others, sum_without
@@ -184,7 +183,7 @@ class GatedRule(ABC):
         assert step.raw_target_probs is not None, "greedy rows come with raw probabilities"
         raw = step.raw_target_probs[:, : token.shape[1]]
         second = raw.scatter(-1, token[..., None], -1.0).argmax(-1)
-        return one_hot(second, raw.shape[-1]).to(step.target_probs.dtype)
+        return torch.zeros_like(raw).scatter(-1, second[..., None], 1.0)
 
 
 def _pick(values: Tensor, tokens: Tensor | None) -> Tensor:
