@@ -17,7 +17,7 @@ setup: .venv/.ready
 	@touch $@
 
 demo: setup
-	$(BIN)/easd generate --pair smollm2 --rule easd --tau-h 1.5 --max-new-tokens 160 --seed 1 \
+	$(BIN)/easd generate --pair smollm2 --rule easd --tau-h 0.7 --temperature 0.5 --gamma 3 --max-new-tokens 160 --seed 1 \
 		"A baker makes 12 trays of 8 rolls and sells 70 of them. How many rolls are left? Think step by step."
 
 test: setup
