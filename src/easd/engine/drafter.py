@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from easd.core.noise import Noise, race
-from easd.engine.processing import distributions
+from easd.engine.distributions import distributions
 from easd.engine.request import Row
 from easd.engine.slots import SlotModel
 

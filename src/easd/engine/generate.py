@@ -229,7 +229,7 @@ def _check_prompts(requests: Sequence[Request], limit: int | None, vocab_size: i
 
 
 def _check_alike(requests: Sequence[Request]) -> None:
-    """Rows of one batch share what is done to all of it at once; see `processing.distributions`."""
+    """Rows of one batch share what is done to all of it at once; see `distributions`."""
     kinds = {
         (processing.greedy, repr([(type(warper), vars(warper)) for warper in processing.warpers]))
         for processing in (request.processing for request in requests)

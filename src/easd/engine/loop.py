@@ -13,8 +13,8 @@ from torch import Tensor
 from easd.core.noise import Coupling, Noise
 from easd.core.types import Decision, Rule, Step
 from easd.core.verify import verify
+from easd.engine.distributions import Distributions, distributions
 from easd.engine.drafter import Draft, Drafter
-from easd.engine.processing import Distributions, distributions
 from easd.engine.request import Request, Row
 from easd.engine.slots import SlotModel
 from easd.errors import NumericsError

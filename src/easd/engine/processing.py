@@ -1,21 +1,12 @@
-"""From logits to the probabilities tokens are drawn from, the same way for draft and target.
-
-Processors that look at the text so far are called for each row and position with that position's
-own prefix; the warpers behind them (temperature, top-k, top-p, min-p) see all positions at once.
-"""
+"""What is done to a request's logits before a token is drawn: its processors, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from transformers.generation import logits_process as hf
-
-if TYPE_CHECKING:
-    from easd.engine.request import Row
 
 Processor = Callable[..., Tensor]  # a transformers LogitsProcessor: (input_ids, scores)
 
@@ -30,15 +21,6 @@ TRUNCATING = (
     hf.EtaLogitsWarper,
 )
 _PREFIX_FREE = (*TRUNCATING, hf.LogitNormalization, hf.InfNanRemoveLogitsProcessor)
-
-
-@dataclass(frozen=True, slots=True)
-class Distributions:
-    """`probs` [B, T, V], and `raw` [B, T, V] (temperature 1, no truncation) where asked for."""
-
-    probs: Tensor
-    raw: Tensor | None
-    scores: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,72 +46,3 @@ class Processing:
         while last > 0 and isinstance(self.processors[last - 1], _PREFIX_FREE):
             last -= 1
         return last
-
-
-def distributions(
-    logits: Tensor,
-    rows: Sequence[Row],
-    drafted: Tensor,
-    counts: Sequence[int],
-    *,
-    want_raw: bool,
-) -> Distributions:
-    """Probabilities of B rows at T positions, in at least float32.
-
-    Args:
-        logits: [B, T, V]; the last position of a row follows its prefix and all drafted tokens,
-            the one before it all but one, and so on.
-        rows: rows of one batch share their warpers and greediness.
-        drafted: int64 [B, >= T-1], the tokens drafted after the prefix.
-        counts: how many of each row's drafted tokens are meant; the rest is padding.
-        want_raw: Whether to compute raw probabilities too.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scores = _each(logits, rows, drafted, counts, truncate=True)
-    raw = None
-    if want_raw:
-        raw = _each(logits, rows, drafted, counts, truncate=False).softmax(-1)
-    processing = rows[0].request.processing
-    if processing.greedy:
-        best, token = scores.max(-1)
-        probs = torch.zeros_like(scores).scatter_(-1, token[..., None], 1.0)
-        # A one-hot row would hide that it was made from NaN or from nothing.
-        probs[..., 0].masked_fill_(~best.isfinite(), float("nan"))
-        return Distributions(probs, raw, scores)
-    flat = scores.flatten(0, 1)
-    nothing = drafted.new_zeros(flat.shape[0], 0)
-    for warper in processing.warpers:
-        flat = warper(nothing, flat)
-    scores = flat.view_as(scores)
-    return Distributions(scores.softmax(-1), raw, scores)
-
-
-def _each(
-    logits: Tensor,
-    rows: Sequence[Row],
-    drafted: Tensor,
-    counts: Sequence[int],
-    *,
-    truncate: bool,
-) -> Tensor:
-    """Applies the processors that may look at the prefix, row by row and position by position.
-
-    Positions that no text comes to, behind its end or the tokens meant, stay as they are: a grammar
-    may have no answer there.
-    """
-    if not any(row.request.processing.prefixed for row in rows):
-        return logits
-    scores = logits.clone()
-    first = drafted.shape[1] + 1 - logits.shape[1]
-    for place, row in enumerate(rows):
-        prefix = row.text
-        text = torch.cat([torch.tensor(prefix, device=logits.device), drafted[place]])[None]
-        reached = row.positions(drafted[place, : counts[place]].tolist())
-        for position in range(first, min(reached, drafted.shape[1] + 1)):
-            seen = text[:, : len(prefix) + position]
-            at = scores[place, position - first][None]
-            for processor in row.request.processing.prefixed:
-                if truncate or not isinstance(processor, TRUNCATING):
-                    at = processor(seen, at)
-            scores[place, position - first] = at[0]
-    return scores
