@@ -268,6 +268,19 @@ def test_mismatched_tokenizers_are_refused(refused, model):
     assert "2 entries" in line
 
 
+def test_a_damaged_draft_tokenizer_is_refused_not_skipped(refused, model):
+    (model / "tokenizer.json").write_text("{")
+    line = refused("generate", "--target", TARGET, "--draft", model, PROMPT)
+    assert "cannot load the tokenizer" in line
+
+
+def test_a_draft_of_weights_alone_is_compared_by_its_vocabulary(easd, model):
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    out, _ = easd("generate", "--target", TARGET, "--draft", model, "--seed", 3, PROMPT)
+    assert out.strip()
+
+
 def test_weights_that_are_not_numbers_are_refused(refused, model, tmp_path):
     path = model / "model.safetensors"
     weights = load_file(path)

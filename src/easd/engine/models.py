@@ -129,8 +129,6 @@ def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
         raise ModelError(f"{name!r} is not a folder; give a model folder or a hub id")
     try:
         return loader.from_pretrained(path, **options)
-    except ModelError:
-        raise
     except Exception as error:  # the loaders raise everything from OSError to SafetensorError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
@@ -139,11 +137,14 @@ def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
         ) from error
 
 
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+
+
 def _check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, draft: str) -> None:
-    try:
-        other = AutoTokenizer.from_pretrained(str(Path(draft).expanduser()))
-    except Exception:  # a draft without tokenizer files is fine: the vocabulary size still counts
-        return
+    folder = Path(draft).expanduser()
+    if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
+        return  # weights alone are fine: the vocabulary's size is still compared
+    other = _load(AutoTokenizer, draft, "tokenizer")
     if other.get_vocab() == tokenizer.get_vocab():
         return
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()

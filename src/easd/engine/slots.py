@@ -32,7 +32,6 @@ class SlotModel:
         self.config = model.config.get_text_config(decoder=True)
         self.cache = SlotCache(num_rows)
         self.lengths = [0] * num_rows
-        self.forwards = 0
         self._packed = PackedLinears(model)
         self._window, self._mask_per_kind = _attention_layout(model)
         self._limit = context_window(model)
@@ -73,7 +72,6 @@ class SlotModel:
                 use_cache=True,
                 **extra,
             )
-        self.forwards += 1
         return output.logits if keep is None else output.logits[:, -keep:]
 
     def move(self, source: int, target: int) -> None:
