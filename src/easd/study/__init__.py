@@ -1,0 +1,1 @@
+"""From decoded texts to evidence: tasks, calibration, evaluation, statistics, reports."""
