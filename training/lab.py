@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("pair", choices=[name.removeprefix("lab-") for name in lab.RECIPES])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for target/, draft/ and training.json")
+    parser.add_argument("--target", type=Path, help="for lab-ad: distil from another target")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -166,7 +167,10 @@ def main() -> None:
         target, logs["target"] = train(pair, recipe.target, arguments.seed, tokenizer)
         save(target, tokenizer, out / "target")
     else:
-        target = GPT2LMHeadModel.from_pretrained(lab.folder(pair, "target"))
+        teacher = arguments.target or lab.folder(pair, "target")
+        target = GPT2LMHeadModel.from_pretrained(teacher)
+        if arguments.target:
+            save(target, tokenizer, out / "target")
     # Another seed is another stream of problems and another initialisation.
     draft_seed = arguments.seed if recipe.shared_data else arguments.seed + 1000
     draft, logs["draft"] = train(
