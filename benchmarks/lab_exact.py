@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from easd import EASD, RandomRefusal, Speculative, load_pair
-from easd.core.rules.entropy_aware import gate_signals
+from easd.core.rules.entropy_gate import gate_signals
 from easd.core.types import Rule, Step
 from easd.pairs import lab
 

@@ -108,8 +108,10 @@ def generate(
     rule: Annotated[
         str | None,
         Option(
-            help="easd, speculative, target, draft, easd-without-overlap, "
-            "easd-without-draft-entropy, easd-without-both, overlap-only or random-refusal.",
+            help="easd, speculative, target, draft; ablations: easd-without-overlap, "
+            "easd-without-draft-entropy, easd-without-both, overlap-only, random-refusal; ours: "
+            "pool, greedy-p, sharpened, keep-near-top, contrast; others': typical-acceptance, "
+            "lenience, ensemble, fly.",
             show_default="easd",
             rich_help_panel=_RULE,
         ),

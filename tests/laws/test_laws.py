@@ -8,6 +8,7 @@ import torch
 from easd.core.rules import RULES, make_rule
 from easd.core.rules.entropy_aware import EASD
 from easd.core.rules.gated import GatedRule
+from easd.core.rules.redirected import RedirectedRule
 from easd.core.types import Step
 
 V, K = 6, 3
@@ -23,8 +24,12 @@ GATED_FIELDS = {
 
 def variants():
     for name, kind in RULES.items():
+        if issubclass(kind, RedirectedRule):
+            yield from redirected(name, kind)
+            continue
         if not issubclass(kind, GatedRule):
-            yield pytest.param(make_rule(name), id=name)
+            own = {"tau_h": 0.9, "window": 0} if name == "fly" else {}
+            yield pytest.param(make_rule(name, **own), id=name)
             continue
         own = {"rate": 0.3} if name == "random-refusal" else {"tau_h": 0.9, "tau_o": 0.6}
         for values in product(*GATED_FIELDS.values()):
@@ -35,6 +40,21 @@ def variants():
                 yield pytest.param(
                     make_rule(name, **raw), id=f"{name}-raw-{'-'.join(map(str, values))}"
                 )
+
+
+def redirected(name, kind):
+    """The rule with open gates in reach, gated bonus or not, and its own fields at two values."""
+    own = {
+        "pool": [{"a": 1.3, "b": -0.7}, {"a": 0.5, "b": 1.5, "pick": "sample"}],
+        "contrast": [{"beta": 0.8}, {"beta": 2.0, "pick": "argmax", "plausible": 0.3}],
+        "keep-near-top": [{"mu": 0.1}, {"mu": 0.6}],
+        "sharpened": [{"power": 2.0}, {"power": 0.5}],
+        "greedy-p": [{}],
+    }
+    for index, values in enumerate(own[name]):
+        for gate_bonus in (False, True):
+            gate = {"tau_h": 0.9, "tau_o": 0.6, "gate_bonus": gate_bonus}
+            yield pytest.param(make_rule(name, **gate, **values), id=f"{name}-{index}-{gate_bonus}")
 
 
 def distributions(batch: int, *, seed: int = 0, truncate: bool = False) -> torch.Tensor:

@@ -22,6 +22,7 @@ from easd.core.rules import (
     TargetOnly,
     make_rule,
 )
+from easd.core.rules.entropy_gate import EntropyGate
 from easd.core.rules.gated import GatedRule
 from easd.core.types import Step
 from easd.core.verify import verify
@@ -37,8 +38,10 @@ COMBINATIONS = [
     )
 ]
 OPEN = {"tau_h": 0.3, "tau_o": 0.4}  # a gate that is open at some rows and closed at others
-OWN = {name: {} if name in ("speculative", "target", "draft") else OPEN for name in RULES}
+OWN = {name: OPEN if issubclass(kind, EntropyGate) else {} for name, kind in RULES.items()}
 OWN["random-refusal"] = {"rate": 0.4}
+OWN["pool"] = OPEN | {"a": 1.3, "b": -0.7, "gate_bonus": True}
+OWN["fly"] = {"tau_h": 0.3, "window": 0}  # with a window there is no law per position
 
 
 GATED = [name for name, kind in RULES.items() if issubclass(kind, GatedRule)]

@@ -5,9 +5,19 @@ import math
 import pickle
 
 import pytest
+import torch
 
-from easd.core.rules import EASD, RULES, RandomRefusal, Speculative, make_rule, rule_name
-from easd.core.types import Rule
+from easd.core.rules import (
+    EASD,
+    RULES,
+    FLy,
+    Pool,
+    RandomRefusal,
+    Speculative,
+    make_rule,
+    rule_name,
+)
+from easd.core.types import Rule, Step
 from easd.errors import EasdError, RuleError
 
 ALL = [pytest.param(kind, id=name) for name, kind in RULES.items()]
@@ -34,6 +44,7 @@ def test_repr_reads_back(kind):
     rule = kind()
     assert eval(repr(rule), names) == rule
     changed = {"rate": 0.25, "tau_h": math.inf, "gate_bonus": True, "coupling": "maximal"}
+    changed |= {"lenience": 0.25, "weight": 0.25, "epsilon": 0.25}
     own = {f.name for f in dataclasses.fields(rule)}
     other = dataclasses.replace(rule, **{k: v for k, v in changed.items() if k in own})
     assert eval(repr(other), names) == other
@@ -157,3 +168,40 @@ def test_what_a_decoder_must_provide():
     models = {"target": "target", "draft": "draft"}
     for name, kind in RULES.items():
         assert kind.models == models.get(name, "both")
+
+
+def test_fly_overrules_a_refusal_only_before_a_window_that_passes():
+    probs = torch.full((1, 5, 4), 0.25, dtype=torch.float64)
+    draft = torch.zeros_like(probs).scatter_(-1, torch.tensor([0, 1, 2, 3, 0])[None, :, None], 1.0)
+    # Refused with probability 3/4 at 0 and 3, sure to pass at 1 and 2.
+    probs[:, 1:3] = draft[:, 1:3]
+    step = Step(
+        draft_tokens=torch.tensor([[0, 1, 2, 3]]),
+        num_draft_tokens=torch.tensor([4]),
+        draft_probs=draft,
+        target_probs=probs,
+    )
+    kept = FLy(tau_h=1.0, window=2).judge(step).accept_prob
+    assert kept.tolist() == [[1.0, 1.0, 1.0, 0.25]]  # behind the last one there is no window
+    assert FLy(tau_h=2.0, window=2).judge(step).accept_prob.tolist() == [[0.25, 1.0, 1.0, 0.25]]
+    assert FLy(tau_h=1.0, window=3).judge(step).accept_prob[0, 0] == 0.25 + 0.75 * 0.25
+    with pytest.raises(RuleError, match="no law per position"):
+        FLy(window=2).law(step)
+
+
+def test_a_fitted_pool_follows_the_draft_or_doubts_it():
+    target = torch.tensor([[[0.5, 0.3, 0.2]]], dtype=torch.float64)
+    draft = torch.tensor([[[0.6, 0.39, 0.01]]], dtype=torch.float64)
+    step = Step(
+        draft_tokens=torch.zeros(1, 0, dtype=torch.long),
+        num_draft_tokens=torch.tensor([0]),
+        draft_probs=draft,
+        target_probs=target,
+    )
+    gate = {"tau_h": 0.0, "tau_o": 0.0, "gate_bonus": True}
+    assert Pool(**gate).law(step).tolist() == [[[1, 0, 0]]]
+    assert Pool(a=1, b=-0.5, **gate).law(step).argmax() == 2
+    assert Pool(a=1, b=-0.5, plausible=0.5, **gate).law(step).argmax() == 0
+    sampled = Pool(a=2, b=1, pick="sample", **gate).law(step)[0, 0]
+    weights = target**2 * draft
+    torch.testing.assert_close(sampled, (weights / weights.sum())[0, 0])

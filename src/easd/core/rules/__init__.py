@@ -14,6 +14,8 @@ from easd.core.rules.entropy_aware import (
     WithoutOverlap,
 )
 from easd.core.rules.exact import DraftOnly, Speculative, TargetOnly
+from easd.core.rules.redirected import Contrast, Greedy, KeepNearTop, Pool, Sharpened
+from easd.core.rules.relaxed import Ensemble, FLy, Lenient, TypicalAcceptance
 from easd.core.types import Rule
 from easd.errors import RuleError
 
@@ -27,6 +29,15 @@ RULES: dict[str, type[Rule]] = {
     "easd-without-both": TargetEntropyOnly,
     "overlap-only": OverlapOnly,
     "random-refusal": RandomRefusal,
+    "pool": Pool,
+    "greedy-p": Greedy,
+    "sharpened": Sharpened,
+    "keep-near-top": KeepNearTop,
+    "contrast": Contrast,
+    "typical-acceptance": TypicalAcceptance,
+    "lenience": Lenient,
+    "ensemble": Ensemble,
+    "fly": FLy,
 }
 
 
@@ -55,12 +66,21 @@ def rule_name(rule: Rule) -> str:
 __all__ = [
     "EASD",
     "RULES",
+    "Contrast",
     "DraftOnly",
+    "Ensemble",
+    "FLy",
+    "Greedy",
+    "KeepNearTop",
+    "Lenient",
     "OverlapOnly",
+    "Pool",
     "RandomRefusal",
+    "Sharpened",
     "Speculative",
     "TargetEntropyOnly",
     "TargetOnly",
+    "TypicalAcceptance",
     "WithoutDraftEntropy",
     "WithoutOverlap",
     "make_rule",

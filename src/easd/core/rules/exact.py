@@ -24,7 +24,7 @@ def acceptance(wanted: Tensor, step: Step) -> Tensor:
     return (wanted / proposed.clamp_min(torch.finfo(proposed.dtype).tiny)).clamp_max(1.0)
 
 
-class _Ungated:
+class Ungated:
     """Rules that look at nothing but the sampling distributions of drafted positions."""
 
     __slots__ = ()
@@ -39,7 +39,7 @@ class _Ungated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speculative(_Ungated):
+class Speculative(Ungated):
     """Lossless speculative sampling (arXiv:2211.17192, Alg. 1); its law is the target's."""
 
     models: ClassVar[Models] = "both"
@@ -62,7 +62,7 @@ class Speculative(_Ungated):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TargetOnly(_Ungated):
+class TargetOnly(Ungated):
     """The target alone, no drafting: the baseline of every speed and quality comparison."""
 
     models: ClassVar[Models] = "target"
@@ -81,7 +81,7 @@ class TargetOnly(_Ungated):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DraftOnly(_Ungated):
+class DraftOnly(Ungated):
     """The draft alone: every proposal is kept. Where the draft was not evaluated, the target's."""
 
     models: ClassVar[Models] = "draft"

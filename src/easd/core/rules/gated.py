@@ -12,17 +12,16 @@ and both lead to law = (1 - g) p + g * open_law, with open_law below.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from easd.core.rules.at_gate import AtGate, check_choice
 from easd.core.rules.exact import acceptance, drafted
 from easd.core.signals import exclude, residual, sum_of_others, sum_without
-from easd.core.types import Judgement, Models, NeedsRaw, Step
-from easd.errors import RuleError
+from easd.core.types import Judgement, Step
 
 Redraw = Literal["exclude", "target"]
 Penalise = Literal["drafted", "draft_top"]
@@ -31,8 +30,8 @@ Coupling = Literal["as_published", "maximal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedRule(ABC):
-    """What happens at a gate; subclasses say where the gate is open.
+class GatedRule(AtGate):
+    """Refuses draft tokens at a gate; subclasses say where it is open.
 
     Attributes:
         redraw: what a penalised token's replacement is drawn from: the target without the
@@ -40,18 +39,13 @@ class GatedRule(ABC):
         penalise: which token is excluded: the drafted one, or the draft's most probable one.
         gate_on: whether the gate is asked of every proposed token or only of those that pass the
             acceptance test.
-        gate_bonus: whether the bonus position is gated too; the draft is then evaluated there,
-            and the output law no longer depends on gamma.
         coupling: `as_published` refuses every gated token; `maximal` runs speculative sampling
             towards the law itself, which keeps the law and most of the tokens.
     """
 
-    models: ClassVar[Models] = "both"
-
     redraw: Redraw = "exclude"
     penalise: Penalise = "drafted"
     gate_on: GateOn = "proposed"
-    gate_bonus: bool = False
     coupling: Coupling = "as_published"
 
     def __post_init__(self) -> None:
@@ -60,24 +54,9 @@ class GatedRule(ABC):
         check_choice("gate_on", self.gate_on, GateOn)
         check_choice("coupling", self.coupling, Coupling)
 
-    @property
-    def evaluates_bonus(self) -> bool:
-        return self.gate_bonus
-
-    @property
-    def needs_raw(self) -> NeedsRaw:
-        return "greedy"
-
-    @abstractmethod
-    def signals(self, step: Step) -> dict[str, Tensor]:
-        """What the gate looks at, name -> [B, K+1]; `gate` is the refusal probability.
-
-        The gate's value at bonus and padding positions does not matter; see `_gate`.
-        """
-
     def judge(self, step: Step) -> Judgement:
         signals = self.signals(step)
-        gate = signals["gate"] = self._close_undrafted(signals["gate"], step)
+        gate = signals["gate"] = self.close_undrafted(signals["gate"], step)
         asked = gate[:, : step.draft_tokens.shape[1]]
         if self.coupling == "maximal":
             wanted = self._law(step, asked, step.draft_tokens[..., None])[..., 0]
@@ -123,16 +102,7 @@ class GatedRule(ABC):
         return step.draft_tokens.gather(1, at.clamp_max(last)[:, None])
 
     def law(self, step: Step) -> Tensor:
-        return self._law(step, self._close_undrafted(self.signals(step)["gate"], step))
-
-    def _close_undrafted(self, gate: Tensor, step: Step) -> Tensor:
-        """Closes the gate where the draft said nothing: padding, bonus rows it did not see."""
-        position = torch.arange(gate.shape[1], device=gate.device)
-        limit = step.num_draft_tokens[:, None]
-        if not self.gate_bonus:
-            return gate * (position < limit)
-        evaluated = step.row(step.num_draft_tokens).draft_probs.amax(-1) > 0  # [B, 1]
-        return gate * ((position < limit) | ((position == limit) & evaluated))
+        return self._law(step, self.close_undrafted(self.signals(step)["gate"], step))
 
     def _law(self, step: Step, gate: Tensor, tokens: Tensor | None = None) -> Tensor:
         """(1 - g) p + g * open_law at the first k positions, for gate [B, k]; [B, k, V].
@@ -189,14 +159,3 @@ class GatedRule(ABC):
 def _pick(values: Tensor, tokens: Tensor | None) -> Tensor:
     """The entries at `tokens`; all of `values` without."""
     return values if tokens is None else values.gather(-1, tokens)
-
-
-def check_choice(field: str, value: str, choices: object) -> None:
-    """Refuses a `value` of `field` that is none of the `choices`, a Literal type.
-
-    Raises:
-        RuleError: The value is not among them.
-    """
-    allowed = choices.__args__  # type: ignore[attr-defined]
-    if value not in allowed:
-        raise RuleError(f"{field} = {value!r} is not known; choose one of {', '.join(allowed)}")

@@ -1,0 +1,105 @@
+"""Where draft and target are both unsure and agree too much (arXiv:2512.23765)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from easd.core.rules.at_gate import check_choice
+from easd.core.signals import entropy, shared_top_tokens
+from easd.core.types import NeedsRaw, Step
+from easd.errors import RuleError
+
+Condition = Literal["draft_entropy", "target_entropy", "overlap"]
+EntropyOf = Literal["sampling", "raw"]
+ALL_CONDITIONS: tuple[Condition, ...] = ("draft_entropy", "target_entropy", "overlap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyGate:
+    """The gate of entropy-aware rules, to be mixed into one that says what happens there.
+
+    It is open where draft entropy > `tau_h` and target entropy > `tau_h` and at least
+    `tau_o * top_n` of the `top_n` most probable tokens are shared. It looks at the two
+    distributions, never at the token.
+
+    Attributes:
+        tau_h: entropy threshold in nats; infinity never opens the gate.
+        tau_o: overlap threshold in [0, 1], compared as a count with `>=`.
+        top_n: how many top tokens the overlap counts.
+        entropy_of: take entropies and overlap from the distribution tokens are drawn from, or from
+            the raw one (temperature 1, no truncation). Greedy rows always use the raw one: their
+            sampling distribution has no entropy.
+        conditions: which of the three conditions are asked; the ablations drop some.
+    """
+
+    tau_h: float = 1.5
+    tau_o: float = 0.8
+    top_n: int = 5
+    entropy_of: EntropyOf = "sampling"
+    conditions: tuple[Condition, ...] = ALL_CONDITIONS
+
+    def __post_init__(self) -> None:
+        if not self.tau_h >= 0:
+            raise RuleError(f"tau_h = {self.tau_h} is not an entropy; use nats, 0 or more")
+        if not 0 <= self.tau_o <= 1:
+            raise RuleError(f"tau_o = {self.tau_o} is not a share; use a number in [0, 1]")
+        if self.top_n < 1:
+            raise RuleError(f"top_n = {self.top_n} counts no token; use 1 or more")
+        check_choice("entropy_of", self.entropy_of, EntropyOf)
+        if not self.conditions:
+            raise RuleError(
+                "conditions = () would penalise every token; name at least one of "
+                + ", ".join(ALL_CONDITIONS)
+            )
+        for condition in self.conditions:
+            check_choice("conditions", condition, Condition)
+
+    @property
+    def needs_raw(self) -> NeedsRaw:
+        return "always" if self.entropy_of == "raw" else "greedy"
+
+    @property
+    def required_shared(self) -> int:
+        """The least number of shared top tokens that meets `tau_o`; 4/5 > 0.8 fails in binary."""
+        return math.ceil(round(self.tau_o * self.top_n, 9))
+
+    def signals(self, step: Step) -> dict[str, Tensor]:
+        draft_probs, target_probs = self.gate_probs(step)
+        signals = gate_signals(draft_probs, target_probs, self.top_n)
+        meets = {
+            "draft_entropy": signals["draft_entropy"] > self.tau_h,
+            "target_entropy": signals["target_entropy"] > self.tau_h,
+            "overlap": signals["shared_top"] >= self.required_shared,
+        }
+        gate = torch.ones_like(meets["overlap"])
+        for condition in self.conditions:
+            gate = gate & meets[condition]
+        return {**signals, "gate": gate.to(target_probs.dtype)}
+
+    def gate_probs(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The draft's and the target's distributions that the gate looks at, [B, K+1, V] each."""
+        if self.entropy_of == "sampling" and step.greedy is None:
+            return step.draft_probs, step.target_probs
+        if step.raw_draft_probs is None or step.raw_target_probs is None:
+            raise RuleError("this step needs raw probabilities beside the sampling ones")
+        if self.entropy_of == "raw" or step.greedy is None:
+            return step.raw_draft_probs, step.raw_target_probs
+        greedy = step.greedy[:, None, None]
+        return (
+            torch.where(greedy, step.raw_draft_probs, step.draft_probs),
+            torch.where(greedy, step.raw_target_probs, step.target_probs),
+        )
+
+
+def gate_signals(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> dict[str, Tensor]:
+    """Entropies in nats and the number of shared top tokens; [..., V] -> name -> [...]."""
+    return {
+        "draft_entropy": entropy(draft_probs),
+        "target_entropy": entropy(target_probs),
+        "shared_top": shared_top_tokens(draft_probs, target_probs, top_n),
+    }

@@ -1,0 +1,227 @@
+"""Our own rules at EASD's gate: where it is open, speculate towards another law than the target's.
+
+With q the draft's and p the target's distribution and g the gate, law = (1 - g) p + g * open_law.
+A draft token x is kept with probability min(1, law(x)/q(x)) and otherwise redrawn from
+norm(max(0, law - q)), which is speculative sampling towards the law (arXiv:2211.17192, Alg. 1).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from easd.core.rules.at_gate import AtGate, check_choice
+from easd.core.rules.entropy_gate import EntropyGate
+from easd.core.rules.exact import acceptance, drafted
+from easd.core.signals import residual
+from easd.core.types import Judgement, Step
+from easd.errors import RuleError
+
+Pick = Literal["argmax", "sample"]
+
+# A draft probability below this one counts as this one: a power of it must stay finite.
+LEAST_DRAFT_PROB = 1e-6
+MOST_POWER = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedirectedRule(EntropyGate, AtGate):
+    """Speculates towards `open_law` where the gate is open, and towards the target elsewhere."""
+
+    @abstractmethod
+    def open_law(self, step: Step) -> Tensor:
+        """Distribution [B, K+1, V] of the emitted token where the gate is open."""
+
+    def judge(self, step: Step) -> Judgement:
+        signals = self.signals(step)
+        gate = signals["gate"] = self.close_undrafted(signals["gate"], step)
+        accept_prob = acceptance(drafted(self._law(step, gate), step), step)
+        penalty_prob = (1 - accept_prob) * gate[:, : accept_prob.shape[1]]
+        return Judgement(accept_prob=accept_prob, penalty_prob=penalty_prob, signals=signals)
+
+    def replacement(
+        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
+    ) -> Tensor:
+        row = step.row(at)
+        law = self._law(row, judgement.signals["gate"].gather(1, at[:, None]))[:, 0]
+        return residual(law, row.draft_probs[:, 0] * ~step.is_bonus(at)[:, None])
+
+    def law(self, step: Step) -> Tensor:
+        return self._law(step, self.close_undrafted(self.signals(step)["gate"], step))
+
+    def _law(self, step: Step, gate: Tensor) -> Tensor:
+        return torch.lerp(step.target_probs, self.open_law(step), gate[..., None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledRule(RedirectedRule):
+    """Combines the two opinions as p^a q^b over the tokens that the target finds plausible.
+
+    Attributes:
+        plausible: tokens below this share of the target's most probable one are left out.
+        pick: emit the best token of the pool, or draw from it; greedy rows emit the best.
+    """
+
+    plausible: float = 0.1
+    pick: Pick = "argmax"
+
+    def __post_init__(self) -> None:
+        EntropyGate.__post_init__(self)
+        if not 0 <= self.plausible <= 1:
+            raise RuleError(f"plausible = {self.plausible} is not a share; use a number in [0, 1]")
+        check_choice("pick", self.pick, Pick)
+
+    @property
+    @abstractmethod
+    def powers(self) -> tuple[float, float]:
+        """a, of the target's probability, and b, of the draft's."""
+
+    def open_law(self, step: Step) -> Tensor:
+        draft_probs, target_probs = _opinions(step)
+        kept = target_probs >= self.plausible * target_probs.amax(-1, keepdim=True)
+        a, b = self.powers
+        scores = a * _log(target_probs) + b * draft_probs.clamp_min(LEAST_DRAFT_PROB).log()
+        scores = scores.masked_fill(~kept | (target_probs <= 0), -torch.inf)
+        best = _one_hot(scores.argmax(-1), scores)
+        if self.pick == "argmax":
+            return best
+        return _where_greedy(step, best, scores.softmax(-1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool(PooledRule):
+    """Emits the best token of p^a q^b, with a and b fitted on reference text (`easd diagnose`).
+
+    b says what the draft adds: a second opinion where it is positive, a warning where it is
+    negative. The default (1, 0) is the target's best token.
+
+    Attributes:
+        a, b: powers of the target's and of the draft's probability.
+    """
+
+    a: float = 1.0
+    b: float = 0.0
+
+    def __post_init__(self) -> None:
+        PooledRule.__post_init__(self)
+        for name in ("a", "b"):
+            value = getattr(self, name)
+            if not abs(value) <= MOST_POWER:
+                raise RuleError(
+                    f"{name} = {value} is no sensible power; use a number in "
+                    f"[-{MOST_POWER}, {MOST_POWER}]"
+                )
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        return self.a, self.b
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast(PooledRule):
+    """Draws from p (p/q)^beta over plausible tokens: what the target knows beyond the draft.
+
+    Contrastive decoding (arXiv:2210.15097) with its plausibility mask, at the gate only.
+
+    Attributes:
+        beta: weight of the contrast; 0 is the target, masked.
+    """
+
+    beta: float = 0.5
+    pick: Pick = "sample"
+
+    def __post_init__(self) -> None:
+        PooledRule.__post_init__(self)
+        if not 0 <= self.beta <= MOST_POWER:
+            raise RuleError(
+                f"beta = {self.beta} is no sensible weight; use a number in [0, {MOST_POWER}]"
+            )
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        return 1 + self.beta, -self.beta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharpened(RedirectedRule):
+    """Draws from the target sharpened to p^power, as at temperature 1/power.
+
+    Attributes:
+        power: more than 1 sharpens, less flattens.
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        EntropyGate.__post_init__(self)
+        if not 0 < self.power <= MOST_POWER:
+            raise RuleError(
+                f"power = {self.power} is no sensible power; use a number in (0, {MOST_POWER}]"
+            )
+
+    def open_law(self, step: Step) -> Tensor:
+        scores = self.power * _log(step.target_probs)
+        return scores.masked_fill(step.target_probs <= 0, -torch.inf).softmax(-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greedy(RedirectedRule):
+    """Emits the target's most probable token."""
+
+    def open_law(self, step: Step) -> Tensor:
+        return _one_hot(step.target_probs.argmax(-1), step.target_probs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepNearTop(RedirectedRule):
+    """Keeps the draft token if max p - p(x) <= mu, and else emits the target's best token.
+
+    Attributes:
+        mu: how far below the target's best token a draft token may be, in probability.
+    """
+
+    mu: float = 0.3
+
+    def __post_init__(self) -> None:
+        EntropyGate.__post_init__(self)
+        if not 0 <= self.mu <= 1:
+            raise RuleError(f"mu = {self.mu} is not a probability; use a number in [0, 1]")
+
+    def open_law(self, step: Step) -> Tensor:
+        _, opinion = _opinions(step)
+        top, best = opinion.max(-1, keepdim=True)
+        near = top - opinion <= self.mu
+        evaluated = step.draft_probs.amax(-1, keepdim=True) > 0
+        refused = (step.draft_probs * ~near).sum(-1, keepdim=True)
+        law = (step.draft_probs * near).scatter_add(-1, best, refused)
+        return torch.where(evaluated, law, opinion)
+
+
+def _opinions(step: Step) -> tuple[Tensor, Tensor]:
+    """What draft and target think of every token; greedy rows are one-hot, so their raw ones."""
+    if step.greedy is None:
+        return step.draft_probs, step.target_probs
+    assert step.raw_draft_probs is not None
+    assert step.raw_target_probs is not None
+    return (
+        _where_greedy(step, step.raw_draft_probs, step.draft_probs),
+        _where_greedy(step, step.raw_target_probs, step.target_probs),
+    )
+
+
+def _where_greedy(step: Step, greedy: Tensor, sampled: Tensor) -> Tensor:
+    return (
+        sampled if step.greedy is None else torch.where(step.greedy[:, None, None], greedy, sampled)
+    )
+
+
+def _log(probs: Tensor) -> Tensor:
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+
+
+def _one_hot(token: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).scatter_(-1, token[..., None], 1.0)
