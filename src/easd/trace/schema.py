@@ -20,32 +20,32 @@ PARTS = ("prefill", "draft", "target", "verify", "commit")
 _NAME = pa.dictionary(pa.int32(), pa.string())
 
 
-def _column(name: str, kind: pa.DataType, unit: str, definition: str) -> pa.Field:
+def column(name: str, kind: pa.DataType, unit: str, definition: str) -> pa.Field:
     return pa.field(name, kind, metadata={"unit": unit, "definition": definition})
 
 
-_RUN = _column("run", _NAME, "name", "the run's id, as in run.json")
-_SAMPLE = _column(
+_RUN = column("run", _NAME, "name", "the run's id, as in run.json")
+_SAMPLE = column(
     "sample", pa.int32(), "index", "the text, counted in the order in which decoding began"
 )
-_REQUEST = _column(
+_REQUEST = column(
     "request",
     pa.int64(),
     "index",
     "the number that keys the text's randomness together with the seed; "
     "prompt i's j-th text of n has i * n + j",
 )
-_TEXT = _column(
+_TEXT = column(
     "text",
     pa.string(),
     "text",
     "the token as it continues a text; U+FFFD where it holds a part of a character",
 )
-_STEP = _column("step", pa.int64(), "index", "the verification step within the run")
+_STEP = column("step", pa.int64(), "index", "the verification step within the run")
 
 
 def _top(model: str, what: str, kind: pa.DataType, unit: str) -> pa.Field:
-    return _column(
+    return column(
         f"{model}_top_{what}s",
         pa.list_(kind),
         unit,
@@ -61,61 +61,61 @@ TOKENS = pa.schema(
         _SAMPLE,
         _REQUEST,
         _STEP,
-        _column(
+        column(
             "position",
             pa.int32(),
             "tokens",
             "index in the text, prompt included; a replacement token stands where the refused one "
             "stood",
         ),
-        _column(
+        column(
             "draft_token",
             pa.int32(),
             "token id",
             "the drafted token here; of a replacement the refused one; null at a bonus position",
         ),
-        _column(
+        column(
             "draft_prob",
             pa.float32(),
             "probability",
             "the draft's probability of `token` when it was drawn; null where the draft was not "
             "evaluated",
         ),
-        _column(
+        column(
             "target_prob",
             pa.float32(),
             "probability",
             "the target's probability of `token`, after every processor",
         ),
-        _column(
+        column(
             "accept_prob",
             pa.float32(),
             "probability",
             "the rule's probability of keeping the drafted token; null for replacement and bonus",
         ),
-        _column(
+        column(
             "uniform",
             pa.float32(),
             "number in [0, 1)",
             "the number of the acceptance test: with independent noise the token is kept if it is "
             "below accept_prob; null for replacement and bonus",
         ),
-        _column("draft_entropy", pa.float32(), "nats", "entropy of the draft's distribution"),
-        _column("target_entropy", pa.float32(), "nats", "entropy of the target's distribution"),
-        _column(
+        column("draft_entropy", pa.float32(), "nats", "entropy of the draft's distribution"),
+        column("target_entropy", pa.float32(), "nats", "entropy of the target's distribution"),
+        column(
             "overlap",
             pa.float32(),
             "share",
             "share of the top_n most probable tokens that draft and target have in common",
         ),
-        _column(
+        column(
             "gate",
             pa.float32(),
             "probability",
             "probability that the rule's gate is open here (0 or 1 but for random refusal); null "
             "for a rule without gate",
         ),
-        _column(
+        column(
             "outcome",
             _NAME,
             "name",
@@ -123,7 +123,7 @@ TOKENS = pa.schema(
             "discarded: drafted but dropped behind a refusal or behind the end of the text; "
             "replacement: drawn for a refused token; bonus: drawn after a whole block was kept",
         ),
-        _column("token", pa.int32(), "token id", "the token this row is about"),
+        column("token", pa.int32(), "token id", "the token this row is about"),
         _TEXT,
         _top("draft", "token", pa.int32(), "token ids"),
         _top("draft", "prob", pa.float32(), "probabilities"),
@@ -136,16 +136,14 @@ STEPS = pa.schema(
     [
         _RUN,
         _STEP,
-        _column("batch", pa.int32(), "texts", "texts that took part"),
-        _column("proposed", pa.int32(), "tokens", "draft tokens proposed"),
-        _column(
-            "examined", pa.int32(), "tokens", "positions up to and including the first refusal"
-        ),
-        _column("accepted", pa.int32(), "tokens", "draft tokens kept"),
-        _column("penalised", pa.int32(), "tokens", "draft tokens refused by the gate"),
-        _column("emitted", pa.int32(), "tokens", "tokens that the texts gained"),
+        column("batch", pa.int32(), "texts", "texts that took part"),
+        column("proposed", pa.int32(), "tokens", "draft tokens proposed"),
+        column("examined", pa.int32(), "tokens", "positions up to and including the first refusal"),
+        column("accepted", pa.int32(), "tokens", "draft tokens kept"),
+        column("penalised", pa.int32(), "tokens", "draft tokens refused by the gate"),
+        column("emitted", pa.int32(), "tokens", "tokens that the texts gained"),
         *(
-            _column(f"{part}_ms", pa.float64(), "ms", definition)
+            column(f"{part}_ms", pa.float64(), "ms", definition)
             for part, definition in zip(
                 PARTS,
                 (
@@ -166,29 +164,29 @@ SAMPLES = pa.schema(
         _RUN,
         _SAMPLE,
         _REQUEST,
-        _column("task", pa.string(), "name", "the task the prompt is from, or null"),
-        _column("item", pa.string(), "name", "the task's item, or null"),
-        _column("prompt", pa.string(), "text", "the prompt as the models saw it"),
-        _column("text", pa.string(), "text", "the decoded text without special tokens"),
-        _column("answer", pa.string(), "text", "the answer read from the text, or null"),
-        _column("correct", pa.bool_(), "yes or no", "whether the answer is right, or null"),
-        _column(
+        column("task", pa.string(), "name", "the task the prompt is from, or null"),
+        column("item", pa.string(), "name", "the task's item, or null"),
+        column("prompt", pa.string(), "text", "the prompt as the models saw it"),
+        column("text", pa.string(), "text", "the decoded text without special tokens"),
+        column("answer", pa.string(), "text", "the answer read from the text, or null"),
+        column("correct", pa.bool_(), "yes or no", "whether the answer is right, or null"),
+        column(
             "finish_reason",
             _NAME,
             "name",
             "eos: an end-of-sequence token came; stop: a stop string or criterion; length: "
             "max_new_tokens",
         ),
-        _column("prompt_tokens", pa.int32(), "tokens", "length of the prompt"),
-        _column("draft_tokens", pa.int32(), "tokens", "tokens of the text that were drafted"),
-        _column(
+        column("prompt_tokens", pa.int32(), "tokens", "length of the prompt"),
+        column("draft_tokens", pa.int32(), "tokens", "tokens of the text that were drafted"),
+        column(
             "target_tokens",
             pa.int32(),
             "tokens",
             "tokens of the text that were drawn at the target: replacement and bonus tokens",
         ),
-        _column("blocks", pa.int32(), "forwards", "target forwards the text took part in"),
-        _column(
+        column("blocks", pa.int32(), "forwards", "target forwards the text took part in"),
+        column(
             "seconds",
             pa.float64(),
             "s",
@@ -199,7 +197,7 @@ SAMPLES = pa.schema(
 
 VOCABULARY = pa.schema(
     [
-        _column("token", pa.int32(), "token id", "a token named anywhere in the tokens table"),
+        column("token", pa.int32(), "token id", "a token named anywhere in the tokens table"),
         _TEXT,
     ]
 )

@@ -22,6 +22,7 @@ from easd.engine.loop import StepRecord
 from easd.engine.models import Pair
 from easd.engine.request import Row
 from easd.errors import TraceError
+from easd.trace.files import replace_file
 from easd.trace.provenance import provenance
 from easd.trace.rows import Columns, token_rows, tokens_table
 from easd.trace.schema import FORMAT, PARTS, SCHEMAS, TOP
@@ -198,7 +199,9 @@ class TraceWriter:
         for name, table in tables.items():
             if table.num_rows:
                 path = self.folder / name / f"part-{self._part:05d}.parquet"
-                _write(path, lambda to, table=table: pq.write_table(table, to, compression="zstd"))
+                replace_file(
+                    path, lambda to, table=table: pq.write_table(table, to, compression="zstd")
+                )
         # Not before all are written: what was cut short is then written again, to the same files.
         self._pending = []
         self._part += 1
@@ -228,7 +231,7 @@ class TraceWriter:
 
     def _save_run(self) -> None:
         text = json.dumps(self._run, indent=2, ensure_ascii=False) + "\n"
-        _write(self.folder / "run.json", lambda to: to.write_text(text, encoding="utf-8"))
+        replace_file(self.folder / "run.json", lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def claim_folder(folder: str | Path) -> Path:
@@ -254,20 +257,6 @@ def claim_folder(folder: str | Path) -> Path:
             f"cannot write a trace to {str(folder)!r} (no permission); name another folder"
         )
     return folder
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the path and renames, so that a reader sees a whole file or none."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write(unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise TraceError(
-            f"cannot write {str(path)!r} ({error.strerror or error}); what was written before "
-            "stays readable"
-        ) from None
 
 
 def _now() -> str:
