@@ -1,0 +1,146 @@
+"""Runs untrusted Python in a confined process of its own.
+
+What the process cannot do, however hard it tries, because the kernel refuses it (see `confined`):
+start another process or thread, signal one, use the network, read files other than Python's, write
+outside its temporary folder or change anybody's attributes, use more memory, processor time, open
+files or bytes a file than its limits. This side ends it after a time-out. Its output goes nowhere.
+
+What is not promised: the folder has no limit on the number of files, so it is the time-out that
+bounds disk use; and code that was written against this very harness, which runs in the same
+interpreter as the tests, could find the pipes that report success. Code that merely ends early,
+whatever its exit code, does not pass: success is a random number that the process can read only
+after the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from easd.study.tasks import confined
+
+TIMEOUT = 10.0  # seconds
+MEMORY = 1 << 30  # bytes of address space
+FILE_SIZE = 1 << 20  # bytes
+_REPORT_SIZE = 4096  # bytes
+_PROGRAM = str(Path(confined.__file__))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        passed: All parts ran to their end.
+        error: What the code raised, if it did.
+        failure: Why the code had to be stopped, or stopped without a word.
+    """
+
+    passed: bool
+    error: str | None = None
+    failure: str | None = None
+
+
+def missing() -> str | None:
+    """What this system lacks to confine code; None where nothing is."""
+    if not sys.platform.startswith("linux"):
+        return f"{platform.system()} has none of the needed kernel features"
+    if platform.machine() not in confined.FORBIDDEN_CALLS:
+        return f"no system call table for {platform.machine()}"
+    if confined.landlock_version() < 1:
+        return "the kernel does not offer Landlock"
+    return None
+
+
+def run(parts: Sequence[str], *, timeout: float = TIMEOUT) -> Outcome:
+    """Runs the parts of a program one after another in one namespace.
+
+    Raises:
+        OSError: The process cannot be started.
+    """
+    nonce = secrets.token_hex(16)
+    report, report_to = os.pipe()
+    nonce_from, nonce_to = os.pipe()
+    os.write(nonce_to, nonce.encode())
+    os.close(nonce_to)
+    with tempfile.TemporaryDirectory(prefix="easd-", ignore_cleanup_errors=True) as folder:
+        request = {
+            "parts": list(parts),
+            "folder": folder,
+            "report": report_to,
+            "nonce": nonce_from,
+            "parent": os.getpid(),
+            "seconds": int(timeout) + 1,
+            "memory": MEMORY,
+            "file_size": FILE_SIZE,
+        }
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", _PROGRAM],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(report_to, nonce_from),
+                cwd=folder,
+                env={"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", **_ONE_THREAD},
+                start_new_session=True,
+            )
+        finally:
+            os.close(report_to)
+            os.close(nonce_from)
+        try:
+            said = _converse(process, json.dumps(request).encode(), report, timeout)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(report)
+    return _outcome(said, nonce, process.returncode, timeout)
+
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+def _converse(
+    process: subprocess.Popen[bytes], request: bytes, report: int, timeout: float
+) -> bytes | None:
+    """What the process reports before it ends; None if it does not end in time."""
+    assert process.stdin is not None
+    try:
+        with process.stdin:
+            process.stdin.write(request)
+    except BrokenPipeError:
+        return b""
+    said = b""
+    deadline = time.monotonic() + timeout
+    while len(said) <= _REPORT_SIZE:
+        ready, _, _ = select.select([report], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return None
+        chunk = os.read(report, _REPORT_SIZE)
+        if not chunk:
+            break
+        said += chunk
+    return said
+
+
+def _outcome(said: bytes | None, nonce: str, code: int, timeout: float) -> Outcome:
+    if said is None:
+        return Outcome(passed=False, failure=f"the code ran for more than {timeout:g} s")
+    if said == nonce.encode():
+        return Outcome(passed=True)
+    try:
+        report = json.loads(said)
+        return Outcome(passed=False, error=report.get("error"), failure=report.get("failure"))
+    except (ValueError, AttributeError):
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Outcome(passed=False, failure=f"the code ended before its tests did ({how})")
