@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from easd.config import RunConfig
+from easd.engine.chat import encode
 from easd.engine.generate import generate
 from easd.engine.loop import StepRecord
 from easd.engine.models import PAIRS, Pair, load_models, load_pair
@@ -64,7 +65,8 @@ class Session:
         if self.trace is not None:
             claim_folder(self.trace)
         pair = self._load(console)
-        ids = [self._encode(prompt, pair.tokenizer) for prompt in self.prompts]
+        chat = {"chat": self.config.chat, "system": self.system}
+        ids = [encode(prompt, pair.tokenizer, **chat) for prompt in self.prompts]
         tally = Tally()
         with ExitStack() as stack:
             watchers: list[Watcher] = [tally.add]
@@ -106,24 +108,6 @@ class Session:
                 return load_pair(config.pair, **options)
             assert config.target is not None, "a config without a pair has a target"
             return load_models(config.target, config.draft, **options)
-
-    def _encode(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        if not prompt.strip():
-            raise InputError("the prompt is empty; give at least one word to go on from")
-        has_template = bool(tokenizer.chat_template)
-        chat = has_template if self.config.chat is None else self.config.chat
-        if chat and not has_template:
-            raise ConfigError("this tokenizer has no chat template; use --no-chat")
-        if not chat and self.system is not None:
-            raise ConfigError("a system message needs a chat template; leave out --system")
-        if not chat:
-            return tokenizer(prompt)["input_ids"]  # type: ignore[return-value]
-        messages = [{"role": "user", "content": prompt}]
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
-        return tokenizer.apply_chat_template(  # type: ignore[return-value]
-            messages, add_generation_prompt=True, return_dict=False
-        )
 
     def _printer(self, tokenizer: PreTrainedTokenizerBase, console: Console) -> Stream | Texts:
         settings = self.config.settings

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from easd.config import RunConfig
+from easd.engine.fingerprint import model_fingerprint, tokenizer_fingerprint
 from easd.engine.models import Pair
 from easd.trace.schema import TOP
 
@@ -20,11 +21,27 @@ def provenance(pair: Pair, config: RunConfig) -> dict[str, Any]:
     """Everything that is known before the first step, in types that JSON knows."""
     return {
         "config": config.to_dict(),
-        "models": _models(pair),
         "signals": _signals(config),
+        **surroundings(pair),
+    }
+
+
+def surroundings(pair: Pair) -> dict[str, Any]:
+    """The models, the versions, the hardware and the state of the checkout."""
+    return {
+        "models": _models(pair),
         "versions": _versions(),
         "hardware": _hardware(pair.target.device),
         "git": _git_state(),
+    }
+
+
+def fingerprints(pair: Pair) -> dict[str, str | None]:
+    """Hashes of the pair's weights and tokenizer."""
+    return {
+        "target": model_fingerprint(pair.target),
+        "draft": None if pair.draft is None else model_fingerprint(pair.draft),
+        "tokenizer": tokenizer_fingerprint(pair.tokenizer),
     }
 
 
@@ -34,6 +51,7 @@ def _models(pair: Pair) -> dict[str, Any]:
         "dtype": str(pair.target.dtype).removeprefix("torch."),
         "target_parameters": pair.target.num_parameters(),
         "draft_parameters": pair.draft.num_parameters() if pair.draft is not None else None,
+        "fingerprints": fingerprints(pair),
     }
 
 

@@ -21,6 +21,7 @@ _NAME = pa.dictionary(pa.int32(), pa.string())
 
 
 def column(name: str, kind: pa.DataType, unit: str, definition: str) -> pa.Field:
+    """A field that says its unit and what it means."""
     return pa.field(name, kind, metadata={"unit": unit, "definition": definition})
 
 

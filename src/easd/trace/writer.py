@@ -27,6 +27,7 @@ from easd.trace.provenance import provenance
 from easd.trace.rows import Columns, token_rows, tokens_table
 from easd.trace.schema import FORMAT, PARTS, SCHEMAS, TOP
 from easd.trace.tally import Tally, outcomes
+from easd.trace.texts import TokenTexts
 
 Grade = Callable[[int, str], Mapping[str, object]]
 
@@ -73,8 +74,8 @@ class TraceWriter:
         self._id = uuid4().hex[:12]
         self._samples: dict[int, int] = {}
         self._tallies: dict[int, Tally] = {}
-        self._texts: dict[int, str] = {}
-        self._anchor = pair.tokenizer.encode("a", add_special_tokens=False)[-1:]
+        self._texts = TokenTexts(pair.tokenizer)
+        self._written: set[int] = set()  # Tokens that the vocabulary on disk has.
         self._steps = 0
         self._part = 0
         self._pending: list[_Rows] = []
@@ -188,11 +189,11 @@ class TraceWriter:
         if not self._pending:
             return
         columns = self._token_columns()
-        new = self._new_texts(columns)
-        known = self._texts | new
+        texts = self._texts.of(columns)
+        new = {token: text for token, text in texts.items() if token not in self._written}
         tables = {
             "vocabulary": pa.table([list(new), list(new.values())], SCHEMAS["vocabulary"]),
-            "tokens": tokens_table(columns, known, run=self._id, top_n=self._top_n),
+            "tokens": tokens_table(columns, texts, run=self._id, top_n=self._top_n),
             "steps": self._table("steps", [rows.step for rows in self._pending]),
             "samples": self._table("samples", [s for rows in self._pending for s in rows.samples]),
         }
@@ -205,7 +206,7 @@ class TraceWriter:
         # Not before all are written: what was cut short is then written again, to the same files.
         self._pending = []
         self._part += 1
-        self._texts = known
+        self._written |= new.keys()
 
     def _table(self, name: str, rows: list[dict[str, Any]]) -> pa.Table:
         rows = [{"run": self._id, **row} for row in rows]
@@ -214,20 +215,6 @@ class TraceWriter:
     def _token_columns(self) -> Columns:
         chunks = [rows.tokens for rows in self._pending]
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-    def _new_texts(self, columns: Columns) -> dict[int, str]:
-        """Texts of the tokens that no part has named yet."""
-        named = [columns[n].ravel() for n in ("token", "draft_top_tokens", "target_top_tokens")]
-        tokens = np.unique(np.concatenate(named)).tolist()
-        return {token: self._text_of(token) for token in tokens if token not in self._texts}
-
-    def _text_of(self, token: int) -> str:
-        """The token as it continues a text, with the space some tokenizers put before it."""
-        before, both, alone = (
-            self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            for ids in (self._anchor, [*self._anchor, token], [token])
-        )
-        return both.removeprefix(before) if both.startswith(before) else alone
 
     def _save_run(self) -> None:
         text = json.dumps(self._run, indent=2, ensure_ascii=False) + "\n"
