@@ -1,0 +1,55 @@
+"""The flat `key=value` arguments of other people's command lines, read as one of our runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from easd.config import RunConfig, load_config
+from easd.core.rules import RULES
+from easd.engine.models import Pair, load_models, load_pair
+from easd.engine.settings import Settings
+
+_RUN_FIELDS = {field.name for kind in (RunConfig, Settings) for field in fields(kind)}
+_RULE_FIELDS = {
+    field.name
+    for kind in RULES.values()
+    for field in fields(kind)  # type: ignore[arg-type]
+}
+
+
+def run_config(arguments: Mapping[str, Any]) -> RunConfig:
+    """A run from flat arguments.
+
+    `config` names a YAML file that the others are laid over. A field of the rule may stand alone
+    (`tau_h`) or behind its owner (`rule.tau_h`).
+
+    Raises:
+        EasdError: An argument is unknown or does not fit.
+    """
+    values = dict(arguments)
+    path = values.pop("config", None)
+    # Another rule drops the fields that the file gave, so it comes before its own.
+    names = sorted(values, key=lambda name: name != "rule")
+    return load_config(path, {_full_name(name): values[name] for name in names})
+
+
+def load(config: RunConfig) -> Pair:
+    """The models a run names."""
+    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    if config.pair is not None:
+        return load_pair(config.pair, dtype=dtype, device=config.device)
+    assert config.target is not None, "a config without a pair has a target"
+    return load_models(config.target, config.draft, dtype=dtype, device=config.device)
+
+
+def before_stop(text: str, stop: tuple[str, ...]) -> str:
+    """`text` up to the first stop string: harnesses want the answer without it."""
+    return text[: min((text.find(string) for string in stop if string in text), default=None)]
+
+
+def _full_name(name: str) -> str:
+    return f"rule.{name}" if name in _RULE_FIELDS - _RUN_FIELDS else name

@@ -1,0 +1,17 @@
+"""The model provider `easd` of inspect-ai, found through the entry point `inspect_ai`.
+
+Every `inspect` command loads this module, so the provider, and with it torch, waits until a model
+is asked for.
+"""
+
+from __future__ import annotations
+
+from inspect_ai.model import ModelAPI, modelapi
+
+
+@modelapi(name="easd")
+def easd() -> type[ModelAPI]:
+    """Pairs of models decoded by a rule: `--model easd/smollm2 -M rule=easd -M tau_h=1.5`."""
+    from easd.integrations.inspect_provider import EasdAPI
+
+    return EasdAPI

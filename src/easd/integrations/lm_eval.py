@@ -1,0 +1,324 @@
+"""The model `easd` of lm-evaluation-harness.
+
+Texts are decoded by the run's rule, in the engine's batches; a request's place in the harness's
+list is its number, so the same command gives the same texts at any batch size. Log-likelihoods are
+the target's own, whatever the rule: multiple choice measures the target.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import (
+    get_rolling_token_windows,
+    make_disjoint_window,
+    simple_parse_args_string,
+)
+from torch.nn.functional import log_softmax
+from tqdm import tqdm
+
+from easd.config import RunConfig
+from easd.core.rules import Speculative
+from easd.core.rules.exact import TargetOnly
+from easd.core.types import Rule
+from easd.engine.generate import context_limit, decode, end_tokens, make_requests
+from easd.engine.request import Counts, Row
+from easd.engine.settings import Settings
+from easd.errors import ConfigError, InputError
+from easd.integrations.arguments import before_stop, load, run_config
+
+_HARNESS_DECIDES = {
+    "chat": "--apply_chat_template",
+    "n": "the task's repeats",
+    "stop": "--gen_kwargs until=...",
+    "temperature": "--gen_kwargs do_sample=true,temperature=...",
+}
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_TRUNCATION = ("top_k", "top_p", "min_p")
+_KEPT = (*_TRUNCATION, "min_new_tokens", "repetition_penalty", "seed")
+# What the harness's command line passes where nobody named a device.
+_DEFAULT_DEVICE = "cuda:0"
+_UNKNOWN_WINDOW = 2048
+
+# A text's key in the harness's cache, its context, and its continuation.
+Scored = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+@register_model("easd")
+class EasdLM(TemplateLM):
+    """A pair of models behind the harness's interface.
+
+    Args:
+        **arguments: what `easd generate` takes: `pair` or `target` and `draft`, `rule`, its fields
+            (`tau_h` or `rule.tau_h`), `gamma`, `batch_size`, `seed`, or `config`, a YAML file.
+
+    Raises:
+        EasdError: An argument is unknown, does not fit, or is the harness's to decide.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        for name, instead in _HARNESS_DECIDES.items():
+            if name in arguments:
+                raise ConfigError(f"{name!r} is decided by the harness; use {instead}")
+        self.config: RunConfig = run_config(arguments)
+        self.pair = load(self.config)
+        self.tokenizer = self.pair.tokenizer
+        self.counts = Counts()
+        self._device = self.pair.target.device
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> EasdLM:
+        """The model from `--model_args`, which go before the harness's own options."""
+        options = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        if options.get("device") == _DEFAULT_DEVICE and not torch.cuda.is_available():
+            del options["device"]
+        return cls(**{**options, **arg_dict})
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> EasdLM:
+        """The same from `key=value,key=value`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """The run and what became of the draft tokens, for the harness's results file."""
+        return {"easd": self.config.to_dict(), "easd_counts": asdict(self.counts)}
+
+    @property
+    def eot_token_id(self) -> int:
+        """The first token that ends a text."""
+        return end_tokens(self.pair.target, self.tokenizer)[0]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context: its begin, or else an end."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos  # type: ignore[return-value]
+
+    @property
+    def max_length(self) -> int:
+        """The target's context window."""
+        return context_limit([self.pair.target]) or _UNKNOWN_WINDOW
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Keeps requests built for different tokenizers apart in the harness's cache."""
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Messages as the text that the model was trained on.
+
+        Raises:
+            ConfigError: The tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise ConfigError(
+                "this tokenizer has no chat template; leave out --apply_chat_template"
+            )
+        return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Token ids; a chat template may have written the begin-of-sequence token already."""
+        if add_special_tokens is None:
+            bos = self.tokenizer.bos_token
+            add_special_tokens = not (bos and string.startswith(str(bos)))
+        return self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"]  # type: ignore[return-value]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Decodes every context by the rule, up to the task's stop strings."""
+        asked: list[tuple[Any, ...]] = [request.args for request in requests]
+        alike: dict[str, list[int]] = defaultdict(list)
+        for number, (_, kwargs) in enumerate(asked):
+            alike[repr(sorted(kwargs.items()))].append(number)
+        texts = [""] * len(requests)
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="decoding by easd") as progress:
+            for numbers in alike.values():
+                settings = self._settings(asked[numbers[0]][1])
+                for row in self._decode({n: asked[n][0] for n in numbers}, settings):
+                    number = row.request.number
+                    text = self.tokenizer.decode(row.new_ids, skip_special_tokens=True)
+                    texts[number] = before_stop(str(text), settings.stop)
+                    self.cache_hook.add_partial("generate_until", asked[number], texts[number])
+                    progress.update()
+        return texts
+
+    def _settings(self, kwargs: Mapping[str, Any]) -> Settings:
+        """The run's settings with what a task asks for; greedy unless it asks for sampling."""
+        values = dict(kwargs)
+        until = values.pop("until", None) or ()
+        stop = [until] if isinstance(until, str) else list(until)
+        temperature = values.pop("temperature", None)
+        sampled = values.pop("do_sample", None)
+        if sampled is None:
+            sampled = bool(temperature)
+        lengths = [values.pop(name) for name in _LENGTHS if name in values]
+        if values.get("num_beams") == 1:
+            del values["num_beams"]
+        for name in values:
+            if name not in _KEPT:
+                known = ", ".join(["until", "do_sample", "temperature", _LENGTHS[0], *_KEPT])
+                raise ConfigError(
+                    f"gen_kwargs ask for {name!r}, which cannot be honoured; use {known}"
+                )
+        if not sampled:
+            temperature = 0.0
+            values = {name: value for name, value in values.items() if name not in _TRUNCATION}
+        asked = {
+            **self.config.to_dict(),
+            **values,
+            # An empty stop string separates nothing; tasks write it all the same.
+            "stop": [string for string in stop if string],
+            "temperature": 1.0 if temperature is None else temperature,
+        }
+        if lengths:
+            asked["max_new_tokens"] = lengths[0]
+        return RunConfig.from_dict(asked).settings
+
+    def _decode(self, contexts: Mapping[int, str], settings: Settings) -> Iterator[Row]:
+        """Yields rows as they end; contexts by request number."""
+        target, draft = self.pair.target, self.pair.draft
+        limit = context_limit([target, draft])
+        prompts = [
+            _fitting(self.tok_encode(context) or [self.prefix_token_id], settings, limit)
+            for context in contexts.values()
+        ]
+        requests = make_requests([target, draft], prompts, settings, self.tokenizer)
+        numbered = [
+            replace(request, number=number)
+            for number, request in zip(contexts, requests, strict=True)
+        ]
+        for record in decode(target, draft, numbered, settings):
+            for row in record.rows:
+                if row.finished:
+                    self._count(row.counts)
+                    yield row
+
+    def _count(self, counts: Counts) -> None:
+        for name, value in asdict(counts).items():
+            setattr(self.counts, name, getattr(self.counts, name) + value)
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """The target's log-probability of whole texts, in windows of its context."""
+        windows: list[Scored] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            rolling = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            for window in rolling:
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        scores = self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)
+        for owner, (score, _) in zip(owners, scores, strict=True):
+            totals[owner] += score
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def _loglikelihood_tokens(  # type: ignore[override]
+        self, requests: Sequence[Scored], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Of each continuation: the target's log-probability, and whether greedy would write it."""
+        if not _keeps_the_targets_law(self.config.settings.rule):
+            warnings.warn(
+                "log-likelihoods are the target's own: the rule changes decoded texts only",
+                stacklevel=2,
+            )
+        longest_first = sorted(
+            range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2])
+        )
+        size = self.config.settings.batch_size
+        found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="scoring") as progress:
+            for begin in range(0, len(requests), size):
+                batch = longest_first[begin : begin + size]
+                scores = self._score([requests[i][1:] for i in batch])
+                for i, score in zip(batch, scores, strict=True):
+                    found[i] = score
+                    if (asked := requests[i][0]) is not None:
+                        self.cache_hook.add_partial("loglikelihood", asked, score)
+                progress.update(len(batch))
+        return found
+
+    @torch.inference_mode()
+    def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        for _, continuation in pairs:
+            if not 0 < len(continuation) <= self.max_length:
+                raise InputError(
+                    f"a continuation has {len(continuation)} tokens; from 1 to the context "
+                    f"window of {self.max_length} can be scored"
+                )
+        # The last token is scored and never read; what does not fit is cut off on the left.
+        texts = [
+            (context + continuation)[-self.max_length - 1 :] for context, continuation in pairs
+        ]
+        longest = max(map(len, texts))
+        # Padding stands on the right, where no scored token sees it.
+        padding = [[0] * (longest - len(text)) for text in texts]
+        rows = [text[:-1] + after for text, after in zip(texts, padding, strict=True)]
+        mask = [[1] * (len(text) - 1) + after for text, after in zip(texts, padding, strict=True)]
+        logits = self.pair.target(
+            input_ids=torch.tensor(rows, device=self._device),
+            attention_mask=torch.tensor(mask, device=self._device),
+        ).logits
+        scores = []
+        for text, (_, continuation), row in zip(texts, pairs, logits, strict=True):
+            tokens = torch.tensor(text[-len(continuation) :], device=self._device)
+            begin = len(text) - 1 - len(tokens)
+            log_probs = log_softmax(row[begin : begin + len(tokens)].float(), -1)
+            score = log_probs.gather(1, tokens[:, None]).sum().item()
+            scores.append((score, bool((log_probs.argmax(-1) == tokens).all())))
+        return scores
+
+
+def _keeps_the_targets_law(rule: Rule) -> bool:
+    if isinstance(rule, Speculative | TargetOnly):
+        return True
+    return (
+        getattr(rule, "redraw", None) == "target" and getattr(rule, "gate_on", None) == "proposed"
+    )
+
+
+def _fitting(ids: list[int], settings: Settings, limit: int | None) -> list[int]:
+    """A prompt that leaves room for the tokens asked for: the harness cuts on the left."""
+    room = settings.max_new_tokens or 1
+    if limit is None or len(ids) + room <= limit:
+        return ids
+    if room >= limit:
+        raise ConfigError(
+            f"max_gen_toks = {room} fills the context window of {limit}; lower it to make room "
+            "for prompts"
+        )
+    warnings.warn(
+        f"prompts are cut on the left to leave {room} tokens of the context window of {limit}; "
+        "lower max_gen_toks or num_fewshot",
+        stacklevel=2,
+    )
+    return ids[room - limit :]
