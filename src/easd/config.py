@@ -103,7 +103,7 @@ def load_config(
     Raises:
         EasdError: The file cannot be read, or what results is not a valid run.
     """
-    values = _read_yaml(Path(path)) if path is not None else {}
+    values = read_yaml(Path(path)) if path is not None else {}
     for name, value in (overrides or {}).items():
         _override(values, name, value)
     return RunConfig.from_dict(values)
@@ -151,7 +151,12 @@ def rule_to_dict(rule: Rule) -> dict[str, Any]:
     return {"name": rule_name(rule), **{key: _plain(value) for key, value in values.items()}}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

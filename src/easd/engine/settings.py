@@ -98,6 +98,11 @@ class Settings:
                     + ", ".join(known)
                 )
 
+        if self.noise == "shared" and not getattr(self.rule, "has_law", True):
+            raise ConfigError(
+                "noise = 'shared' draws from the rule's law, and this rule has none per position; "
+                "use independent noise"
+            )
         if self.drafter == "prompt-lookup" and "draft_entropy" in getattr(
             self.rule, "conditions", ()
         ):

@@ -174,6 +174,11 @@ class FLy(Ungated):
     def needs_raw(self) -> NeedsRaw:
         return "greedy"
 
+    @property
+    def has_law(self) -> bool:
+        """Whether the emitted token has a law that the step's distributions decide."""
+        return self.window == 0
+
     def judge(self, step: Step) -> Judgement:
         passes = acceptance(drafted(step.target_probs, step), step)
         target_entropy, gate = self._gate(step)
@@ -194,7 +199,7 @@ class FLy(Ungated):
         return residual(row.target_probs[:, 0], row.draft_probs[:, 0] * refused)
 
     def law(self, step: Step) -> Tensor:
-        if self.window:
+        if not self.has_law:
             raise RuleError(
                 f"fly with window = {self.window} has no law per position: what is kept depends on "
                 "tokens drafted later; use window = 0, or independent noise"

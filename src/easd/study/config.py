@@ -1,0 +1,296 @@
+"""What an evaluation is asked to do: models, tasks, systems, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from easd.config import RunConfig, parse_override, parse_rule, read_yaml, rule_to_dict
+from easd.core.rules import RULES, rule_name
+from easd.core.types import Rule
+from easd.engine.settings import Settings
+from easd.errors import ConfigError
+from easd.study.tasks import Task, load_task
+
+DEFAULT_SYSTEMS = ("target", "speculative", "easd")
+BASELINES = (
+    {"name": "target, temperature 0.5", "rule": "target", "temperature": 0.5},
+    {"name": "target, greedy", "rule": "target", "temperature": 0.0},
+)
+REWARD_GUIDED = "rsd"
+
+_STUDY = ("tasks", "systems", "seeds", "trace", "chunk", "baselines")
+_TASK = ("data", "limit", "first")
+_SYSTEM_SETTINGS = tuple(f.name for f in fields(Settings) if f.name not in ("rule", "n", "seed"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """How reward-guided decoding scores steps.
+
+    Attributes:
+        model: folder or hub id of a reward model; None takes the lab pair's own.
+        delta: least reward of a step that is kept.
+        step: text that ends a step, or how many tokens a step has; None takes the pair's own.
+    """
+
+    model: str | None = None
+    delta: float = 0.7
+    step: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """One way of decoding: a rule with settings of its own, or reward-guided decoding."""
+
+    name: str
+    settings: Settings
+    overrides: Mapping[str, Any]
+    reward: Reward | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json says of it."""
+        found: dict[str, Any] = {
+            "name": self.name,
+            "kind": REWARD_GUIDED if self.reward else "rule",
+        }
+        if self.reward:
+            found |= {f.name: getattr(self.reward, f.name) for f in fields(Reward)}
+        return found | {
+            "rule": rule_to_dict(self.settings.rule),
+            "settings": dict(self.overrides),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """Which items of which task; see `easd.study.tasks.load_task`."""
+
+    name: str
+    data: str | None = None
+    limit: int | None = None
+    first: int = 0
+    options: Mapping[str, Any]
+
+    def load(self, *, allow_code_execution: bool = False) -> Task:
+        """Loads the items.
+
+        Raises:
+            EasdError: The task is unknown, or its data cannot be read.
+        """
+        return load_task(
+            self.name,
+            data=self.data,
+            limit=self.limit,
+            first=self.first,
+            allow_code_execution=allow_code_execution,
+            **self.options,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping it was read from."""
+        found = {name: getattr(self, name) for name in ("name", *_TASK)}
+        return {**found, **self.options}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyConfig:
+    """A grid of systems, tasks and seeds on one pair of models.
+
+    Attributes:
+        base: models, and the settings that all systems share unless they say otherwise.
+        tasks: what to decode.
+        systems: how to decode.
+        seeds: each decodes every item once.
+        trace: items of each task whose every token is recorded.
+        chunk: items decoded together, and lost together when the run is killed.
+    """
+
+    base: RunConfig
+    tasks: tuple[TaskSpec, ...]
+    systems: tuple[System, ...]
+    seeds: tuple[int, ...] = (0,)
+    trace: int = 100
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("task", [task.name for task in self.tasks]),
+            ("system", [system.name for system in self.systems]),
+            ("seed", list(self.seeds)),
+        ):
+            if not names:
+                raise ConfigError(f"there is no {what} to evaluate; name at least one")
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ConfigError(f"{what} {twice.pop()!r} is named twice; give each its own name")
+        if self.chunk < 1:
+            raise ConfigError(f"chunk = {self.chunk} decodes nothing; use 1 or more")
+        if self.trace < 0:
+            raise ConfigError(f"trace = {self.trace} is no number of items; use 0 or more")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StudyConfig:
+        """Builds a study from a mapping: settings as in `easd generate`, and those of the grid.
+
+        Raises:
+            EasdError: A key is unknown or a value does not fit.
+        """
+        shared = {name: value for name, value in values.items() if name not in _STUDY}
+        if "rule" in shared:
+            raise ConfigError("'rule' belongs to a system; list rules under 'systems'")
+        if "n" in shared or "seed" in shared:
+            raise ConfigError("'n' and 'seed' are decided by 'seeds' here; list the seeds")
+        base = RunConfig.from_dict({"noise": "shared", "batch_size": 16, **shared})
+        systems = [
+            parse_system(spec, base.settings)
+            for spec in _list(values.get("systems") or DEFAULT_SYSTEMS, "systems")
+        ]
+        if values.get("baselines", True):
+            named = {system.name for system in systems}
+            systems += [
+                parse_system(spec, base.settings) for spec in BASELINES if spec["name"] not in named
+            ]
+        return cls(
+            base=base,
+            tasks=tuple(parse_task(spec) for spec in _list(values.get("tasks") or (), "tasks")),
+            systems=tuple(systems),
+            seeds=tuple(_whole(seed, "seeds") for seed in _list(values.get("seeds", [0]), "seeds")),
+            trace=_whole(values.get("trace", 100), "trace"),
+            chunk=_whole(values.get("chunk", 64), "chunk"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json says of it; systems stand there on their own."""
+        shared = self.base.to_dict()
+        return {
+            **{name: value for name, value in shared.items() if name not in ("rule", "n", "seed")},
+            "tasks": [task.to_dict() for task in self.tasks],
+            "seeds": list(self.seeds),
+            "trace": self.trace,
+            "chunk": self.chunk,
+        }
+
+
+def load_study(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """Reads a YAML file and lays overrides over it.
+
+    Raises:
+        EasdError: The file cannot be read, or what results is not a valid study.
+    """
+    values = {} if path is None else read_yaml(Path(path))
+    return StudyConfig.from_dict({**values, **(overrides or {})})
+
+
+def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
+    """A task from its name, from `name:limit`, or from a mapping with `name`.
+
+    Raises:
+        ConfigError: There is no name, or a number is none.
+    """
+    if isinstance(spec, str):
+        name, _, limit = spec.partition(":")
+        return TaskSpec(name=name, limit=_whole(limit, "limit") if limit else None, options={})
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise ConfigError(f"task {spec!r} has no name; write a name, or a mapping with 'name'")
+    known = {name: spec[name] for name in _TASK if spec.get(name) is not None}
+    options = {name: value for name, value in spec.items() if name not in ("name", *_TASK)}
+    return TaskSpec(name=str(spec["name"]), options=options, **known)
+
+
+def parse_system(spec: str | Mapping[str, Any], shared: Settings) -> System:
+    """A system from `rule` or `rule:field=value,...`, or from a mapping.
+
+    A mapping has `rule` (a name, or a mapping with `name` and fields) or `rsd`, an optional `name`,
+    and any settings that differ from those all systems share.
+
+    Raises:
+        EasdError: The rule, a field or a setting is unknown, or a value does not fit.
+    """
+    if isinstance(spec, str):
+        return _system(spec, _split_rule(spec), {}, shared)
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"system {spec!r} is no rule; write a rule's name, or a mapping")
+    overrides = {key: value for key, value in spec.items() if key not in ("name", "rule")}
+    rule = spec.get("rule", "easd")
+    rule = _split_rule(rule) if isinstance(rule, str) else dict(rule)
+    return _system(spec.get("name"), rule, overrides, shared)
+
+
+def _system(
+    name: str | None, rule: dict[str, Any], overrides: dict[str, Any], shared: Settings
+) -> System:
+    reward = None
+    if rule.get("name") == REWARD_GUIDED:
+        reward = _reward(rule)
+        rule = {"name": "target"}
+    for key in overrides:
+        if key not in _SYSTEM_SETTINGS:
+            known = ", ".join(("name", "rule", *_SYSTEM_SETTINGS))
+            raise ConfigError(f"system {name!r} has no setting {key!r}; choose from {known}")
+    parsed = parse_rule(rule)
+    if not getattr(parsed, "has_law", True):
+        overrides = {"noise": "independent", **overrides}
+    base = RunConfig.from_dict({**_settings_dict(shared), **overrides}).settings
+    return System(
+        name=str(name or _describe(parsed, reward, overrides)),
+        settings=replace(base, rule=parsed),
+        overrides=overrides,
+        reward=reward,
+    )
+
+
+def _settings_dict(settings: Settings) -> dict[str, Any]:
+    return {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name != "rule"}
+
+
+def _reward(values: Mapping[str, Any]) -> Reward:
+    known = {f.name: values[f.name] for f in fields(Reward) if f.name in values}
+    unknown = set(values) - set(known) - {"name"}
+    if unknown:
+        has = ", ".join(f.name for f in fields(Reward))
+        raise ConfigError(f"rsd has no field {unknown.pop()!r}; its fields are {has}")
+    return Reward(**known)
+
+
+def _describe(rule: Rule, reward: Reward | None, overrides: Mapping[str, Any]) -> str:
+    """The rule's name and whatever is not its default."""
+    if reward is not None:
+        return f"rsd delta={reward.delta:g}"
+    default = RULES[rule_name(rule)]()
+    changed = [
+        f"{f.name}={getattr(rule, f.name)}"
+        for f in fields(rule)  # type: ignore[arg-type]
+        if getattr(rule, f.name) != getattr(default, f.name)
+    ]
+    changed += [f"{key}={value}" for key, value in overrides.items()]
+    return " ".join([rule_name(rule), *changed])
+
+
+def _split_rule(text: str) -> dict[str, Any]:
+    """`name:field=value,...` as a mapping; values are read as YAML."""
+    name, _, rest = text.partition(":")
+    found: dict[str, Any] = {"name": name}
+    for part in filter(None, rest.split(",")):
+        field, value = parse_override(part)
+        found[field] = value
+    return found
+
+
+def _list(value: Any, name: str) -> Sequence[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value]
+    if not value:
+        raise ConfigError(f"{name} is empty; name at least one")
+    return value
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ConfigError(f"{name} = {value!r} is not a whole number") from None
