@@ -56,6 +56,7 @@ _NEW_CALLS = {
     "fchmodat2": 452,
     "setxattrat": 463,
     "removexattrat": 466,
+    "file_setattr": 469,
 }
 # fmt: off
 FORBIDDEN_CALLS = {

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import re
 
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
+_BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.S)
+_WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_NUMBER_WORDS = r"(?!pi\b|sqrt|dozen|hundred|thousand|million|billion|trillion)"
+_COUNTED = re.compile(
+    r"((?:\\?\$)?[-+]?[\d.,]+)[\s~]*+"
+    rf"(?:\\(?:text|mathrm|textbf)\s*\{{\s*+{_NUMBER_WORDS}[A-Za-z\s.]*\}}"
+    rf"|{_NUMBER_WORDS}[A-Za-z]{{2,}}(?:\s+[A-Za-z]+)*)\.?"
+)
 _JOINT = re.compile(r"[\s$]*(?:,|;|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})[\s$]*", re.I)
 
 
@@ -32,29 +39,27 @@ def _is_joint(between: str) -> bool:
     return joints > 0 and not rest.strip(" $")
 
 
+def without_words(answer: str) -> str:
+    """A bare number where the answer is a number and what it counts; else the answer itself."""
+    while wrapped := _WRAPPED.fullmatch(answer):
+        answer = wrapped[1].strip()
+    counted = _COUNTED.fullmatch(answer)
+    return counted[1] if counted else answer
+
+
 def _boxes(text: str) -> list[tuple[int, int, str]]:
     """Start, end and content of every box whose braces close, outer boxes only."""
     boxes: list[tuple[int, int, str]] = []
-    position = 0
-    while opening := _BOX.search(text, position):
-        end = _closing_brace(text, opening.end())
-        if end is None:
-            position = opening.end()
-            continue
-        boxes.append((opening.start(), end + 1, text[opening.end() : end].strip()))
-        position = end + 1
+    open_groups: list[re.Match[str]] = []
+    for token in _BRACES.finditer(text):
+        if token[0].endswith("{") and token[0] != r"\{":
+            open_groups.append(token)
+        elif token[0] == "}" and open_groups:
+            opening = open_groups.pop()
+            if opening[0] == "{":
+                continue
+            while boxes and boxes[-1][0] > opening.start():
+                boxes.pop()
+            content = text[opening.end() : token.start()].strip()
+            boxes.append((opening.start(), token.end(), content))
     return boxes
-
-
-def _closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes the group which opened before `start`."""
-    depth, index = 1, start
-    while index < len(text):
-        if text[index] == "\\":
-            index += 2
-            continue
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return index
-        index += 1
-    return None

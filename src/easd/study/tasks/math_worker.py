@@ -25,13 +25,12 @@ def main() -> None:
     def grade(request: dict[str, Any]) -> dict[str, Any]:
         text = f"\\boxed{{{request['answer']}}}" if request["boxed"] else request["answer"]
         said = parse(text, parsing_timeout=0)
-        read = request["answer"] if request["boxed"] else (str(said[-1]) if said else None)
         correct = any(
             verify(parse(f"\\boxed{{{gold}}}", parsing_timeout=0), said, timeout_seconds=None)
             or _within(gold, said, request["tolerance"])
             for gold in request["gold"]
         )
-        return {"answer": read, "correct": correct}
+        return {"answer": str(said[-1]) if said else None, "correct": correct}
 
     print("ready", flush=True)
     for line in sys.stdin:

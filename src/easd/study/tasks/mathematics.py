@@ -14,11 +14,12 @@ from queue import Empty, Queue
 from typing import Any
 
 from easd.errors import ConfigError
-from easd.study.tasks.math_reading import last_boxed
+from easd.study.tasks.math_reading import last_boxed, without_words
 from easd.study.tasks.rows import INSTALL
 from easd.study.tasks.task import Grade, Item
 
 TIMEOUT = 10.0  # seconds
+TAIL = 2000  # characters; where the answer of a text without a box is looked for
 START_TIMEOUT = 120.0  # seconds; the library is slow to import on a busy machine
 
 
@@ -42,14 +43,14 @@ def grade_mathematics(item: Item, text: str) -> Grade:
         return Grade(answer=boxed, correct=True)
     request = {
         "gold": item.answers,
-        "answer": text if boxed is None else boxed,
+        "answer": text[-TAIL:] if boxed is None else without_words(boxed),
         "boxed": boxed is not None,
         "tolerance": item.data.get("tolerance"),
     }
     reply = _worker.ask(request)
     if "failure" in reply:
         return Grade(answer=boxed, correct=False, failure=reply["failure"])
-    return Grade(answer=reply["answer"], correct=reply["correct"])
+    return Grade(answer=reply["answer"] if boxed is None else boxed, correct=reply["correct"])
 
 
 def _spelling(expression: str) -> str:

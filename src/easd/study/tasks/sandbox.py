@@ -128,9 +128,17 @@ def _converse(
             return None
         chunk = os.read(report, _REPORT_SIZE)
         if not chunk:
-            break
+            return said if _ends(process, deadline) else None
         said += chunk
     return said
+
+
+def _ends(process: subprocess.Popen[bytes], deadline: float) -> bool:
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _outcome(said: bytes | None, nonce: str, code: int, timeout: float) -> Outcome:
