@@ -26,6 +26,9 @@ PROBLEMS = lab.problems("lab-a", 60, seed=0)
 ARGUMENTS = {"pair": "lab-a", "rule": "easd", "tau_h": 0.35, "seed": 3, "device": "cpu"}
 SAMPLED = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 24, "until": []}
 
+# Without the harness's own thousands of tasks, whose files take ten seconds to read.
+OWN_TASKS = partial(TaskManager, include_defaults=False)
+
 
 @pytest.fixture(scope="module")
 def pair():
@@ -98,10 +101,8 @@ CHOICE_TASK = {
 
 
 def evaluate(model, task, **options):
-    # Without the harness's own thousands of tasks, whose files take seconds to read.
-    manager = TaskManager(include_defaults=False)
     return lm_eval.simple_evaluate(
-        model=model, tasks=[task], bootstrap_iters=0, task_manager=manager, **options
+        model=model, tasks=[task], bootstrap_iters=0, task_manager=OWN_TASKS(), **options
     )
 
 
@@ -301,6 +302,7 @@ def task_file(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", OWN_TASKS)
     rows = [{"prompt": p.prompt, "answer": p.answer} for p in PROBLEMS[:12]]
     (tmp_path / "lab.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = {name: GENERATED_TASK[name] for name in ("output_type", "doc_to_text", "doc_to_target")}
@@ -345,7 +347,6 @@ def test_console_script(task_file, tmp_path, monkeypatch, capsys, pair):
 
 
 def test_console_script_tells_a_mistake_in_one_line(task_file, monkeypatch, capsys):
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
     with pytest.raises(SystemExit) as exit_:
         run_script(monkeypatch, "run", "--model", "easd", "--model_args", "pair=lab-a,tauh=1",
                    "--tasks", task_file)  # fmt: skip

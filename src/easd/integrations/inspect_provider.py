@@ -23,6 +23,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from easd.engine.chat import encode
 from easd.engine.generate import context_limit, make_engine, make_requests
 from easd.engine.loop import Engine
 from easd.engine.models import PAIRS
@@ -171,7 +172,7 @@ class EasdAPI(ModelAPI):
                 f"the conversation has {len(turns)} messages and no chat template; "
                 "without one a model continues a single message"
             )
-        return tokenizer(turns[0]["content"])["input_ids"]  # type: ignore[return-value]
+        return encode(turns[0]["content"], tokenizer, chat=False)
 
     def _requests(self, ids: list[int], settings: Settings) -> list[Request]:
         room = None if self._limit is None else self._limit - len(ids)
