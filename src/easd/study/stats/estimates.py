@@ -1,0 +1,129 @@
+"""Proportions and ratios with intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from easd.errors import InputError
+from easd.study.stats.clusters import Clusters, as_values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A value with its interval.
+
+    Attributes:
+        level: how often such an interval is meant to hold the truth.
+        n: samples, or positions.
+        n_clusters: problems.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float
+    n: int
+    n_clusters: int
+
+
+def proportion(
+    correct: ArrayLike, clusters: ArrayLike | None = None, level: float = 0.95
+) -> Estimate:
+    """The mean of 0/1 values, such as accuracy, for problems like the ones sampled.
+
+    Wilson's interval; with several samples to a problem, for the number of independent samples
+    that would have the same variance, with Student's quantile in place of the normal.
+
+    Args:
+        correct: [N].
+        clusters: each sample's problem, [N]; without, each sample is one.
+
+    Raises:
+        InputError: Nothing to count, values other than 0 and 1, or only one problem.
+    """
+    values = as_values("correct", correct)
+    if not np.isin(values, (0, 1)).all():
+        raise InputError("correct holds values other than 0 and 1; grade samples right or wrong")
+    return _wilson(Clusters.of(values, clusters), level)
+
+
+def share(part: ArrayLike, whole: ArrayLike, level: float = 0.95) -> Estimate:
+    """A share of positions, such as penalised / examined, from counts by problem.
+
+    The interval is that of `proportion`: it is right for rare events, and for none at all.
+
+    Args:
+        part: positions that count, by problem [C].
+        whole: all positions, by problem [C]; problems without any are left out.
+
+    Raises:
+        InputError: No positions, or a part greater than its whole.
+    """
+    sums, sizes = _aligned("part", part, "whole", whole)
+    if (sums < 0).any() or (sums > sizes).any():
+        raise InputError("a part is negative or greater than its whole; use ratio for other ratios")
+    return _wilson(Clusters(sums[sizes > 0], sizes[sizes > 0]), level)
+
+
+def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -> Estimate:
+    """A ratio of positive sums, such as tokens per target forward, from sums by problem.
+
+    Student's interval for the logarithm, with the jackknife variance over problems.
+
+    Args:
+        numerators: by problem [C].
+        denominators: by problem [C]; problems where it is zero are left out.
+
+    Raises:
+        InputError: Negative values, a sum of zero, or fewer than two problems.
+    """
+    sums, sizes = _aligned("numerators", numerators, "denominators", denominators)
+    if (sums < 0).any() or sums.sum() == 0:
+        raise InputError(
+            "numerators are negative or all zero, which leaves no logarithm; "
+            "use share for counts that may be zero"
+        )
+    data = Clusters(sums[sizes > 0], sizes[sizes > 0])
+    width = math.sqrt(data.variance) / data.mean
+    factor = math.exp(width * data.limit(level, exact_variance=False))
+    return _estimate(data, data.mean / factor, data.mean * factor, level)
+
+
+def student(data: Clusters, level: float) -> Estimate:
+    """Mean of any values with Student's interval over problems."""
+    half = math.sqrt(data.variance) * data.limit(level, exact_variance=False)
+    return _estimate(data, data.mean - half, data.mean + half, level)
+
+
+def _wilson(data: Clusters, level: float) -> Estimate:
+    mean = data.mean
+    n = data.n / data.design_effect(mean * (1 - mean))
+    square = data.limit(level, exact_variance=True) ** 2
+    centre = (mean + square / (2 * n)) / (1 + square / n)
+    half = math.sqrt(square * (mean * (1 - mean) / n + square / (4 * n * n))) / (1 + square / n)
+    # Rounding must not push an end past a value of exactly 0 or 1.
+    return _estimate(data, min(mean, centre - half), max(mean, centre + half), level)
+
+
+def _estimate(data: Clusters, low: float, high: float, level: float) -> Estimate:
+    return Estimate(
+        value=data.mean,
+        low=low,
+        high=high,
+        level=level,
+        n=round(data.n),
+        n_clusters=len(data.sums),
+    )
+
+
+def _aligned(first: str, above: ArrayLike, second: str, below: ArrayLike):
+    sums, sizes = as_values(first, above), as_values(second, below)
+    if len(sums) != len(sizes):
+        raise InputError(f"{len(sums)} {first} for {len(sizes)} {second}; give one pair a problem")
+    if (sizes < 0).any() or sizes.sum() == 0:
+        raise InputError(f"{second} are negative or all zero; there is nothing to divide by")
+    return sums, sizes
