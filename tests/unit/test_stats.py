@@ -92,6 +92,14 @@ def test_share_of_nothing_has_an_upper_end():
     assert 1 / 50 < found.high < 5 / 50
 
 
+@pytest.mark.parametrize("estimate", [share, ratio])
+def test_texts_of_a_problem_are_added_up(estimate):
+    part, whole = np.array([1, 4, 2, 3, 0, 6]), np.array([5, 9, 4, 8, 3, 9])
+    by_text = estimate(part, whole, ["x", "y", "z", "x", "y", "z"])
+    assert by_text == estimate(part[:3] + part[3:], whole[:3] + whole[3:])
+    assert by_text.n_clusters == 3
+
+
 def test_ratio_agrees_with_the_bootstrap():
     rng = np.random.default_rng(1)
     forwards = rng.integers(20, 80, 300).astype(float)

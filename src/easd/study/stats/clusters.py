@@ -61,9 +61,15 @@ class Clusters:
     @classmethod
     def of(cls, values: Array, clusters: ArrayLike | None) -> Clusters:
         """Groups one value a sample by its problem."""
-        codes = codes_of(clusters, len(values))
-        sums = np.bincount(codes, weights=values).astype(np.float64)
-        return cls(sums, np.bincount(codes).astype(np.float64))
+        return cls.of_sums(values, np.ones(len(values)), clusters)
+
+    @classmethod
+    def of_sums(cls, sums: Array, sizes: Array, clusters: ArrayLike | None) -> Clusters:
+        """Adds up one sum and one size a text by problem; problems without size are left out."""
+        codes = codes_of(clusters, len(sums))
+        of_problem, size = (np.bincount(codes, weights=each) for each in (sums, sizes))
+        kept = size > 0
+        return cls(of_problem[kept].astype(np.float64), size[kept].astype(np.float64))
 
     @property
     def n(self) -> float:

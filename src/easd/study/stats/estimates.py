@@ -51,43 +51,51 @@ def proportion(
     return _wilson(Clusters.of(values, clusters), level)
 
 
-def share(part: ArrayLike, whole: ArrayLike, level: float = 0.95) -> Estimate:
-    """A share of positions, such as penalised / examined, from counts by problem.
+def share(
+    part: ArrayLike, whole: ArrayLike, clusters: ArrayLike | None = None, level: float = 0.95
+) -> Estimate:
+    """A share of positions, such as penalised / examined, from counts by text.
 
     The interval is that of `proportion`: it is right for rare events, and for none at all.
 
     Args:
-        part: positions that count, by problem [C].
-        whole: all positions, by problem [C]; problems without any are left out.
+        part: positions that count, by text [N].
+        whole: all positions, by text [N]; problems without any are left out.
+        clusters: each text's problem, [N]; without, each text is one.
 
     Raises:
         InputError: No positions, or a part greater than its whole.
     """
-    sums, sizes = _aligned("part", part, "whole", whole)
-    if (sums < 0).any() or (sums > sizes).any():
-        raise InputError("a part is negative or greater than its whole; use ratio for other ratios")
-    return _wilson(Clusters(sums[sizes > 0], sizes[sizes > 0]), level)
+    data = _by_problem("part", part, "whole", whole, clusters)
+    if (data.sums > data.sizes).any():
+        raise InputError("a part is greater than its whole; use ratio for other ratios")
+    return _wilson(data, level)
 
 
-def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -> Estimate:
-    """A ratio of positive sums, such as tokens per target forward, from sums by problem.
+def ratio(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    clusters: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Estimate:
+    """A ratio of positive sums, such as tokens per target forward, from sums by text.
 
     Student's interval for the logarithm, with the jackknife variance over problems.
 
     Args:
-        numerators: by problem [C].
-        denominators: by problem [C]; problems where it is zero are left out.
+        numerators: by text [N].
+        denominators: by text [N]; problems where their sum is zero are left out.
+        clusters: each text's problem, [N]; without, each text is one.
 
     Raises:
         InputError: Negative values, a sum of zero, or fewer than two problems.
     """
-    sums, sizes = _aligned("numerators", numerators, "denominators", denominators)
-    if (sums < 0).any() or sums.sum() == 0:
+    data = _by_problem("numerators", numerators, "denominators", denominators, clusters)
+    if data.mean == 0:
         raise InputError(
-            "numerators are negative or all zero, which leaves no logarithm; "
+            "numerators are all zero, which leaves no logarithm; "
             "use share for counts that may be zero"
         )
-    data = Clusters(sums[sizes > 0], sizes[sizes > 0])
     width = math.sqrt(data.variance) / data.mean
     factor = math.exp(width * data.limit(level, exact_variance=False))
     return _estimate(data, data.mean / factor, data.mean * factor, level)
@@ -120,10 +128,12 @@ def _estimate(data: Clusters, low: float, high: float, level: float) -> Estimate
     )
 
 
-def _aligned(first: str, above: ArrayLike, second: str, below: ArrayLike):
-    sums, sizes = as_values(first, above), as_values(second, below)
-    if len(sums) != len(sizes):
-        raise InputError(f"{len(sums)} {first} for {len(sizes)} {second}; give one pair a problem")
-    if (sizes < 0).any() or sizes.sum() == 0:
-        raise InputError(f"{second} are negative or all zero; there is nothing to divide by")
-    return sums, sizes
+def _by_problem(
+    first: str, above: ArrayLike, second: str, below: ArrayLike, clusters: ArrayLike | None
+) -> Clusters:
+    over, under = as_values(first, above), as_values(second, below)
+    if len(over) != len(under):
+        raise InputError(f"{len(over)} {first} for {len(under)} {second}; give one of each a text")
+    if (over < 0).any() or (under < 0).any() or under.sum() == 0:
+        raise InputError(f"{first} or {second} are negative, or there is nothing to divide by")
+    return Clusters.of_sums(over, under, clusters)
