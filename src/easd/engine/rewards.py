@@ -45,6 +45,8 @@ Scorer = Callable[[Sequence[ScoredStep]], Sequence[float]]
 class RewardModel:
     """A classifier that reads the whole text; the reward stands at the last token of the step.
 
+    Sequence classifiers of transformers themselves look for the last token that is no padding.
+
     Attributes:
         model: one logit means the log-odds of a good step, two mean bad and good.
         reader: turns ids into text and text into the model's own ids; None where the model has
