@@ -167,16 +167,18 @@ def _limit(request: dict[str, Any]) -> None:
     import resource
 
     limits = {
-        resource.RLIMIT_AS: request["memory"],
-        resource.RLIMIT_CPU: request["seconds"],
-        resource.RLIMIT_FSIZE: request["file_size"],
-        resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_AS: (request["memory"], request["memory"]),
+        # A warning that can be ignored, and a second later the end.
+        resource.RLIMIT_CPU: (request["cpu_time"], request["cpu_time"] + 1),
+        resource.RLIMIT_FSIZE: (request["file_size"], request["file_size"]),
+        resource.RLIMIT_NOFILE: (64, 64),
+        resource.RLIMIT_CORE: (0, 0),
     }
-    for what, limit in limits.items():
-        _, hard = resource.getrlimit(what)
-        bound = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(what, (bound, bound))
+    for what, (soft, most) in limits.items():
+        _, allowed = resource.getrlimit(what)
+        if allowed != resource.RLIM_INFINITY:
+            soft, most = min(soft, allowed), min(most, allowed)
+        resource.setrlimit(what, (soft, most))
 
 
 def _become_nobody(folder: str) -> None:

@@ -13,9 +13,11 @@ from easd.study.tasks.task import Grade, Item
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = set(string.punctuation) | set("\u2018\u2019\u201c\u201d\u00b4\u2013\u2014")
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_LETTER_FIRST = re.compile(r"\s*[(\[]?([A-Z])[)\].:]?(?=\s|$|[)\].:,*])")
+_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\].:]*")
+_LETTER_AND_MORE = re.compile(r"(?:[(\[]([A-Z])[)\]]|([A-Z])[).:])\s")
 _ANNOUNCED = re.compile(
-    r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*\**\s*[(\[]?([A-Z])\b(?!['\u2019])", re.IGNORECASE
+    r"(?i:\b(?:answer|(?:correct|right|best)\s+(?:option|choice))(?:\s+is)?)"
+    r"\s*:?[\s*]*[(\[]?([A-Z])\b(?!['\u2019])"
 )
 _ANSWER_PREFIX = re.compile(r"^\W*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?)\s+", re.I)
 
@@ -52,27 +54,33 @@ def grade_exact(item: Item, text: str) -> Grade:
 def normalise(answer: str) -> str:
     """Lower case, without articles, punctuation and extra spaces (SQuAD, TriviaQA)."""
     kept = "".join(c for c in answer.lower().replace("_", " ") if c not in _PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", kept).split())
+    # An answer that consists of what is left out, such as the band "The The", stays as it is.
+    return " ".join(_ARTICLES.sub(" ", kept).split()) or answer.lower().strip(" .")
 
 
 def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
     """The letter a text settles on; None where it names none of the options."""
     letters = ascii_uppercase[: len(choices)]
     boxed = last_boxed(text)
+    said = text.strip()
     if boxed is not None:
-        plain = _LATEX_TEXT.sub(r"\1", boxed).strip().strip("$").strip()
-        found = _LETTER_FIRST.match(plain)
-        if found and found[1] in letters:
-            return found[1]
-        named = [x for x, option in zip(letters, choices, strict=True) if _same(plain, option)]
-        return named[0] if len(named) == 1 else None
-    announced = [found[1].upper() for found in _ANNOUNCED.finditer(text)]
-    announced = [letter for letter in announced if letter in letters]
-    if announced:
+        said = _LATEX_TEXT.sub(r"\1", boxed).strip(" $")
+    elif announced := [x for x in _ANNOUNCED.findall(text) if x in letters]:
         return announced[-1]
-    alone = _LETTER_FIRST.match(text)
-    return alone[1] if alone and alone[1] in letters and len(text.split()) == 1 else None
+    if alone := _LETTER.fullmatch(said):
+        return alone[1].upper() if alone[1].upper() in letters else None
+    named = [x for x, option in zip(letters, choices, strict=True) if _same(said, option)]
+    if named:
+        return named[0] if len(named) == 1 else None
+    opening = _LETTER_AND_MORE.match(said)
+    letter = (opening[1] or opening[2]) if opening else None
+    return letter if letter is not None and letter in letters else None
 
 
 def _same(said: str, option: str) -> bool:
-    return bool(said) and normalise(said) == normalise(option)
+    """Whether a text repeats an option; signs and operators count."""
+    return _plain(said) == _plain(option)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).strip("$. ")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, Queue
@@ -92,7 +93,8 @@ class _Worker:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
+                assert pipe is not None
+                with suppress(OSError):  # Unsent text has nowhere to go.
                     pipe.close()
 
     def _start(self) -> None:
