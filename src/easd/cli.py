@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from easd.cli_study import app as studies
 from easd.errors import EasdError
 
 USAGE_ERROR = 2
@@ -97,6 +98,22 @@ def generate(
     quiet: Annotated[
         bool,
         Option("--quiet", "-q", help="Print the texts and nothing else.", rich_help_panel=_OUTPUT),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        Option(
+            help="Take thresholds (and the pool) from a file of `easd calibrate` or "
+            "`easd diagnose`.",
+            rich_help_panel=_RULE,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        Option(
+            "--force",
+            help="Use a calibration of another pair or other settings.",
+            rich_help_panel=_RULE,
+        ),
     ] = False,
     config: Annotated[
         Path | None,
@@ -298,7 +315,8 @@ def generate(
 ) -> None:
     """Continue a prompt, or answer it, and say what was drafted, accepted and penalised."""
     from easd.config import load_config, parse_override
-    from easd.session import Session, read_prompts
+    from easd.sessions.generate import Session, read_prompts
+    from easd.study.artefact import read_artefact
 
     overrides: dict[str, Any] = {
         "pair": pair,
@@ -340,7 +358,8 @@ def generate(
         overrides[f"rule.{name}"] = value
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        parsed = load_config(config, overrides)
+        artefact = read_artefact(calibration) if calibration else None
+        parsed = load_config(config, overrides, fill=artefact.fill if artefact else None)
     if not quiet:
         for line in dict.fromkeys(str(warning.message) for warning in told):
             typer.echo(f"note: {line}", err=True)
@@ -351,6 +370,7 @@ def generate(
         as_json=as_json,
         trace=trace,
         quiet=quiet,
+        artefact=None if force else artefact,
     ).run()
 
 
@@ -391,6 +411,9 @@ def inspect(
     from easd.trace import read_trace
 
     render(read_trace(folder), sample, Console())
+
+
+app.add_typer(studies)
 
 
 def main() -> None:

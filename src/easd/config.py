@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -95,10 +95,21 @@ class RunConfig:
         return {**models, **settings, "rule": rule_to_dict(self.settings.rule)}
 
 
+Fill = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
 def load_config(
-    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    fill: Fill | None = None,
 ) -> RunConfig:
     """Reads a YAML file and lays dotted overrides over it, such as `{"rule.tau_h": 1.2}`.
+
+    Args:
+        path: the file; without one everything is as by default.
+        overrides: settings by name, dotted for fields of the rule.
+        fill: adds to the rule's mapping what neither of them says, such as a calibration.
 
     Raises:
         EasdError: The file cannot be read, or what results is not a valid run.
@@ -106,6 +117,8 @@ def load_config(
     values = read_yaml(Path(path)) if path is not None else {}
     for name, value in (overrides or {}).items():
         _override(values, name, value)
+    if fill is not None:
+        values["rule"] = fill(_rule_mapping(values.get("rule") or "easd"))
     return RunConfig.from_dict(values)
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from easd.engine.request import Request, Row
-from easd.session import Stream
+from easd.sessions.generate import Stream
 
 
 class Bytes:

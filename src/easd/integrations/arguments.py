@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import torch
-
 from easd.config import RunConfig, load_config
 from easd.core.rules import RULES
-from easd.engine.models import Pair, load_models, load_pair
 from easd.engine.settings import Settings
 
 _RUN_FIELDS = {field.name for kind in (RunConfig, Settings) for field in fields(kind)}
@@ -35,15 +32,6 @@ def run_config(arguments: Mapping[str, Any]) -> RunConfig:
     # Another rule drops the fields that the file gave, so it comes before its own.
     names = sorted(values, key=lambda name: name != "rule")
     return load_config(path, {_full_name(name): values[name] for name in names})
-
-
-def load(config: RunConfig) -> Pair:
-    """The models a run names."""
-    dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    if config.pair is not None:
-        return load_pair(config.pair, dtype=dtype, device=config.device)
-    assert config.target is not None, "a config without a pair has a target"
-    return load_models(config.target, config.draft, dtype=dtype, device=config.device)
 
 
 def before_stop(text: str, stop: tuple[str, ...]) -> str:

@@ -30,8 +30,9 @@ from easd.engine.models import PAIRS
 from easd.engine.request import Counts, Request, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
-from easd.integrations.arguments import before_stop, load, run_config
+from easd.integrations.arguments import before_stop, run_config
 from easd.integrations.arrivals import Arrivals
+from easd.loading import load
 from easd.pairs.lab import ALIASES
 
 # inspect's name for it, and ours.

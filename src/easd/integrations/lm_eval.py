@@ -33,7 +33,8 @@ from easd.engine.generate import context_limit, decode, end_tokens, make_request
 from easd.engine.request import Counts, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
-from easd.integrations.arguments import before_stop, load, run_config
+from easd.integrations.arguments import before_stop, run_config
+from easd.loading import load
 
 _HARNESS_DECIDES = {
     "chat": "--apply_chat_template",

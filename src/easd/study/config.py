@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from easd.config import RunConfig, parse_override, parse_rule, read_yaml, rule_to_dict
+from easd.config import Fill, RunConfig, parse_override, parse_rule, read_yaml, rule_to_dict
 from easd.core.rules import RULES, rule_name
 from easd.core.types import Rule
 from easd.engine.settings import Settings
@@ -119,7 +119,7 @@ class StudyConfig:
         for what, names in (
             ("task", [task.name for task in self.tasks]),
             ("system", [system.name for system in self.systems]),
-            ("seed", list(self.seeds)),
+            ("seed", [str(seed) for seed in self.seeds]),
         ):
             if not names:
                 raise ConfigError(f"there is no {what} to evaluate; name at least one")
@@ -132,8 +132,12 @@ class StudyConfig:
             raise ConfigError(f"trace = {self.trace} is no number of items; use 0 or more")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StudyConfig:
+    def from_dict(cls, values: Mapping[str, Any], *, fill: Fill = dict) -> StudyConfig:
         """Builds a study from a mapping: settings as in `easd generate`, and those of the grid.
+
+        Args:
+            values: settings by name.
+            fill: adds to each rule's mapping what it does not say, such as a calibration.
 
         Raises:
             EasdError: A key is unknown or a value does not fit.
@@ -145,7 +149,7 @@ class StudyConfig:
             raise ConfigError("'n' and 'seed' are decided by 'seeds' here; list the seeds")
         base = RunConfig.from_dict({"noise": "shared", "batch_size": 16, **shared})
         systems = [
-            parse_system(spec, base.settings)
+            parse_system(spec, base.settings, fill=fill)
             for spec in _list(values.get("systems") or DEFAULT_SYSTEMS, "systems")
         ]
         if values.get("baselines", True):
@@ -175,15 +179,28 @@ class StudyConfig:
 
 
 def load_study(
-    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    fill: Fill = dict,
 ) -> StudyConfig:
     """Reads a YAML file and lays overrides over it.
 
     Raises:
         EasdError: The file cannot be read, or what results is not a valid study.
     """
-    values = {} if path is None else read_yaml(Path(path))
-    return StudyConfig.from_dict({**values, **(overrides or {})})
+    return StudyConfig.from_dict(read_study(path, overrides), fill=fill)
+
+
+def read_study(
+    path: str | Path | None, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The mapping that a YAML file and overrides make.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    return {**({} if path is None else read_yaml(Path(path))), **(overrides or {})}
 
 
 def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
@@ -198,11 +215,12 @@ def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise ConfigError(f"task {spec!r} has no name; write a name, or a mapping with 'name'")
     known = {name: spec[name] for name in _TASK if spec.get(name) is not None}
+    known |= {name: _whole(known[name], name) for name in ("limit", "first") if name in known}
     options = {name: value for name, value in spec.items() if name not in ("name", *_TASK)}
     return TaskSpec(name=str(spec["name"]), options=options, **known)
 
 
-def parse_system(spec: str | Mapping[str, Any], shared: Settings) -> System:
+def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill = dict) -> System:
     """A system from `rule` or `rule:field=value,...`, or from a mapping.
 
     A mapping has `rule` (a name, or a mapping with `name` and fields) or `rsd`, an optional `name`,
@@ -212,17 +230,17 @@ def parse_system(spec: str | Mapping[str, Any], shared: Settings) -> System:
         EasdError: The rule, a field or a setting is unknown, or a value does not fit.
     """
     if isinstance(spec, str):
-        return _system(spec, _split_rule(spec), {}, shared)
+        return _system(spec, fill(_split_rule(spec)), {}, shared)
     if not isinstance(spec, Mapping):
         raise ConfigError(f"system {spec!r} is no rule; write a rule's name, or a mapping")
     overrides = {key: value for key, value in spec.items() if key not in ("name", "rule")}
     rule = spec.get("rule", "easd")
     rule = _split_rule(rule) if isinstance(rule, str) else dict(rule)
-    return _system(spec.get("name"), rule, overrides, shared)
+    return _system(spec.get("name"), fill(rule), overrides, shared)
 
 
 def _system(
-    name: str | None, rule: dict[str, Any], overrides: dict[str, Any], shared: Settings
+    name: str | None, rule: Mapping[str, Any], overrides: dict[str, Any], shared: Settings
 ) -> System:
     reward = None
     if rule.get("name") == REWARD_GUIDED:

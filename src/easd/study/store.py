@@ -1,8 +1,8 @@
 """The folder of an evaluation: one file a finished unit, so that a killed run goes on where it was.
 
-`run.json` says what was asked; `samples`, `units` and `tokens` hold a Parquet file for each unit, and
-`items` one for each task. A unit's samples are written last and appear whole or not at all: a unit
-without them is decoded again, and since all randomness is keyed, to the same texts.
+`run.json` says what was asked; `samples`, `units` and `tokens` hold a Parquet file for each unit,
+and `items` one for each task. A unit's samples are written last and appear whole or not at all: a
+unit without them is decoded again, and since all randomness is keyed, to the same texts.
 """
 
 from __future__ import annotations

@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -22,11 +20,14 @@ from easd.config import RunConfig
 from easd.engine.chat import encode
 from easd.engine.generate import generate
 from easd.engine.loop import StepRecord
-from easd.engine.models import PAIRS, Pair, load_models, load_pair
+from easd.engine.models import PAIRS
 from easd.engine.request import Row
-from easd.errors import ConfigError, InputError
+from easd.errors import InputError
 from easd.inspect.terminal import summary_panel, visible
 from easd.pairs.lab import ALIASES
+from easd.sessions.loading import load_with_status
+from easd.study.artefact import Artefact
+from easd.trace.provenance import fingerprints
 from easd.trace.tally import Tally
 from easd.trace.writer import TraceWriter, claim_folder
 
@@ -44,6 +45,7 @@ class Session:
         as_json: print one JSON object a text.
         trace: folder of the trace, or None.
         quiet: print the texts and nothing else.
+        artefact: a calibration that must fit the models and settings.
     """
 
     config: RunConfig
@@ -52,6 +54,7 @@ class Session:
     as_json: bool = False
     trace: Path | None = None
     quiet: bool = False
+    artefact: Artefact | None = None
 
     def run(self) -> None:
         """Loads the models, decodes, prints.
@@ -64,7 +67,9 @@ class Session:
         console = Console(stderr=True, quiet=self.quiet)
         if self.trace is not None:
             claim_folder(self.trace)
-        pair = self._load(console)
+        pair = load_with_status(self.config, console)
+        if self.artefact is not None:
+            self.artefact.check(fingerprints(pair), self.config.settings)
         chat = {"chat": self.config.chat, "system": self.system}
         ids = [encode(prompt, pair.tokenizer, **chat) for prompt in self.prompts]
         tally = Tally()
@@ -95,19 +100,6 @@ class Session:
         console.print(summary_panel(tally.summary(), config, title=pair.name))
         for note in notes(tally, self.config):
             console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
-
-    def _load(self, console: Console) -> Pair:
-        config = self.config
-        with console.status("loading") as status:
-            options: dict[str, Any] = {
-                "dtype": None if config.dtype is None else getattr(torch, config.dtype),
-                "device": _checked_device(config.device),
-                "report": lambda line: status.update(escape(visible(line))),
-            }
-            if config.pair is not None:
-                return load_pair(config.pair, **options)
-            assert config.target is not None, "a config without a pair has a target"
-            return load_models(config.target, config.draft, **options)
 
     def _printer(self, tokenizer: PreTrainedTokenizerBase, console: Console) -> Stream | Texts:
         settings = self.config.settings
@@ -233,16 +225,6 @@ def notes(tally: Tally, config: RunConfig) -> list[str]:
             "plain speculation writes; lower --tau-h, or see the entropies with --trace"
         )
     return found
-
-
-def _checked_device(device: str | None) -> str | None:
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"device = {device!r} cannot be used ({reason}); try cpu") from None
-    return device
 
 
 def read_prompts(prompt: str | None, file: Path | None, pair: str | None) -> list[str]:
