@@ -180,6 +180,15 @@ def test_code_is_refused_where_it_cannot_be_confined(
         load_task("humaneval", data=tmp_path, allow_code_execution=True)
 
 
+def test_a_sandbox_that_does_not_work_is_told_before_anything_is_graded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easd.study.tasks.sandbox.missing", lambda: None)
+    monkeypatch.setattr("easd.study.tasks.sandbox.MEMORY", 1 << 20)
+    with pytest.raises(ConfigError, match="cannot run code here: the sandbox fails with"):
+        load_task("humaneval", data=tmp_path, allow_code_execution=True)
+
+
 def test_unknown_names_and_options(file: Path) -> None:
     with pytest.raises(ConfigError, match="'gsm9k' is not known; choose one of math500"):
         load_task("gsm9k")

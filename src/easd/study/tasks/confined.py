@@ -153,13 +153,15 @@ def confine(request: dict[str, Any]) -> None:
         OSError: The kernel refused a step.
     """
     _limit(request)
+    rules = _file_rules(request["folder"])  # While every path can be reached.
     if os.geteuid() == 0:
         _become_nobody(request["folder"])
     _check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
     if os.getppid() != request["parent"]:
         raise ProcessLookupError("the parent is gone")
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _confine_files(request["folder"])
+    _check(_libc.syscall(_RESTRICT_SELF, rules, 0))
+    os.close(rules)
     _confine_calls()
 
 
@@ -188,8 +190,10 @@ def _become_nobody(folder: str) -> None:
     os.setgroups([])
     os.setresgid(_NOBODY, _NOBODY, _NOBODY)
     os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    kept = 1 << _CAP_DAC_READ_SEARCH
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    held = ctypes.create_string_buffer(struct.calcsize("=6I"))
+    _check(_libc.capget(header, held))
+    kept = struct.unpack("=6I", held.raw)[1] & 1 << _CAP_DAC_READ_SEARCH
     _check(_libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
 
 
@@ -198,7 +202,7 @@ def landlock_version() -> int:
     return _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_PLEASE)
 
 
-def _confine_files(folder: str) -> None:
+def _file_rules(folder: str) -> int:
     """Read Python and the system's libraries, write in the folder, and nothing else."""
     version = landlock_version()
     handled = (1 << _NUM_RIGHTS[min(version, len(_NUM_RIGHTS)) - 1]) - 1
@@ -220,8 +224,7 @@ def _confine_files(folder: str) -> None:
     for path, wanted in rights.items():
         if os.path.exists(path):
             _allow(ruleset, path, wanted & handled)
-    _check(_libc.syscall(_RESTRICT_SELF, ruleset, 0))
-    os.close(ruleset)
+    return ruleset
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:

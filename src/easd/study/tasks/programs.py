@@ -28,6 +28,10 @@ def check_code_execution(name: str, allowed: bool) -> None:
             f"task {name} cannot run code safely here: {missing}; "
             "use a Linux machine or container with Landlock (kernel 5.13 or later)"
         )
+    trial = sandbox.run(["import decimal, hashlib"])
+    if not trial.passed:
+        reason = trial.failure or trial.error
+        raise ConfigError(f"task {name} cannot run code here: the sandbox fails with {reason}")
 
 
 def grade_code(item: Item, text: str) -> Grade:
