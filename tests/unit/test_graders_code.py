@@ -164,6 +164,15 @@ def test_a_failed_run_is_a_failed_item() -> None:
     assert grade.failure == "the code ended before its tests did (exit code 0)"
 
 
+def test_a_sandbox_that_cannot_be_started_is_a_failed_item(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    grade = grade_code(program(), ADD)
+    assert not grade.correct
+    assert "could not be started" in str(grade.failure)
+
+
 def test_a_sandbox_that_cannot_be_set_up_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "MEMORY", 1 << 20)
     outcome = sandbox.run(["x = 1"])

@@ -16,6 +16,7 @@ import struct
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -112,7 +113,11 @@ FORBIDDEN_ARGUMENTS = {
     "aarch64": {25: (8, 15), 29: (0x8901, 0x8902)},
 }
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library; not at import, which other systems do as well."""
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
@@ -156,11 +161,11 @@ def confine(request: dict[str, Any]) -> None:
     rules = _file_rules(request["folder"])  # While every path can be reached.
     if os.geteuid() == 0:
         _become_nobody(request["folder"])
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
+    _check(_libc().prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
     if os.getppid() != request["parent"]:
         raise ProcessLookupError("the parent is gone")
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _check(_libc.syscall(_RESTRICT_SELF, rules, 0))
+    _check(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _check(_libc().syscall(_RESTRICT_SELF, rules, 0))
     os.close(rules)
     _confine_calls()
 
@@ -186,20 +191,20 @@ def _limit(request: dict[str, Any]) -> None:
 def _become_nobody(folder: str) -> None:
     """Root becomes a user who owns nothing but the folder, and may read Python wherever it is."""
     os.chown(folder, _NOBODY, _NOBODY)
-    _check(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    _check(_libc().prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setgroups([])
     os.setresgid(_NOBODY, _NOBODY, _NOBODY)
     os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     held = ctypes.create_string_buffer(struct.calcsize("=6I"))
-    _check(_libc.capget(header, held))
+    _check(_libc().capget(header, held))
     kept = struct.unpack("=6I", held.raw)[1] & 1 << _CAP_DAC_READ_SEARCH
-    _check(_libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
+    _check(_libc().capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
 
 
 def landlock_version() -> int:
     """Version of Landlock that the kernel offers; 0 or less where it offers none."""
-    return _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_PLEASE)
+    return _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_PLEASE)
 
 
 def _file_rules(folder: str) -> int:
@@ -208,7 +213,7 @@ def _file_rules(folder: str) -> int:
     handled = (1 << _NUM_RIGHTS[min(version, len(_NUM_RIGHTS)) - 1]) - 1
     attributes = struct.pack("=Q", handled)
     ruleset = _check(
-        _libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+        _libc().syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     )
     readable = {
         sys.prefix,
@@ -232,7 +237,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
     if not os.path.isdir(path):
         rights &= _FILE_ONLY
     rule = struct.pack("=Qi", rights, place)
-    _check(_libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
+    _check(_libc().syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0))
     os.close(place)
 
 
@@ -245,7 +250,7 @@ def _confine_calls() -> None:
         _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
 
     wanted = Program(len(program) // 8, ctypes.addressof(instructions))
-    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(wanted), 0, 0))
+    _check(_libc().prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(wanted), 0, 0))
 
 
 def _filter(machine: str) -> Iterator[bytes]:

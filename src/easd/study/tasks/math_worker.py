@@ -32,13 +32,14 @@ def main() -> None:
         )
         return {"answer": str(said[-1]) if said else None, "correct": correct}
 
-    print("ready", flush=True)
+    replies, sys.stdout = sys.stdout, sys.stderr  # Nothing else may print among the replies.
+    print("ready", file=replies, flush=True)
     for line in sys.stdin:
         try:
             reply = grade(json.loads(line))
         except (Exception, RecursionError, MemoryError) as error:
             reply = {"failure": f"{type(error).__name__}: {error}"}
-        print(json.dumps(reply), flush=True)
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 def _within(gold: str, said: list[Any], tolerance: str | None) -> bool:

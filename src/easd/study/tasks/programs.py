@@ -42,7 +42,11 @@ def grade_code(item: Item, text: str) -> Grade:
         parts = [item.data["head"] + text, item.data["tests"]]
     else:
         parts = [item.data["head"], code, item.data["tests"]]
-    outcome = sandbox.run(parts)
+    try:
+        outcome = sandbox.run(parts)
+    except OSError as error:
+        reason = f"the sandbox could not be started ({error})"
+        return Grade(answer=code, correct=False, failure=reason)
     return Grade(
         answer=text if code is None else code, correct=outcome.passed, failure=outcome.failure
     )

@@ -25,8 +25,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from easd.study.tasks import confined
 
@@ -71,40 +73,24 @@ def run(parts: Sequence[str], *, cpu_time: int = CPU_TIME, timeout: float = TIME
         OSError: The process cannot be started.
     """
     nonce = secrets.token_hex(16)
-    report, report_to = os.pipe()
-    nonce_from, nonce_to = os.pipe()
-    os.write(nonce_to, nonce.encode())
-    os.close(nonce_to)
     with tempfile.TemporaryDirectory(prefix="easd-", ignore_cleanup_errors=True) as folder:
         request = {
             "parts": list(parts),
             "folder": folder,
-            "report": report_to,
-            "nonce": nonce_from,
             "parent": os.getpid(),
             "cpu_time": cpu_time,
             "memory": MEMORY,
             "file_size": FILE_SIZE,
         }
+        report, report_to = os.pipe()
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", _PROGRAM],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(report_to, nonce_from),
-                cwd=folder,
-                env={"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", **_ONE_THREAD},
-                start_new_session=True,
-            )
+            process = _start(request, nonce, report_to)
+            try:
+                said = _listen(process, report, timeout)
+            finally:
+                process.kill()
+                process.wait()
         finally:
-            os.close(report_to)
-            os.close(nonce_from)
-        try:
-            said = _converse(process, json.dumps(request).encode(), report, timeout)
-        finally:
-            process.kill()
-            process.wait()
             os.close(report)
     if said is None:
         return Outcome(passed=False, failure=f"the code ran for more than {timeout:g} s")
@@ -118,21 +104,40 @@ def run(parts: Sequence[str], *, cpu_time: int = CPU_TIME, timeout: float = TIME
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-def _converse(
-    process: subprocess.Popen[bytes], request: bytes, report: int, timeout: float
-) -> bytes | None:
-    """What the process reports before it ends; None if it does not end in time."""
-    assert process.stdin is not None
+def _start(request: dict[str, Any], nonce: str, report_to: int) -> subprocess.Popen[bytes]:
+    """Starts the process and tells it what to do; closes this side's end of the report."""
+    nonce_from, nonce_to = os.pipe()
     try:
-        with process.stdin:
-            process.stdin.write(request)
-    except BrokenPipeError:
-        return b""
+        os.write(nonce_to, nonce.encode())
+        folder = request["folder"]
+        process = subprocess.Popen(
+            [sys.executable, "-I", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(report_to, nonce_from),
+            cwd=folder,
+            env={"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", **_ONE_THREAD},
+            start_new_session=True,
+        )
+    finally:
+        for end in (report_to, nonce_from, nonce_to):
+            os.close(end)
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:
+        told = {**request, "report": report_to, "nonce": nonce_from}
+        process.stdin.write(json.dumps(told).encode())
+    return process
+
+
+def _listen(process: subprocess.Popen[bytes], report: int, timeout: float) -> bytes | None:
+    """What the process reports before it ends; None if it does not end in time."""
     said = b""
     deadline = time.monotonic() + timeout
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
     while len(said) <= _REPORT_SIZE:
-        ready, _, _ = select.select([report], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
             return None
         chunk = os.read(report, _REPORT_SIZE)
         if not chunk:
