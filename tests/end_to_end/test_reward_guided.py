@@ -170,7 +170,7 @@ def exact_accuracy(name, problems, models, scorer, delta):
 
 @torch.inference_mode()
 def test_decoded_texts_follow_the_mixture():
-    """6,400 texts; |z| < 3.3 fails one true run in 1,000. The same noise for both models gave -8."""
+    """6,400 texts; |z| < 3.3 fails one true run in 1,000. The same noise for both gave -8."""
     models = load_pair("lab-ad", device="cpu")
     scorer = load_reward_model("lab-ad")
     problems, copies = lab.problems("lab-ad", 80, seed=11), 80

@@ -338,7 +338,11 @@ def _rewards(scorer: Scorer, texts: Sequence[_Text], drafted: dict[int, Row]) ->
 
 
 def _numbered(requests: Sequence[Request], numbers: Sequence[int]) -> list[Request]:
-    if len(numbers) != len(requests) or len(set(numbers)) != len(numbers) or min(numbers, default=0) < 0:
+    if (
+        len(numbers) != len(requests)
+        or len(set(numbers)) != len(numbers)
+        or min(numbers, default=0) < 0
+    ):
         raise ConfigError(
             f"{len(numbers)} numbers, {len(set(numbers))} of them different, were given for "
             f"{len(requests)} texts; give each text its own, from 0 up"
