@@ -7,7 +7,9 @@ unit is written when it is finished; a run that was stopped goes on with the fir
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,20 +20,22 @@ import numpy as np
 import pyarrow as pa
 
 from easd.engine.chat import encode
-from easd.engine.generate import context_limit, decode, make_requests
+from easd.engine.generate import context_limit
 from easd.engine.models import Pair
-from easd.engine.request import Row
-from easd.errors import EasdError, InputError, TraceError
+from easd.engine.reward_guided import RewardGuided
+from easd.engine.rewards import Scorer, load_reward_model
+from easd.engine.settings import Settings
+from easd.errors import ConfigError, EasdError, InputError, TraceError
+from easd.pairs.rewards import STEP_TOKENS
 from easd.study import store
 from easd.study.config import StudyConfig, System
-from easd.study.recorder import Recorder, has_conditions
+from easd.study.decoding import Decoded, decode_by_rule, decode_reward_guided
 from easd.study.schema import FORMAT, ITEMS, SAMPLES, TOKENS, UNITS
 from easd.study.tasks import Item, Task
 from easd.trace.provenance import surroundings
 from easd.trace.rows import tokens_table
 from easd.trace.schema import TOP
 from easd.trace.texts import TokenTexts
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,7 @@ class Evaluation:
         Raises:
             TraceError: The folder belongs to something else, or to a run with other settings.
             InputError: A prompt does not fit the context window.
+            ConfigError: A reward-guided system has no reward model.
         """
         self.config = config
         self.pair = pair
@@ -90,6 +95,9 @@ class Evaluation:
         self.folder = Path(folder)
         self._texts = TokenTexts(pair.tokenizer)
         self._prompts = {task.name: self._encode(task) for task in tasks}
+        self._rewards = {
+            system.name: self._load_reward(system) for system in config.systems if system.reward
+        }
         self._lock = store.claim(self.folder)
         try:
             self._run = self._describe()
@@ -143,7 +151,7 @@ class Evaluation:
             if store.is_written(self.folder, unit.name):
                 yield Progress(unit=unit, done=done, total=len(units), resumed=True)
                 continue
-            samples, timing = self._decode(unit)
+            samples, timing = self._finish(unit)
             yield Progress(
                 unit=unit,
                 done=done,
@@ -155,37 +163,48 @@ class Evaluation:
                 seconds=timing["seconds"],
             )
 
-    def _decode(self, unit: Unit) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        recorder = Recorder(unit.system.settings.rule, with_tokens=unit.first < self.config.trace)
-        settings = self.settings(unit)
-        prompts = self._prompts[unit.task.name][unit.first : unit.first + len(unit.items)]
-        requests = [
-            replace(request, number=unit.first + request.number)
-            for request in make_requests(
-                [self.pair.target, self.pair.draft], prompts, settings, self.pair.tokenizer
-            )
-        ]
-        for record in decode(self.pair.target, self.pair.draft, requests, settings):
-            recorder.add(record)
+    def _finish(self, unit: Unit) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Decodes, grades and writes a unit; returns its samples and its timing."""
+        decoded = self._decode(unit)
         cell = {"system": unit.system.name, "task": unit.task.name, "seed": unit.seed}
         samples = [
-            {**cell, **self._sample(unit, recorder, place)} for place in range(len(unit.items))
+            {**cell, "index": unit.first + place, **self._graded(unit, item, text)}
+            for place, (item, text) in enumerate(zip(unit.items, decoded.texts, strict=True))
         ]
-        timing = {**cell, **_timing(unit, recorder, settings.batch_size)}
+        timing = {
+            **cell,
+            "first": unit.first,
+            "texts": len(samples),
+            "batch": min(unit.system.settings.batch_size, len(samples)),
+            "tokens": sum(sample["new_tokens"] for sample in samples),
+            **decoded.timing,
+        }
         tables = {
             "samples": pa.Table.from_pylist(samples, SAMPLES),
             "units": pa.Table.from_pylist([timing], UNITS),
         }
-        columns = recorder.token_columns()
-        if columns is not None:
-            top_n = getattr(recorder.rule, "top_n", TOP)
-            texts = self._texts.of(columns)
-            tokens = tokens_table(columns, texts, run=unit.name, top_n=top_n)
+        if decoded.tokens is not None:
+            top_n = getattr(unit.system.settings.rule, "top_n", TOP)
+            texts = self._texts.of(decoded.tokens)
+            tokens = tokens_table(decoded.tokens, texts, run=unit.name, top_n=top_n)
             tables["tokens"] = _with_cell(tokens, cell)
         store.write_unit(self.folder, unit.name, tables)
         return samples, timing
 
-    def settings(self, unit: Unit) -> Any:
+    def _decode(self, unit: Unit) -> Decoded:
+        prompts = self._prompts[unit.task.name][unit.first : unit.first + len(unit.items)]
+        settings, reward = self.settings(unit), unit.system.reward
+        if reward is None:
+            traced = unit.first < self.config.trace
+            return decode_by_rule(
+                self.pair, prompts, settings, first=unit.first, with_tokens=traced
+            )
+        system, scorer = self._rewards[unit.system.name]
+        return decode_reward_guided(
+            self.pair, prompts, settings, first=unit.first, system=system, scorer=scorer
+        )
+
+    def settings(self, unit: Unit) -> Settings:
         """How a unit is decoded: the system's settings, with the task's budget and stops."""
         settings = unit.system.settings
         return replace(
@@ -195,24 +214,34 @@ class Evaluation:
             stop=settings.stop or unit.task.stop,
         )
 
-    def _sample(self, unit: Unit, recorder: Recorder, place: int) -> dict[str, Any]:
-        item, index = unit.items[place], unit.first + place
-        row = recorder.rows[index]
-        text = str(self.pair.tokenizer.decode(row.new_ids, skip_special_tokens=True))
-        grade = unit.task.grade(item, text)
+    def _graded(self, unit: Unit, item: Item, text: dict[str, Any]) -> dict[str, Any]:
+        written = str(self.pair.tokenizer.decode(text["token_ids"], skip_special_tokens=True))
+        grade = unit.task.grade(item, written)
         return {
             "item": item.id,
-            "index": index,
-            "text": text,
-            "token_ids": row.new_ids,
+            "text": written,
             "answer": grade.answer,
             "correct": grade.correct,
             "failure": grade.failure,
-            "finish_reason": row.finished,
-            "prompt_tokens": len(row.request.prompt),
-            "new_tokens": len(row.new_ids),
-            **_counts(recorder, row),
+            "new_tokens": len(text["token_ids"]),
+            **text,
         }
+
+    def _load_reward(self, system: System) -> tuple[RewardGuided, Scorer]:
+        """The reward model of a reward-guided system, and where its steps end."""
+        reward = system.reward
+        assert reward is not None
+        if self.pair.draft is None:
+            raise ConfigError(f"{system.name!r} drafts steps; name a draft model")
+        name, step = reward.model or self.pair.name, reward.step
+        if reward.model is None and name not in STEP_TOKENS:
+            raise ConfigError(
+                f"{system.name!r} needs a reward model, and {name!r} brings none; give one, such "
+                "as rsd:model=FOLDER"
+            )
+        scorer = load_reward_model(name, self.pair.tokenizer, device=str(self.pair.target.device))
+        step = step or STEP_TOKENS.get(name, RewardGuided().step)
+        return RewardGuided(delta=reward.delta, step=step), scorer
 
     def _encode(self, task: Task) -> list[list[int]]:
         """Prompts of a task as token ids, checked against the context window."""
@@ -280,51 +309,8 @@ class Evaluation:
 
 def slug(name: str) -> str:
     """A name as part of a file name, told apart from other names by a short hash."""
-    import hashlib
-    import re
-
     plain = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")[:40]
     return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
-
-
-def _counts(recorder: Recorder, row: Row) -> dict[str, Any]:
-    """How a text came to be; the draft alone proposes and keeps every token."""
-    new = len(row.new_ids)
-    if recorder.rule.models == "draft":
-        return {"blocks": 0, "proposed": new, "examined": new, "accepted": new, "penalised": 0}
-    counts = row.counts
-    found: dict[str, Any] = {
-        "blocks": counts.blocks,
-        "proposed": counts.proposed,
-        "examined": counts.examined,
-        "accepted": counts.accepted,
-        "penalised": counts.penalised,
-    }
-    if not hasattr(recorder.rule, "signals"):
-        return found
-    gate, *conditions = recorder.gates[row.request.number].tolist()
-    found["gate_open"] = gate
-    if has_conditions(recorder.rule):
-        names = ("over_draft_entropy", "over_target_entropy", "over_overlap")
-        found |= dict(zip(names, map(round, conditions), strict=True))
-    return found
-
-
-def _timing(unit: Unit, recorder: Recorder, batch: int) -> dict[str, Any]:
-    seconds = dict(recorder.seconds)
-    forwards = {"target_steps": recorder.target_steps, "draft_steps": recorder.draft_steps}
-    if recorder.rule.models == "draft":
-        seconds |= {"draft": seconds["target"], "target": 0.0}
-        forwards = {"target_steps": 0, "draft_steps": recorder.target_steps}
-    return {
-        "first": unit.first,
-        "texts": len(unit.items),
-        "batch": min(batch, len(unit.items)),
-        "tokens": sum(len(row.new_ids) for row in recorder.rows.values()),
-        **forwards,
-        **{f"{part}_seconds": value for part, value in seconds.items()},
-        "seconds": sum(seconds.values()),
-    }
 
 
 def _with_cell(tokens: pa.Table, cell: dict[str, Any]) -> pa.Table:
