@@ -39,8 +39,8 @@ from easd.study.diagnosis.positions import OPEN, PLAUSIBLE, POSITIONS, TOP_N, UN
 ReferenceText = tuple[Sequence[int], Sequence[int], str]
 """Token ids of a prompt and of the text that rightly follows it, and the text's name."""
 
-# Probabilities of one model at one time: 32 MB in float32, and rules take a few times that.
-_MOST_PROBS = 2**23
+# Probabilities of one model at one time: 16 MB in float32, and rules take a few times that.
+_MOST_PROBS = 2**22
 _MOST_ROWS = 256
 _POSITIONS_AT_ONCE = 32
 
@@ -232,10 +232,9 @@ def _table(batch: _Batch, begin: int, step: Step, right: Tensor, there: Tensor) 
         "target_best": _numpy((target_view.argmax(-1) == right)[there]),
         **_pool(_PLAUSIBLE_TOKENS.law(opinions)[:, :-1] > 0, draft_view, target_view, right, there),
     }
-    return pa.table(
-        [pa.array(values[field.name]).cast(field.type) for field in POSITIONS],
-        schema=POSITIONS,
-    )
+    columns = [pa.array(values[field.name]).cast(field.type) for field in POSITIONS]
+    # A copy in Arrow's own memory: small arrays kept among large ones would fragment the heap.
+    return pa.table(columns, schema=POSITIONS).take(np.arange(len(row)))
 
 
 def _pool(
