@@ -1,8 +1,10 @@
 """A diagnosis as a function of its table: the pool's fit, effects, verdicts, bad tables."""
 
 import json
+import re
 import subprocess
 import sys
+from io import StringIO
 
 import numpy as np
 import pyarrow as pa
@@ -252,7 +254,7 @@ def test_best_rule_is_named_with_its_gain():
     assert effect.p_value < 1e-10
     assert found.verdict.best == "pool"  # a right token that is the only plausible one
     assert "Best rule with a gate is pool: +1000.00 right tokens" in found.verdict.advice
-    assert "Best without a gate is temperature halved everywhere" in found.verdict.advice
+    assert "Best without a gate is half temperature" in found.verdict.advice
 
 
 def test_rules_that_change_nothing_are_never_best():
@@ -311,21 +313,23 @@ def test_report_is_the_same_on_paper_and_as_data():
     found = diagnose(make_table(open_easd=uneven(0.4)), tau_h=1.5)
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert told["thresholds"][0]["verdict"]["outcome"] == "hurt"
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, file=StringIO())
     render(found, console)
-    console.file.close()
-    printed = console.export_text()
+    printed = console.file.getvalue()
     for sentence in (found.verdict.sentence, *found.caveats):
         assert sentence in markdown(found)
         assert " ".join(sentence.split()) in " ".join(printed.split())
+    wide = 100 * found.thresholds[0].effects[0].change.value
+    assert re.search(rf"^easd +{wide:.0f} ±\d+\* ", printed, re.MULTILINE)
+    assert "easd-without-draft-entropy" in printed
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda table: table.drop_columns(["open_easd"]), "lacks open_easd"),
-        (lambda table: table.slice(0, 0), "0 reference texts"),
-        (lambda table: table.slice(0, 20), "1 reference texts"),
+        (lambda table: table.slice(0, 0), "texts given: 0;"),
+        (lambda table: table.slice(0, 20), "texts given: 1;"),
     ],
 )
 def test_bad_tables_are_refused(change, says):

@@ -27,7 +27,7 @@ ABLATIONS = {
 
 EVERYWHERE = {
     "greedy everywhere": "open_greedy-p",
-    "temperature halved everywhere": "open_sharpened",
+    "half temperature": "open_sharpened",
     **{name: f"law_{name}" for name in UNGATED},
 }
 """Rules that change every position: name and column of their law."""
@@ -127,7 +127,7 @@ def _laws(
         yield name, True, where, at(where, values["open_easd"])
     everywhere = np.ones(len(positions), dtype=bool)
     refused = target + is_open.mean() * (values["open_easd"] - target)
-    yield "random refusal, same rate", False, everywhere, refused
+    yield "random refusal", False, everywhere, refused
     for name, column in EVERYWHERE.items():
         yield name, False, everywhere, values[column]
 

@@ -125,7 +125,7 @@ class Positions:
         names, texts = np.unique(values["text"], return_inverse=True)
         if len(names) < 2:
             raise InputError(
-                f"{len(names)} reference texts say nothing about others; give two or more"
+                f"reference texts given: {len(names)}; give two or more, to know of others"
             )
         target, draft = (table[name].combine_chunks() for name in lists)
         lengths = target.value_lengths().to_numpy(zero_copy_only=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -102,23 +101,32 @@ def _about_pool(pool: PoolFit) -> str:
 
 
 def _table(diagnosis: Diagnosis) -> Table:
-    """Change per text of every rule at every threshold."""
+    """Change per text of every rule at every threshold; it fits into 80 columns."""
     table = Table(
-        box=box.SIMPLE,
-        pad_edge=False,
+        box=None,
+        padding=(0, 1, 0, 0),
         title=f"Change in {unit_of(diagnosis.unique_solution)}; * real after Holm's adjustment",
         title_justify="left",
     )
-    table.add_column("rule")
+    table.add_column("rule", no_wrap=True)
     for at in diagnosis.thresholds:
-        table.add_column(f"tau_h {at.tau_h:.2g}\n{percent(at.fired.value)} gated", justify="right")
-    for effects in zip(*(at.effects for at in diagnosis.thresholds), strict=True):
-        cells = [
-            f"{_change(effect.change, 100)} {'*' if effect.p_value < 1 - LEVEL else ' '}"
-            for effect in effects
-        ]
-        table.add_row(effects[0].rule, *cells)
+        head = f"tau_h {at.tau_h:.2g}\n{percent(at.fired.value)}"
+        table.add_column(head, justify="right", no_wrap=True)
+    for group in (True, False):
+        title = "where its gate is open" if group else "everywhere"
+        table.add_row(Text(title, style="dim"))
+        for effects in zip(*(at.effects for at in diagnosis.thresholds), strict=True):
+            if effects[0].gated == group:
+                table.add_row(effects[0].rule, *map(_cell, effects))
     return table
+
+
+def _cell(effect: Effect) -> str:
+    value = 100 * effect.change.value
+    half = 50 * (effect.change.high - effect.change.low)
+    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    star = "*" if effect.p_value < 1 - LEVEL else " "
+    return f"{round(value, digits) + 0.0:+.{digits}f} ±{half:.{digits}f}{star}"
 
 
 def _row(effect: Effect) -> tuple[str, ...]:
