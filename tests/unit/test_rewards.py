@@ -9,6 +9,8 @@ from transformers import (
     GPT2ForTokenClassification,
 )
 
+from easd import Settings, generate, load_pair
+from easd.core.rules import DraftOnly
 from easd.engine.rewards import RewardModel, ScoredStep, load_reward_model
 from easd.errors import InputError, ModelError
 from easd.pairs import lab
@@ -75,23 +77,28 @@ def test_a_text_longer_than_the_window_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_packaged_rewards_tell_right_steps_from_wrong_ones(pair):
-    tokenizer = AutoTokenizer.from_pretrained(reward_folder(pair))
-    good, bad = [], []
-    for problem in lab.problems(pair, 200, seed=9):
-        prompt = tuple(tokenizer(problem.prompt).input_ids)
-        right = tokenizer(f"{problem.solution} {lab.EOS}").input_ids
-        size = STEP_TOKENS[pair]
-        for start in range(0, len(right) - 2, size):
-            step = tuple(right[start : start + size])
-            place = {"prompt_ids": prompt, "written_ids": tuple(right[:start])}
-            good.append(ScoredStep(**place, step_ids=step))
-            # One carry forgotten: what the drafts get wrong most often.
-            bad.append(ScoredStep(**place, step_ids=(*step[:-1], (step[-1] + 10) % lab.MODULUS)))
-    scorer = load_reward_model(pair)
-    good, bad = torch.tensor(scorer(good)), torch.tensor(scorer(bad))
-    assert (good >= 0.7).double().mean() > 0.9
-    assert (bad >= 0.7).double().mean() < 0.2
+def test_packaged_rewards_tell_the_drafts_right_steps_from_its_wrong_ones(pair):
+    models, scorer = load_pair(pair, device="cpu"), load_reward_model(pair)
+    problems = lab.problems(pair, 1500, seed=9)
+    written = generate(
+        models.target,
+        models.draft,
+        [problem.prompt for problem in problems],
+        tokenizer=models.tokenizer,
+        settings=Settings(rule=DraftOnly(), max_new_tokens=STEP_TOKENS[pair], batch_size=500),
+    )
+    steps = [
+        ScoredStep(prompt_ids=text.prompt_ids, written_ids=(), step_ids=tuple(text.token_ids))
+        for text in written
+    ]
+    right = [
+        problem.solution.split()[: STEP_TOKENS[pair]] == (text.text or "").split()
+        for problem, text in zip(problems, written, strict=True)
+    ]
+    kept, right = torch.tensor(scorer(steps)) >= 0.7, torch.tensor(right)
+    assert (~right).sum() > 50
+    assert kept[right].double().mean() > 0.9
+    assert kept[~right].double().mean() < 0.5
 
 
 def test_an_alias_names_its_pair():
