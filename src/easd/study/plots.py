@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from easd.study.metrics.frames import records
+from easd.study.visible import visible
 
 # Okabe and Ito's palette; hatches and markers say the same as colours.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -74,7 +75,7 @@ def intervals(
         panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
         for axes, task in zip(panels, tasks, strict=False):
             _interval_panel(axes, table[table["task"] == task], systems, value, scale)
-            axes.set_xlabel(label)
+            axes.set_xlabel(visible(label))
             axes.set_title(_short(str(task)) if len(tasks) > 1 else "", loc="left")
             if zero:
                 axes.axvline(0, color=BLACK, linewidth=0.8)
@@ -112,7 +113,7 @@ def stacked(table: pd.DataFrame, parts: dict[str, str], *, label: str) -> str:
             )
             left += width
         _name_rows(axes, table["system"].tolist())
-        axes.set_xlabel(label)
+        axes.set_xlabel(visible(label))
         axes.grid(axis="x")
         figure.legend(loc="outside upper left", ncols=len(parts), frameon=False)
         return _svg(figure)
@@ -395,6 +396,7 @@ def _reach(row: dict, column: str, scale: float) -> np.ndarray:
 
 def _short(name: str, limit: int = _NAME) -> str:
     """A name cut in its middle, where long names differ least."""
+    name = visible(name)
     if len(name) <= limit:
         return name
     half = (limit - 1) // 2

@@ -120,6 +120,9 @@ COLUMNS: dict[str, Column] = {
     "block_efficiency": Column(
         "tokens a forward", "number", f"block efficiency: tokens per target forward; {_WITHIN}"
     ),
+    "rewritten": Column(
+        "steps rewritten", "percent", f"of reward-guided decoding, by the target; {_WITHIN}"
+    ),
     "by_draft": Column("by draft", "count", "tokens of the text that the draft wrote"),
     "by_target": Column("by target", "count", "tokens of the text drawn at the target"),
     "draft_share": Column("draft's share", "percent", "tokens by the draft / tokens"),

@@ -11,7 +11,7 @@ import pandas as pd
 from easd.errors import InputError
 from easd.study.metrics.accuracy import accuracy
 from easd.study.metrics.differences import paired_rows
-from easd.study.metrics.frames import Frames, cells
+from easd.study.metrics.frames import POOLED, Frames, cells, ordered
 from easd.study.metrics.intervals import columns_of, share_of
 from easd.study.metrics.speed import drafting
 from easd.study.stats import paired_difference
@@ -125,9 +125,10 @@ def sensitivity(frames: Frames) -> pd.DataFrame:
     fired = firing(frames)
     if len(fired):
         found = found.merge(fired[[*keys, "gate_rate", "penalty_rate"]], on=keys, how="left")
-    return points.merge(found, on="system").sort_values(
-        ["grid", "task", "tau_h", "tau_o"], ignore_index=True
-    )
+    found = points.merge(found, on="system")
+    found["task"] = ordered(found["task"], [*frames.tasks, POOLED])
+    found = found.sort_values(["grid", "task", "tau_h", "tau_o"], ignore_index=True)
+    return found.astype({"task": str})
 
 
 def threshold_grids(frames: Frames) -> dict[str, dict[str, tuple[float, float]]]:

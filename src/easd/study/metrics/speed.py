@@ -74,20 +74,23 @@ def expected_improvement(alpha: float, cost: float, gamma: int | None) -> float:
 
 
 def drafting(frames: Frames) -> pd.DataFrame:
-    """How well drafting went, for systems whose target verifies drafted tokens.
+    """How well drafting went, for systems that draft; only verified tokens have an acceptance rate.
 
-    Columns: task, system, acceptance, utilisation and block_efficiency, each with its interval.
+    Columns: task, system, acceptance, utilisation, block_efficiency and rewritten (of the steps of
+    reward-guided decoding), each with its interval.
     """
     return pd.DataFrame(
         {
             "task": task,
             "system": system,
             **share_of("acceptance", cell["accepted"], verified * cell["examined"]),
-            **share_of("utilisation", cell["accepted"], verified * cell["proposed"]),
+            **share_of("utilisation", cell["accepted"], drafted * cell["proposed"]),
             **ratio_of("block_efficiency", cell["new_tokens"], cell["blocks"]),
+            **share_of("rewritten", cell["rewritten"], cell["steps"]),
         }
         for task, system, cell in cells(frames.by_problem)
-        for verified in [math.nan if frames.kind(system) in ("draft", "rsd") else 1]
+        for drafted in [math.nan if frames.kind(system) == "draft" else 1]
+        for verified in [math.nan if frames.kind(system) == "rsd" else drafted]
     )
 
 

@@ -319,7 +319,8 @@ def thresholds(frames: Frames, table: pd.DataFrame) -> Section | None:
             f"{rule} on {task}: accuracy goes from {number(worst['accuracy'], 'percent')} % at "
             f"tau_h {worst['tau_h']:g}, tau_o {worst['tau_o']:g} to "
             f"{number(best['accuracy'], 'percent')} % at tau_h {best['tau_h']:g}, tau_o "
-            f"{best['tau_o']:g}."
+            f"{best['tau_o']:g}; each value alone is known to about "
+            f"±{number(_half_width(rows), 'size')} points."
         )
         figures.append(
             Figure(
@@ -349,6 +350,10 @@ def _overall(table: pd.DataFrame) -> pd.DataFrame:
 def _close_up(frames: Frames, histogram: pd.DataFrame) -> str:
     traced = list(histogram["system"].unique())
     return str(frames.focus if frames.focus in traced else traced[0])
+
+
+def _half_width(rows: pd.DataFrame) -> float:
+    return float((rows["accuracy_high"] - rows["accuracy_low"]).median() / 2)
 
 
 def _trade_sentence(frames: Frames, shown: pd.DataFrame) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,6 @@ import pandas as pd
 
 from easd.study.metrics.columns import Kind
 
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
-)
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -33,7 +29,7 @@ class Cell:
 def printed(value: Any, kind: Kind) -> Cell:
     """A value as its kind of column prints it; a missing one as a dash."""
     if kind == "text":
-        return Cell(_NONE if _missing(value) else visible(str(value)), is_number=False)
+        return Cell(_NONE if _missing(value) else str(value), is_number=False)
     if _missing(value):
         return Cell(_NONE)
     if kind == "yes":
@@ -77,11 +73,6 @@ def p_words(value: float) -> str:
 def counted(many: int, what: str) -> str:
     """A number of things in words."""
     return f"{many:,} {what}{'' if many == 1 else 's'}"
-
-
-def visible(text: str) -> str:
-    """The text with control, bidirectional and zero-width characters spelt out."""
-    return _UNSEEN.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
 
 
 def heading_unit(kind: Kind) -> str:

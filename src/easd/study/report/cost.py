@@ -36,7 +36,7 @@ _THEORY = (
     "predicted",
     "predicted_wide",
 )
-_DRAFTING = ("system", "acceptance", "utilisation", "block_efficiency")
+_DRAFTING = ("system", "acceptance", "utilisation", "block_efficiency", "rewritten")
 _WORK = (
     "system",
     "tokens",
@@ -72,6 +72,11 @@ def speeds(frames: Frames, table: pd.DataFrame, drafted: pd.DataFrame) -> Sectio
             "Draft and target shared their noise, which makes paired differences sharp; acceptance "
             "rates, and with them all times here, are those of the shared-noise coupling, and "
             "acceptance with independent noise, as deployed, is higher."
+        )
+    if any(frames.kind(system) == "rsd" for system in frames.systems):
+        warnings.append(
+            "Reward-guided decoding reads its text anew at every step here, and the reward model's "
+            "time counts as verification."
         )
     parts = {f"{part}_ms": str(part) for part in SPEED_PARTS}
     return Section(

@@ -38,7 +38,7 @@ def verdict(frames: Frames, table: pd.DataFrame, margin: float) -> Section:
     if table.empty:
         sentences.append("There is only one system, so there is nothing to compare.")
     focus = frames.focus
-    for task, rows in _by_task(table):
+    for task, rows in _by_task(table, pooled_first=True):
         mine = rows[rows["system"] == focus]
         if len(mine):
             sentences.append(_lead(records(mine)[0], margin))
@@ -46,7 +46,7 @@ def verdict(frames: Frames, table: pd.DataFrame, margin: float) -> Section:
         sentences.append(_scale(frames, rows))
         signed = rows.assign(finding=rows["finding"].map(_SIGNS) + " " + rows["finding"])
         title = f"{task}: each system against {frames.baseline}"
-        tables.append(make_table(signed, _VERDICT, title))
+        tables.append(make_table(signed, _VERDICT, title, is_open=not tables))
     return Section(
         name="verdict",
         title="Verdict",
@@ -118,6 +118,11 @@ def paired(frames: Frames, table: pd.DataFrame, against: pd.DataFrame) -> Sectio
             "(dark) on top of the interval that unpaired samples would have given (light).",
         )
     ]
+    if table["p_holm"].gt(_ERROR).where(_excludes_zero(table), False).any():
+        sentences.append(
+            "Intervals hold one by one and Holm's p for all comparisons together, so an interval "
+            "may leave out zero where the adjusted p is not small."
+        )
     tables = [*tables_by_task(table, _DIFFERENCES)]
     if len(against):
         name = str(against["baseline"].iloc[0])
@@ -135,13 +140,15 @@ def paired(frames: Frames, table: pd.DataFrame, against: pd.DataFrame) -> Sectio
     )
 
 
+_ERROR = 0.05
 _ALONE = "There is only one system, so there is nothing to compare."
 
 
-def _by_task(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def _by_task(table: pd.DataFrame, *, pooled_first: bool = False) -> list[tuple[str, pd.DataFrame]]:
     if table.empty:
         return []
-    return [(str(task), rows) for task, rows in table.groupby("task", sort=False)]
+    found = [(str(task), rows) for task, rows in table.groupby("task", sort=False)]
+    return sorted(found, key=lambda each: pooled_first and each[0] != POOLED)
 
 
 def _lead(row: dict[str, Any], margin: float) -> str:
@@ -171,7 +178,8 @@ def _lead(row: dict[str, Any], margin: float) -> str:
     )
     return (
         f"Whether {name} helps or hurts {where} cannot be told: "
-        f"{number(row['difference'], 'points')} points to {baseline} ({interval}); {power}."
+        f"{number(row['difference'], 'points')} points to {baseline} ({interval}, {p_text}); "
+        f"{power}."
     )
 
 
@@ -217,6 +225,10 @@ def _beside(row: dict[str, Any]) -> str:
         f"{number(row['difference'], 'points')} points (95 % interval {_interval(row)}, "
         f"{p_words(row['p_holm'])}, Holm-adjusted): {row['finding']}."
     )
+
+
+def _excludes_zero(table: pd.DataFrame) -> pd.Series:
+    return (table["difference_low"] > 0) | (table["difference_high"] < 0)
 
 
 def _same_texts(frames: Frames, table: pd.DataFrame) -> list[str]:

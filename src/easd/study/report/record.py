@@ -7,7 +7,7 @@ import pandas as pd
 from easd.study.metrics import Frames
 from easd.study.metrics.flips import GAINED, LOST
 from easd.study.metrics.frames import records
-from easd.study.report.cells import counted, visible
+from easd.study.report.cells import counted
 from easd.study.report.page import Flip, Section, make_table
 
 
@@ -65,19 +65,18 @@ def _flip(row: dict, baseline: str) -> Flip:
         _side(row["system"], row["answer"], row["token"], row["rest"]),
     )
     return Flip(
-        title=f"{row['task']}, item {visible(str(row['item']))}, seed {row['seed']}: "
-        f"{words[row['direction']]}",
-        prompt=visible(row["prompt"]),
-        answers=visible(" or ".join(map(str, row["answers"]))),
-        shared=visible(row["shared"]),
+        title=f"{row['task']}, item {row['item']}, seed {row['seed']}: {words[row['direction']]}",
+        prompt=row["prompt"],
+        answers=" or ".join(map(str, row["answers"])),
+        shared=row["shared"],
         sides=sides,
     )
 
 
 def _side(system: str, answer: str | None, token: str, rest: str) -> dict[str, str]:
     return {
-        "system": visible(system),
-        "answer": "none" if answer is None else visible(answer),
-        "token": visible(token),
-        "rest": visible(rest),
+        "system": system,
+        "answer": "none" if answer is None else answer,
+        "token": token,
+        "rest": rest,
     }

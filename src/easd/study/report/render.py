@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -11,6 +12,7 @@ from markupsafe import Markup
 from easd.study.metrics.columns import Column
 from easd.study.report.cells import Cell, heading_unit
 from easd.study.report.page import Figure, Flip, Part, Section, Table
+from easd.study.visible import visible
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _IDS = re.compile(r'(id="|href="#|url\(#)([^")]+)')
@@ -24,6 +26,7 @@ def html(parts: Sequence[Part], title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_shown,
     )
     environment.filters |= {"drawing": drawing, "unit": _unit}
     template = environment.get_template("report.html.j2")
@@ -51,9 +54,14 @@ def drawing(figure: Figure, part: Part) -> Markup:
     """The figure's SVG with ids of its own and a text for those who cannot see it."""
     prefix = f"{part.name}-{figure.name}-"
     svg = _IDS.sub(lambda match: f"{match[1]}{prefix}{match[2]}", figure.svg)
-    label = Markup.escape(figure.caption)
+    label = Markup.escape(visible(figure.caption))
     # The drawing is ours: matplotlib escapes the names that stand in it.
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+
+
+def _shown(value: Any) -> Any:
+    """What the page prints of a value: text with its unseen characters spelt out."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _unit(column: Column) -> str:
@@ -114,7 +122,7 @@ def _quoted(name: str, text: str) -> list[str]:
     """Text as a block of code, whose fence is longer than any run of backticks within."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return [f"{fence}{name}", text, fence, ""]
+    return [f"{fence}{name}", visible(text), fence, ""]
 
 
 def _heading(column: Column) -> str:
@@ -131,4 +139,4 @@ def _one_line(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", text)
+    return _SPECIAL.sub(r"\\\1", visible(text))
