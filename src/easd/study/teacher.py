@@ -39,8 +39,8 @@ from easd.study.diagnosis.positions import OPEN, PLAUSIBLE, POSITIONS, TOP_N, UN
 ReferenceText = tuple[Sequence[int], Sequence[int], str]
 """Token ids of a prompt and of the text that rightly follows it, and the text's name."""
 
-# Probabilities of one model at one time: 16 MB in float32, and rules take a few times that.
-_MOST_PROBS = 2**22
+# Probabilities of one model at one time: 8 MB in float32, which processors' caches like.
+_MOST_PROBS = 2**21
 _MOST_ROWS = 256
 _POSITIONS_AT_ONCE = 32
 
