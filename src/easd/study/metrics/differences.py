@@ -97,8 +97,10 @@ def equal_lists(lists: pa.ChunkedArray, rows: np.ndarray, others: np.ndarray) ->
 
 def _row(found: Comparison, same: float) -> dict[str, Any]:
     error = 1 - found.difference.level
-    finding = SAME if same == 1 else UNKNOWN
-    if found.p_real < error:
+    finding = UNKNOWN
+    if same == 1:
+        finding = SAME
+    elif found.p_real < error:
         finding = BETTER if found.difference.value > 0 else WORSE
     elif found.p_equivalent < error:
         finding = EQUIVALENT

@@ -198,14 +198,9 @@ def _others(task: str, rows: pd.DataFrame, baseline: str, margin: float) -> str:
         found = rows[rows["finding"] == finding]
         if found.empty:
             continue
-        if finding == SAME:
-            clauses.append(f"{len(found)} {words}")
-            continue
         largest = found.sort_values("difference", key=abs).iloc[-1]
-        clauses.append(
-            f"{len(found)} {words} (largest: {largest['system']}, "
-            f"{number(largest['difference'], 'points')})"
-        )
+        named = f" (largest: {largest['system']}, {number(largest['difference'], 'points')})"
+        clauses.append(f"{len(found)} {words}{named if finding != SAME else ''}")
     return f"Of the other {len(rows)} systems on {task}: {'; '.join(clauses)}."
 
 

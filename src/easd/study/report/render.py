@@ -37,7 +37,7 @@ def markdown(parts: Sequence[Part], title: str) -> str:
     """The same in Markdown; figures are links into the folder `figures`."""
     lines = [f"# {_escaped(title)}", ""]
     for part in parts:
-        lines += [f"## {_escaped(part.title)}", "", _escaped(part.summary), ""]
+        lines += [f"## {_escaped(f'{part.title} ({part.name})')}", "", _escaped(part.summary), ""]
         for section in part.sections:
             lines += _section_lines(part, section)
     lines += ["## Columns", ""]
