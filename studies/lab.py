@@ -1,0 +1,190 @@
+"""Every system on a `lab` pair, decoded, with the statistics that go with it.
+
+    python studies/lab.py lab-a [--problems 20000] [--models FOLDER] [--out runs/lab/lab-a]
+
+Thresholds (the paper's rule; 0.5, 2 and 8 % of positions) and the pool come from problems of the
+calibration split, which are not decoded for the result. Accuracy is decoded under shared noise, so
+that systems can be paired; tokens per target forward come from a second, shorter run with
+independent noise, which is how systems are deployed. Ends with one table of both, the report, and
+what the diagnosis had said without decoding. A run that was stopped goes on.
+
+`--models` takes a folder with target/ and draft/ trained with another seed (`training/lab.py`).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+import torch
+from common import Fitted, console, evaluate, fit, report
+from transformers.utils import logging
+
+from easd import load_pair
+from easd.engine.models import load_models
+from easd.sessions.calibrate import calibration_config
+from easd.study.calibration import SOURCES, paper_threshold, signals
+from easd.study.config import StudyConfig
+from easd.study.metrics import frames
+from easd.study.stats import compare_all, ratio
+from easd.study.store import read_run
+from easd.study.tasks import load_task
+
+RATES = (0.005, 0.02, 0.08)
+FIT_PROBLEMS = 5000
+CALIBRATION_TEXTS = 1000
+BATCH, CHUNK = 250, 1000
+
+
+def systems(fitted: dict[float, Fitted], paper: float, rate: float, reward: str) -> list[dict]:
+    """Everything that is compared; gates cover the bonus position, as the law of a text asks."""
+    low, two, eight = (fitted[r] for r in RATES)
+
+    def rule(name: str, kind: str, at: Fitted = two, **fields: object) -> dict:
+        gate = {"tau_h": at.tau_h, "gate_bonus": True}
+        return {"name": name, "rule": {"name": kind, **gate, **fields}}
+
+    overlap = {"name": "overlap-only", "gate_bonus": True}
+    refusal = {"name": "random-refusal", "rate": rate, "gate_bonus": True}
+    return [
+        {"name": "target", "rule": "target"},
+        {"name": "draft", "rule": "draft"},
+        {"name": "speculative", "rule": "speculative"},
+        rule("easd, paper's tau_h", "easd", tau_h=paper),
+        rule("easd 0.5 %", "easd", low),
+        rule("easd 2 %", "easd"),
+        rule("easd 8 %", "easd", eight),
+        rule("easd 2 %, maximal coupling", "easd", coupling="maximal"),
+        rule("easd 2 %, bonus ungated", "easd", gate_bonus=False),
+        rule("easd 2 %, draft's top token", "easd", penalise="draft_top"),
+        rule("easd 2 %, asked of accepted", "easd", gate_on="accepted"),
+        rule("easd 2 %, redraw from target", "easd", redraw="target"),
+        rule("without overlap", "easd-without-overlap"),
+        rule("without draft entropy", "easd-without-draft-entropy"),
+        rule("without both", "easd-without-both"),
+        {"name": "overlap only", "rule": overlap},
+        {"name": "random refusal, easd's rate", "rule": refusal},
+        rule("pool 2 %", "pool", a=two.a, b=two.b),
+        rule("pool 8 %", "pool", eight, a=eight.a, b=eight.b),
+        rule("greedy p 2 %", "greedy-p"),
+        rule("sharpened 2 %", "sharpened"),
+        rule("keep near top 2 %", "keep-near-top"),
+        rule("keep near top 8 %", "keep-near-top", eight),
+        rule("contrast 2 %", "contrast"),
+        {"name": "typical acceptance", "rule": "typical-acceptance"},
+        {"name": "lenience 0.5", "rule": "lenience"},
+        {"name": "ensemble 0.5", "rule": "ensemble"},
+        {"name": "fly", "rule": {"name": "fly", "tau_h": two.tau_h, "window": 2}},
+        {"name": "rsd 0.7", "rule": {"name": "rsd", "delta": 0.7, "model": reward}},
+        {"name": "speculative, temperature 0.5", "rule": "speculative", "temperature": 0.5},
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pair")
+    parser.add_argument("--problems", type=int, default=20_000)
+    parser.add_argument("--models", type=Path, help="folder with target/ and draft/")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    name = arguments.pair
+    out = arguments.out or Path("runs/lab") / name
+    models = arguments.models
+    pair = (
+        load_models(str(models / "target"), str(models / "draft"), device="cpu")
+        if models
+        else load_pair(name, device="cpu")
+    )
+    own = {"target": str(models / "target"), "draft": str(models / "draft")} if models else {}
+    shared = {**(own or {"pair": name}), "batch_size": BATCH, "chunk": CHUNK, "gamma": 4}
+
+    calibration = load_task(name, limit=FIT_PROBLEMS, split="calibration")
+    blank = StudyConfig.from_dict({**shared, "tasks": [name]})
+    fitted = fit(pair, calibration, blank, RATES, out / "diagnosis.json")
+    texts = {"name": name, "limit": CALIBRATION_TEXTS, "split": "calibration"}
+    lossless = calibration_config({**shared, "tasks": [texts]}, {"tau_o": 0.8, "top_n": 5})
+    run_study(pair, lossless, out / "calibration")
+    found = signals(read_run(out / "calibration").tokens)
+    paper = {source: paper_threshold(found, source) for source in SOURCES}
+    rate = float(found.met(fitted[0.02].tau_h, 0.8)["gate"].mean())
+    console.print(f"{name}: {fitted}, paper's rule {paper['pooled']}, 2 % fires at {rate:.2%}")
+
+    grid = {**shared, "systems": systems(fitted, round(paper["pooled"].value, 4), rate, name)}
+    test = {"name": name, "limit": arguments.problems}
+    evaluate(pair, {**grid, "tasks": [test], "trace": 2000}, out / "paired")
+    fast = {**test, "limit": max(arguments.problems // 4, 1)}
+    evaluate(
+        pair,
+        {**grid, "tasks": [fast], "noise": "independent", "trace": 0},
+        out / "deployed",
+    )
+    table = summary(out)
+    table.to_csv(out / "summary.csv", index=False)
+    (out / "fitted.json").write_text(json.dumps({str(r): str(f) for r, f in fitted.items()}))
+    print(f"\n{name}, {arguments.problems} problems\n{shown(table)}")
+    report([out / "paired", out / "deployed"], out / "report")
+
+
+def run_study(pair, config: StudyConfig, folder: Path) -> None:
+    from easd.sessions.evaluate import load_tasks, watch
+    from easd.study.evaluate import Evaluation
+
+    watch(Evaluation(config, pair, load_tasks(config, console), folder), console)
+
+
+def summary(out: Path) -> pd.DataFrame:
+    """Accuracy and paired difference to the target, and tokens per target forward as deployed."""
+    paired = frames(read_run(out / "paired")).samples
+    deployed = frames(read_run(out / "deployed")).samples
+    forwards = {}
+    for system, rows in deployed.groupby("system", observed=True):
+        if rows["blocks"].sum():
+            forwards[system] = ratio(rows["new_tokens"], rows["blocks"]).value
+    rows = []
+    for each in compare_all(paired, "target"):
+        gap = each.difference
+        rows.append(
+            {
+                "system": each.system,
+                "accuracy": 100 * each.accuracy.value,
+                "accuracy_low": 100 * each.accuracy.low,
+                "accuracy_high": 100 * each.accuracy.high,
+                "minus_target": 100 * gap.value,
+                "low": 100 * gap.low,
+                "high": 100 * gap.high,
+                "p_holm": each.p_real,
+                "narrower": gap.narrowing,
+                "tokens_per_forward": forwards.get(each.system),
+            }
+        )
+    base = compare_all(paired, "target")[0].baseline_accuracy
+    first = {"system": "target", "accuracy": 100 * base.value, "accuracy_low": 100 * base.low}
+    first |= {"accuracy_high": 100 * base.high, "tokens_per_forward": forwards.get("target")}
+    return pd.DataFrame([first, *rows])
+
+
+def shown(table: pd.DataFrame) -> str:
+    """The summary as text."""
+    lines = [
+        f"{'system':32} accuracy [95 %]        minus target [95 %]     p (Holm)  narrower  tok/fwd"
+    ]
+    for row in table.itertuples():
+        line = (
+            f"{row.system:32} {row.accuracy:5.1f} [{row.accuracy_low:.1f}, {row.accuracy_high:.1f}]"
+        )
+        if row.low == row.low:
+            p = "< 1e-4" if row.p_holm < 1e-4 else f"{row.p_holm:.4f}"
+            gap = f"{row.minus_target:+6.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+            line += f"   {gap:24} {p:>8} {row.narrower:8.1f}x"
+        else:
+            line += " " * 47
+        if row.tokens_per_forward == row.tokens_per_forward and row.tokens_per_forward:
+            line += f" {row.tokens_per_forward:8.3f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
