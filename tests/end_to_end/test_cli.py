@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from easd import cli
 from easd.pairs.lab import folder, grade, problems
 from easd.trace import read_trace, summary
 
@@ -22,36 +21,6 @@ PROMPT = "28 - 28 + 6 * 25 * 2 ?"
 LAB = ["generate", "--pair", "lab"]
 LOOSE = ["--tau-h", "0.3", "--tau-o", "0.4"]
 TARGET, DRAFT = (str(folder("lab", role)) for role in ("target", "draft"))
-
-
-@pytest.fixture
-def easd(monkeypatch, capsys):
-    """Runs the command line in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["easd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert (caught.value.code or 0) == code, err
-        return out, err
-
-    return run
-
-
-@pytest.fixture
-def refused(easd):
-    """Runs the command line, which must refuse; returns its one line."""
-
-    def run(*arguments):
-        out, err = easd(*arguments, code=2)
-        assert out == ""
-        assert "Traceback" not in err
-        (line,) = err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    return run
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def compare_all(
 
 
 def _checked(table: pd.DataFrame | pa.Table, baseline: str) -> pd.DataFrame:
-    frame = table.to_pandas() if isinstance(table, pa.Table) else table
+    frame: pd.DataFrame = table.to_pandas() if isinstance(table, pa.Table) else table
     missing = [name for name in ("system", *_KEY, "correct") if name not in frame]
     if missing:
         raise InputError(
