@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from easd.errors import TraceError
 from easd.trace import Trace, summary
+from easd.trace.visible import visible
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a mark goes with each colour.
 _PLAIN = "default"
@@ -35,9 +35,6 @@ _CONTEXT = 28
 _NUMBERS = 75  # What the table of penalties takes beside context and favourites.
 _LEAST_FAVOURITES = 20
 _EMITTED = ("accepted", "replacement", "bonus")
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
-)
 
 
 def render(trace: Trace, sample: int, console: Console) -> None:
@@ -76,11 +73,6 @@ def describe_rule(rule: dict[str, Any]) -> str:
         if name != "name"
     ]
     return f"{rule['name']}: {', '.join(fields)}" if fields else rule["name"]
-
-
-def visible(text: str) -> str:
-    """The text with control, bidirectional and zero-width characters spelt out."""
-    return _UNSEEN.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
 
 
 def _title(trace: Trace) -> str:

@@ -23,12 +23,13 @@ from easd.engine.loop import StepRecord
 from easd.engine.models import PAIRS
 from easd.engine.request import Row
 from easd.errors import InputError
-from easd.inspect.terminal import summary_panel, visible
+from easd.inspect.terminal import summary_panel
 from easd.pairs.lab import ALIASES
 from easd.sessions.loading import load_with_status
 from easd.study.artefact import Artefact
 from easd.trace.provenance import fingerprints
 from easd.trace.tally import Tally
+from easd.trace.visible import visible
 from easd.trace.writer import TraceWriter, claim_folder
 
 Watcher = Callable[[StepRecord], None]

@@ -7,8 +7,8 @@ from rich.markup import escape
 
 from easd.config import RunConfig
 from easd.engine.models import Pair
-from easd.inspect.terminal import visible
 from easd.loading import load
+from easd.trace.visible import visible
 
 
 def load_with_status(config: RunConfig, console: Console) -> Pair:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from easd.study.metrics.columns import Column
 from easd.study.report.cells import Cell, heading_unit
 from easd.study.report.page import Figure, Flip, Part, Section, Table
-from easd.study.visible import visible
+from easd.trace.visible import visible
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _IDS = re.compile(r'(id="|href="#|url\(#)([^")]+)')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -138,7 +138,8 @@ def compare_all(
 
 
 def _checked(table: pd.DataFrame | pa.Table, baseline: str) -> pd.DataFrame:
-    frame: pd.DataFrame = table.to_pandas() if isinstance(table, pa.Table) else table
+    known: Any = table  # Type checkers take any attribute of a data frame for a column.
+    frame: pd.DataFrame = known.to_pandas() if isinstance(known, pa.Table) else known
     missing = [name for name in ("system", *_KEY, "correct") if name not in frame]
     if missing:
         raise InputError(
