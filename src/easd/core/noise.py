@@ -24,6 +24,7 @@ _GOLDEN_64 = -0x61C8864680B583EB
 _MIX_64 = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 _GOLDEN_32 = -0x61C88647
 _MIX_32 = (0x21F0AAAD, 0x735A2D97)
+_IN_CACHE = 65_536  # Numbers of four bytes: two such tables fit into a core's own cache.
 
 
 def request_key(seed: int, request: int) -> int:
@@ -61,7 +62,7 @@ class Noise:
         ahead = (1,) * (at.ndim - 1)
         key = _key(self.keys.view(-1, *ahead), self.start.view(-1, *ahead) + at, purpose)
         if key.is_cpu and not torch.compiler.is_compiling():
-            return _clocks_row_by_row(key, vocab_size)
+            return _clocks_in_blocks(key, vocab_size)
         tokens = torch.arange(vocab_size, dtype=torch.int32, device=key.device)
         return _exponential(_mix(key, tokens))
 
@@ -95,24 +96,28 @@ def _avalanche(x: Tensor) -> Tensor:
     return x ^ ((x >> 15) & 0x1FFFF)
 
 
-def _clocks_row_by_row(key: Tensor, vocab_size: int) -> Tensor:
-    """`_exponential(_mix(key, tokens))`, bit for bit, in place on a row that stays in cache.
+def _clocks_in_blocks(key: Tensor, vocab_size: int) -> Tensor:
+    """`_exponential(_mix(key, tokens))`, bit for bit, in place on as many rows as stay in cache.
 
     Eleven times as fast as the whole table at once, for a vocabulary of 49,152 on one core.
     """
-    flat = key.reshape(-1)
+    flat = key.reshape(-1, 1)
     low, high = flat.to(torch.int32), (flat >> 32).to(torch.int32)
     counter = torch.arange(vocab_size, dtype=torch.int32) * _GOLDEN_32
     clocks = torch.empty(len(flat), vocab_size)
-    row, scratch = torch.empty_like(counter), torch.empty_like(counter)
-    for place, clock in enumerate(clocks):
-        torch.add(counter, low[place], out=row)
-        _avalanche_in_place(row, scratch)
-        row ^= high[place]
-        _avalanche_in_place(row, scratch)
-        row &= 0x7FFFFFFF
-        clock.copy_(row).add_(0.5).mul_(2.0**-31).clamp_max_(1 - 2.0**-24)
-        clock.neg_().log1p_().neg_()
+    size = max(1, _IN_CACHE // vocab_size)
+    space = torch.empty(2, min(size, len(flat)), vocab_size, dtype=torch.int32)
+    for block, lows, highs in zip(
+        clocks.split(size), low.split(size), high.split(size), strict=True
+    ):
+        bits, scratch = space[:, : len(block)]
+        torch.add(counter, lows, out=bits)
+        _avalanche_in_place(bits, scratch)
+        bits ^= highs
+        _avalanche_in_place(bits, scratch)
+        bits &= 0x7FFFFFFF
+        block.copy_(bits).add_(0.5).mul_(2.0**-31).clamp_max_(1 - 2.0**-24)
+        block.neg_().log1p_().neg_()
     return clocks.view(*key.shape, vocab_size)
 
 
