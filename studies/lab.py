@@ -26,7 +26,7 @@ from easd.sessions.calibrate import calibration_config
 from easd.study.calibration import SOURCES, paper_threshold, signals
 from easd.study.config import StudyConfig
 from easd.study.metrics import frames
-from easd.study.stats import compare_all, ratio
+from easd.study.stats import bootstrap, compare_all
 from easd.study.store import read_run
 from easd.study.tasks import load_task
 
@@ -70,6 +70,8 @@ def systems(fitted: dict[float, Fitted], paper: float, rate: float, reward: str)
         rule("sharpened 2 %", "sharpened"),
         rule("keep near top 2 %", "keep-near-top"),
         rule("keep near top 8 %", "keep-near-top", eight),
+        rule("pool, keep near top 2 %", "keep-near-top", **pooled(two)),
+        rule("pool, keep near top 8 %", "keep-near-top", eight, **pooled(eight)),
         rule("contrast 2 %", "contrast"),
         {"name": "typical acceptance", "rule": "typical-acceptance"},
         {"name": "lenience 0.5", "rule": "lenience"},
@@ -78,6 +80,11 @@ def systems(fitted: dict[float, Fitted], paper: float, rate: float, reward: str)
         {"name": "rsd 0.7", "rule": {"name": "rsd", "delta": 0.7, "model": reward}},
         {"name": "speculative, temperature 0.5", "rule": "speculative", "temperature": 0.5},
     ]
+
+
+def pooled(fitted: Fitted) -> dict[str, float]:
+    """Fields that make a rule judge tokens by the fitted pool instead of the target alone."""
+    return {"a": fitted.a, "b": fitted.b, "plausible": 0.1}
 
 
 def main() -> None:
@@ -138,10 +145,7 @@ def summary(out: Path) -> pd.DataFrame:
     """Accuracy and paired difference to the target, and tokens per target forward as deployed."""
     paired = frames(read_run(out / "paired")).samples
     deployed = frames(read_run(out / "deployed")).samples
-    forwards = {}
-    for system, rows in deployed.groupby("system", observed=True):
-        if rows["blocks"].sum():
-            forwards[system] = ratio(rows["new_tokens"], rows["blocks"]).value
+    forwards = efficiency(deployed)
     rows = []
     for each in compare_all(paired, "target"):
         gap = each.difference
@@ -156,34 +160,69 @@ def summary(out: Path) -> pd.DataFrame:
                 "high": 100 * gap.high,
                 "p_holm": each.p_real,
                 "narrower": gap.narrowing,
-                "tokens_per_forward": forwards.get(each.system),
+                **forwards.get(each.system, {}),
             }
         )
     base = compare_all(paired, "target")[0].baseline_accuracy
     first = {"system": "target", "accuracy": 100 * base.value, "accuracy_low": 100 * base.low}
-    first |= {"accuracy_high": 100 * base.high, "tokens_per_forward": forwards.get("target")}
-    return pd.DataFrame([first, *rows])
+    first |= {"accuracy_high": 100 * base.high, **forwards["target"]}
+    order = [str(system["name"]) for system in read_run(out / "paired").run["systems"]]
+    table = pd.DataFrame([first, *rows])
+    return table.sort_values("system", key=lambda names: names.map(order.index))
+
+
+def efficiency(samples: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Tokens per target forward, and their ratio to lossless speculation's with its interval."""
+    sums = samples.pivot_table(
+        index="item", columns="system", values=["new_tokens", "blocks"], observed=True
+    )
+    tokens, blocks = sums["new_tokens"], sums["blocks"]
+    base = tokens["speculative"].to_numpy(), blocks["speculative"].to_numpy()
+    found = {}
+    for system in tokens.columns:
+        own = tokens[system].to_numpy(), blocks[system].to_numpy()
+        if not own[1].sum():
+            continue
+
+        def relative(weights, own=own):
+            lossless = (weights @ base[0]) / (weights @ base[1])
+            return (weights @ own[0]) / (weights @ own[1]) / lossless
+
+        ratio = bootstrap(relative, len(own[0]), resamples=1000)
+        found[str(system)] = {
+            "tokens_per_forward": own[0].sum() / own[1].sum(),
+            "of_lossless": ratio.value,
+            "of_lossless_low": ratio.low,
+            "of_lossless_high": ratio.high,
+        }
+    return found
 
 
 def shown(table: pd.DataFrame) -> str:
     """The summary as text."""
     lines = [
-        f"{'system':32} accuracy [95 %]        minus target [95 %]     p (Holm)  narrower  tok/fwd"
+        f"{'system':32} {'accuracy [95 %]':20} {'minus target [95 %]':24} {'p (Holm)':>8} "
+        f"{'narrower':>8} {'tok/fwd':>8}  of lossless [95 %]"
     ]
-    for row in table.itertuples():
-        line = (
-            f"{row.system:32} {row.accuracy:5.1f} [{row.accuracy_low:.1f}, {row.accuracy_high:.1f}]"
-        )
-        if row.low == row.low:
-            p = "< 1e-4" if row.p_holm < 1e-4 else f"{row.p_holm:.4f}"
-            gap = f"{row.minus_target:+6.2f} [{row.low:+.2f}, {row.high:+.2f}]"
-            line += f"   {gap:24} {p:>8} {row.narrower:8.1f}x"
+    for row in table.to_dict("records"):
+        known = {name for name, value in row.items() if value == value}
+        line = f"{row['system']:32} " + _interval(row, "accuracy", "accuracy_", ".1f", 20)
+        line += _interval(row, "minus_target", "", "+.2f", 25) if "low" in known else " " * 25
+        if "low" in known:
+            p = "< 1e-4" if row["p_holm"] < 1e-4 else f"{row['p_holm']:.4f}"
+            line += f"{p:>8} {row['narrower']:7.1f}x"
         else:
-            line += " " * 47
-        if row.tokens_per_forward == row.tokens_per_forward and row.tokens_per_forward:
-            line += f" {row.tokens_per_forward:8.3f}"
+            line += " " * 17
+        if "of_lossless" in known:
+            line += f" {row['tokens_per_forward']:8.3f}  "
+            line += _interval(row, "of_lossless", "of_lossless_", ".3f", 0)
         lines.append(line)
     return "\n".join(lines)
+
+
+def _interval(row: dict, name: str, prefix: str, form: str, width: int) -> str:
+    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+    return f"{row[name]:{form}} [{low:{form}}, {high:{form}}]".ljust(width) + " "
 
 
 if __name__ == "__main__":

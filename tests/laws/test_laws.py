@@ -46,8 +46,8 @@ def redirected(name, kind):
     """The rule with open gates in reach, gated bonus or not, and its own fields at two values."""
     own = {
         "pool": [{"a": 1.3, "b": -0.7}, {"a": 0.5, "b": 1.5, "pick": "sample"}],
-        "contrast": [{"beta": 0.8}, {"beta": 2.0, "pick": "argmax", "plausible": 0.3}],
-        "keep-near-top": [{"mu": 0.1}, {"mu": 0.6}],
+        "contrast": [{"beta": 0.8}, {"beta": 2.0, "plausible": 0.3}],
+        "keep-near-top": [{"mu": 0.1}, {"mu": 0.6}, {"mu": 0.2, "a": 1.5, "b": 0.7}],
         "sharpened": [{"power": 2.0}, {"power": 0.5}],
         "greedy-p": [{}],
     }

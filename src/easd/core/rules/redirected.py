@@ -63,33 +63,33 @@ class PooledRule(RedirectedRule):
 
     Attributes:
         plausible: tokens below this share of the target's most probable one are left out.
-        pick: emit the best token of the pool, or draw from it; greedy rows emit the best.
     """
 
     plausible: float = 0.1
-    pick: Pick = "argmax"
 
     def __post_init__(self) -> None:
         EntropyGate.__post_init__(self)
         if not 0 <= self.plausible <= 1:
             raise RuleError(f"plausible = {self.plausible} is not a share; use a number in [0, 1]")
-        check_choice("pick", self.pick, Pick)
+        for name, power in zip("ab", self.powers, strict=True):
+            if not abs(power) <= MOST_POWER:
+                raise RuleError(
+                    f"{name} = {power} is no sensible power; use a number in "
+                    f"[-{MOST_POWER}, {MOST_POWER}]"
+                )
 
     @property
     @abstractmethod
     def powers(self) -> tuple[float, float]:
         """a, of the target's probability, and b, of the draft's."""
 
-    def open_law(self, step: Step) -> Tensor:
+    def scores(self, step: Step) -> Tensor:
+        """Logarithms of p^a q^b, minus infinity at implausible tokens; [B, K+1, V]."""
         draft_probs, target_probs = _opinions(step)
         kept = target_probs >= self.plausible * target_probs.amax(-1, keepdim=True)
         a, b = self.powers
         scores = a * _log(target_probs) + b * draft_probs.clamp_min(LEAST_DRAFT_PROB).log()
-        scores = scores.masked_fill(~kept | (target_probs <= 0), -torch.inf)
-        best = _one_hot(scores.argmax(-1), scores)
-        if self.pick == "argmax":
-            return best
-        return _where_greedy(step, best, scores.softmax(-1))
+        return scores.masked_fill(~kept | (target_probs <= 0), -torch.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,24 +101,61 @@ class Pool(PooledRule):
 
     Attributes:
         a, b: powers of the target's and of the draft's probability.
+        pick: emit the best token of the pool, or draw from it; greedy rows emit the best.
     """
 
+    a: float = 1.0
+    b: float = 0.0
+    pick: Pick = "argmax"
+
+    def __post_init__(self) -> None:
+        PooledRule.__post_init__(self)
+        check_choice("pick", self.pick, Pick)
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        return self.a, self.b
+
+    def open_law(self, step: Step) -> Tensor:
+        scores = self.scores(step)
+        best = _one_hot(scores.argmax(-1), scores)
+        return best if self.pick == "argmax" else _where_greedy(step, best, scores.softmax(-1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepNearTop(PooledRule):
+    """Keeps the draft token if it is nearly the best, and else emits the best.
+
+    With pi the pool p^a q^b, normalised, x is kept if max pi - pi(x) <= mu. By default pi is the
+    target's own distribution.
+
+    Attributes:
+        mu: how far below the best token a draft token may be, in probability.
+        a, b: powers of the target's and of the draft's probability.
+    """
+
+    plausible: float = 0.0
+    mu: float = 0.3
     a: float = 1.0
     b: float = 0.0
 
     def __post_init__(self) -> None:
         PooledRule.__post_init__(self)
-        for name in ("a", "b"):
-            value = getattr(self, name)
-            if not abs(value) <= MOST_POWER:
-                raise RuleError(
-                    f"{name} = {value} is no sensible power; use a number in "
-                    f"[-{MOST_POWER}, {MOST_POWER}]"
-                )
+        if not 0 <= self.mu <= 1:
+            raise RuleError(f"mu = {self.mu} is not a probability; use a number in [0, 1]")
 
     @property
     def powers(self) -> tuple[float, float]:
         return self.a, self.b
+
+    def open_law(self, step: Step) -> Tensor:
+        pool = self.scores(step).softmax(-1)
+        top, best = pool.max(-1, keepdim=True)
+        near = top - pool <= self.mu
+        evaluated = step.draft_probs.amax(-1, keepdim=True) > 0
+        refused = (step.draft_probs * ~near).sum(-1, keepdim=True)
+        law = (step.draft_probs * near).scatter_add(-1, best, refused)
+        return torch.where(evaluated, law, pool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,18 +169,19 @@ class Contrast(PooledRule):
     """
 
     beta: float = 0.5
-    pick: Pick = "sample"
 
     def __post_init__(self) -> None:
+        if not self.beta >= 0:
+            raise RuleError(f"beta = {self.beta} would follow the draft; use 0 or more")
         PooledRule.__post_init__(self)
-        if not 0 <= self.beta <= MOST_POWER:
-            raise RuleError(
-                f"beta = {self.beta} is no sensible weight; use a number in [0, {MOST_POWER}]"
-            )
 
     @property
     def powers(self) -> tuple[float, float]:
         return 1 + self.beta, -self.beta
+
+    def open_law(self, step: Step) -> Tensor:
+        scores = self.scores(step)
+        return _where_greedy(step, _one_hot(scores.argmax(-1), scores), scores.softmax(-1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,31 +212,6 @@ class Greedy(RedirectedRule):
 
     def open_law(self, step: Step) -> Tensor:
         return _one_hot(step.target_probs.argmax(-1), step.target_probs)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeepNearTop(RedirectedRule):
-    """Keeps the draft token if max p - p(x) <= mu, and else emits the target's best token.
-
-    Attributes:
-        mu: how far below the target's best token a draft token may be, in probability.
-    """
-
-    mu: float = 0.3
-
-    def __post_init__(self) -> None:
-        EntropyGate.__post_init__(self)
-        if not 0 <= self.mu <= 1:
-            raise RuleError(f"mu = {self.mu} is not a probability; use a number in [0, 1]")
-
-    def open_law(self, step: Step) -> Tensor:
-        _, opinion = _opinions(step)
-        top, best = opinion.max(-1, keepdim=True)
-        near = top - opinion <= self.mu
-        evaluated = step.draft_probs.amax(-1, keepdim=True) > 0
-        refused = (step.draft_probs * ~near).sum(-1, keepdim=True)
-        law = (step.draft_probs * near).scatter_add(-1, best, refused)
-        return torch.where(evaluated, law, opinion)
 
 
 def _opinions(step: Step) -> tuple[Tensor, Tensor]:
