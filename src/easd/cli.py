@@ -21,6 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# Imported by studies only; see the extra `study` in pyproject.toml.
+_OF_STUDIES = ("datasets", "jinja2", "math_verify", "matplotlib", "pandas", "scipy")
+
 _MODELS, _RULE, _DECODING, _OUTPUT = "Models", "Rule", "Decoding", "Input and output"
 
 
@@ -425,6 +428,10 @@ def main() -> None:
         code = _fail(str(error))
     except typer.TyperException as error:
         code = _fail(error.format_message())
+    except ModuleNotFoundError as error:
+        if error.name not in _OF_STUDIES:
+            raise
+        code = _fail(f"this command needs {error.name}; pip install 'easd[study]'")
     sys.exit(code)
 
 

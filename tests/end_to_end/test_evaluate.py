@@ -30,6 +30,7 @@ GRID = {
     "trace": 20,
     "baselines": False,
 }
+KILLS = int(os.environ.get("EASD_TEST_KILLS", "3"))
 SYSTEMS = ["target", "speculative", "easd:tau_h=0.2,gate_bonus=true"]
 
 
@@ -283,14 +284,14 @@ def test_killed_at_any_moment_it_loses_repeats_and_mixes_nothing(pair, tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     rng = random.Random(0)
     kills = 0
-    for _ in range(4):
+    for _ in range(KILLS):
         process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE)
-        wait_for_units(tmp_path / "killed", more=rng.randrange(5, 30), process=process)
+        wait_for_units(tmp_path / "killed", more=rng.randrange(3, 200 // KILLS), process=process)
         time.sleep(rng.random() * 0.1)
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
         process.stderr.close()
-    assert kills >= 3
+    assert kills >= KILLS - 1
     done = len(list((tmp_path / "killed/samples").glob("*.parquet")))
     assert 0 < done < 2 * 40 * 3
     subprocess.run(arguments, env=environment, check=True, timeout=300)
