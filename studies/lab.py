@@ -31,6 +31,32 @@ from easd.study.store import read_run
 from easd.study.tasks import load_task
 
 RATES = (0.005, 0.02, 0.08)
+# What the diagnosis calls the systems that it foretells, and at which rate.
+FORETOLD = {
+    "draft": (0.02, "draft"),
+    "easd 0.5 %": (0.005, "easd"),
+    "easd 2 %": (0.02, "easd"),
+    "easd 8 %": (0.08, "easd"),
+    "easd 2 %, draft's top token": (0.02, "easd-draft-top"),
+    "easd 2 %, asked of accepted": (0.02, "easd-on-accepted"),
+    "without overlap": (0.02, "easd-without-overlap"),
+    "without draft entropy": (0.02, "easd-without-draft-entropy"),
+    "without both": (0.02, "easd-without-both"),
+    "overlap only": (0.02, "overlap-only"),
+    "random refusal, easd's rate": (0.02, "random refusal"),
+    "pool 2 %": (0.02, "pool"),
+    "pool 8 %": (0.08, "pool"),
+    "greedy p 2 %": (0.02, "greedy-p"),
+    "sharpened 2 %": (0.02, "sharpened"),
+    "keep near top 2 %": (0.02, "keep-near-top"),
+    "keep near top 8 %": (0.08, "keep-near-top"),
+    "contrast 2 %": (0.02, "contrast"),
+    "typical acceptance": (0.02, "typical-acceptance"),
+    "lenience 0.5": (0.02, "lenience"),
+    "ensemble 0.5": (0.02, "ensemble"),
+    "target, temperature 0.5": (0.02, "half temperature"),
+    "target, greedy": (0.02, "greedy everywhere"),
+}
 FIT_PROBLEMS = 5000
 CALIBRATION_TEXTS = 1000
 BATCH, CHUNK = 250, 1000
@@ -146,6 +172,7 @@ def summary(out: Path) -> pd.DataFrame:
     paired = frames(read_run(out / "paired")).samples
     deployed = frames(read_run(out / "deployed")).samples
     forwards = efficiency(deployed)
+    foretold = diagnosed(out / "diagnosis.json")
     rows = []
     for each in compare_all(paired, "target"):
         gap = each.difference
@@ -160,6 +187,7 @@ def summary(out: Path) -> pd.DataFrame:
                 "high": 100 * gap.high,
                 "p_holm": each.p_real,
                 "narrower": gap.narrowing,
+                "foretold": foretold.get(each.system),
                 **forwards.get(each.system, {}),
             }
         )
@@ -169,6 +197,17 @@ def summary(out: Path) -> pd.DataFrame:
     order = [str(system["name"]) for system in read_run(out / "paired").run["systems"]]
     table = pd.DataFrame([first, *rows])
     return table.sort_values("system", key=lambda names: names.map(order.index))
+
+
+def diagnosed(path: Path) -> dict[str, float]:
+    """Changes in points that the diagnosis foretold, of writing the one reference solution."""
+    thresholds = {each["wanted"]: each for each in json.loads(path.read_text())["thresholds"]}
+    return {
+        system: 100 * effect["change"]["value"]
+        for system, (rate, rule) in FORETOLD.items()
+        for effect in thresholds[rate]["effects"]
+        if effect["rule"] == rule and effect["change"] is not None
+    }
 
 
 def efficiency(samples: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -201,8 +240,8 @@ def efficiency(samples: pd.DataFrame) -> dict[str, dict[str, float]]:
 def shown(table: pd.DataFrame) -> str:
     """The summary as text."""
     lines = [
-        f"{'system':32} {'accuracy [95 %]':20} {'minus target [95 %]':24} {'p (Holm)':>8} "
-        f"{'narrower':>8} {'tok/fwd':>8}  of lossless [95 %]"
+        f"{'system':32} {'accuracy [95 %]':20} {'minus target [95 %]':24} {'foretold':>8} "
+        f"{'p (Holm)':>8} {'narrower':>8} {'tok/fwd':>8}  of lossless [95 %]"
     ]
     for row in table.to_dict("records"):
         known = {name for name, value in row.items() if value == value}
@@ -210,9 +249,10 @@ def shown(table: pd.DataFrame) -> str:
         line += _interval(row, "minus_target", "", "+.2f", 25) if "low" in known else " " * 25
         if "low" in known:
             p = "< 1e-4" if row["p_holm"] < 1e-4 else f"{row['p_holm']:.4f}"
-            line += f"{p:>8} {row['narrower']:7.1f}x"
+            told = f"{row['foretold']:+.2f}" if "foretold" in known else ""
+            line += f"{told:>8} {p:>8} {row['narrower']:7.1f}x"
         else:
-            line += " " * 17
+            line += " " * 26
         if "of_lossless" in known:
             line += f" {row['tokens_per_forward']:8.3f}  "
             line += _interval(row, "of_lossless", "of_lossless_", ".3f", 0)

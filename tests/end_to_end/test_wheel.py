@@ -31,3 +31,17 @@ def test_wheel_decodes_the_lab_pair(tmp_path):
         cwd=tmp_path,
     )
     assert json.loads(output)["finish_reason"] == "eos"
+
+    # Without the extra a study ends with the line that installs it; with it, it works.
+    study = ("eval", "--pair", "lab-a", "--task", "lab-a:20", "--system", "target", "--out", "run")
+    study += ("--system", "easd:tau_h=0.2", "--system", "rsd", "-q")
+    run(venv / "bin/easd", *study, cwd=tmp_path)
+    refused = subprocess.run(
+        (venv / "bin/easd", "report", "run"), capture_output=True, text=True, cwd=tmp_path
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "pip install 'easd[study]'" in refused.stderr
+    run(*pip, "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[study]")
+    run(venv / "bin/easd", "report", "run", cwd=tmp_path)
+    assert "easd:tau_h=0.2" in (tmp_path / "run/report/report.html").read_text()
