@@ -98,6 +98,8 @@ def systems(fitted: dict[float, Fitted], paper: float, rate: float, reward: str)
         rule("keep near top 8 %", "keep-near-top", eight),
         rule("pool, keep near top 2 %", "keep-near-top", **pooled(two)),
         rule("pool, keep near top 8 %", "keep-near-top", eight, **pooled(eight)),
+        rule("relaxed pool 2 %", "relaxed-pool", **pooled(two)),
+        rule("relaxed pool 8 %", "relaxed-pool", eight, **pooled(eight)),
         rule("contrast 2 %", "contrast"),
         {"name": "typical acceptance", "rule": "typical-acceptance"},
         {"name": "lenience 0.5", "rule": "lenience"},

@@ -130,8 +130,8 @@ def generate(
         Option(
             help="easd, speculative, target, draft; ablations: easd-without-overlap, "
             "easd-without-draft-entropy, easd-without-both, overlap-only, random-refusal; ours: "
-            "pool, greedy-p, sharpened, keep-near-top, contrast; others': typical-acceptance, "
-            "lenience, ensemble, fly.",
+            "pool, relaxed-pool, greedy-p, sharpened, keep-near-top, contrast; others': "
+            "typical-acceptance, lenience, ensemble, fly.",
             show_default="easd",
             rich_help_panel=_RULE,
         ),

@@ -48,6 +48,7 @@ def redirected(name, kind):
         "pool": [{"a": 1.3, "b": -0.7}, {"a": 0.5, "b": 1.5, "pick": "sample"}],
         "contrast": [{"beta": 0.8}, {"beta": 2.0, "plausible": 0.3}],
         "keep-near-top": [{"mu": 0.1}, {"mu": 0.6}, {"mu": 0.2, "a": 1.5, "b": 0.7}],
+        "relaxed-pool": [{"lenience": 0.4}, {"a": 1.5, "b": -0.7, "mu": 0.1}],
         "sharpened": [{"power": 2.0}, {"power": 0.5}],
         "greedy-p": [{}],
     }

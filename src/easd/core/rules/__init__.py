@@ -14,7 +14,14 @@ from easd.core.rules.entropy_aware import (
     WithoutOverlap,
 )
 from easd.core.rules.exact import DraftOnly, Speculative, TargetOnly
-from easd.core.rules.redirected import Contrast, Greedy, KeepNearTop, Pool, Sharpened
+from easd.core.rules.redirected import (
+    Contrast,
+    Greedy,
+    KeepNearTop,
+    Pool,
+    RelaxedPool,
+    Sharpened,
+)
 from easd.core.rules.relaxed import Ensemble, FLy, Lenient, TypicalAcceptance
 from easd.core.types import Rule
 from easd.errors import RuleError
@@ -33,6 +40,7 @@ RULES: dict[str, type[Rule]] = {
     "greedy-p": Greedy,
     "sharpened": Sharpened,
     "keep-near-top": KeepNearTop,
+    "relaxed-pool": RelaxedPool,
     "contrast": Contrast,
     "typical-acceptance": TypicalAcceptance,
     "lenience": Lenient,
@@ -76,6 +84,7 @@ __all__ = [
     "OverlapOnly",
     "Pool",
     "RandomRefusal",
+    "RelaxedPool",
     "Sharpened",
     "Speculative",
     "TargetEntropyOnly",

@@ -17,6 +17,7 @@ from torch import Tensor
 from easd.core.rules.at_gate import AtGate, check_choice
 from easd.core.rules.entropy_gate import EntropyGate
 from easd.core.rules.exact import acceptance, drafted
+from easd.core.rules.relaxed import check_lenience, lenient_law
 from easd.core.signals import residual
 from easd.core.types import Judgement, Step
 from easd.errors import RuleError
@@ -36,25 +37,30 @@ class RedirectedRule(EntropyGate, AtGate):
     def open_law(self, step: Step) -> Tensor:
         """Distribution [B, K+1, V] of the emitted token where the gate is open."""
 
+    def closed_law(self, step: Step, drafted: Tensor) -> Tensor:
+        """The same where it is closed; `drafted` [B, K+1] tells drafted from bonus positions."""
+        return step.target_probs
+
     def judge(self, step: Step) -> Judgement:
         signals = self.signals(step)
         gate = signals["gate"] = self.close_undrafted(signals["gate"], step)
-        accept_prob = acceptance(drafted(self._law(step, gate), step), step)
+        accept_prob = acceptance(drafted(self._law(step, gate, _drafted(step)), step), step)
         penalty_prob = (1 - accept_prob) * gate[:, : accept_prob.shape[1]]
         return Judgement(accept_prob=accept_prob, penalty_prob=penalty_prob, signals=signals)
 
     def replacement(
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
-        row = step.row(at)
-        law = self._law(row, judgement.signals["gate"].gather(1, at[:, None]))[:, 0]
-        return residual(law, row.draft_probs[:, 0] * ~step.is_bonus(at)[:, None])
+        row, refused = step.row(at), ~step.is_bonus(at)[:, None]
+        law = self._law(row, judgement.signals["gate"].gather(1, at[:, None]), refused)
+        return residual(law[:, 0], row.draft_probs[:, 0] * refused)
 
     def law(self, step: Step) -> Tensor:
-        return self._law(step, self.close_undrafted(self.signals(step)["gate"], step))
+        gate = self.close_undrafted(self.signals(step)["gate"], step)
+        return self._law(step, gate, _drafted(step))
 
-    def _law(self, step: Step, gate: Tensor) -> Tensor:
-        return torch.lerp(step.target_probs, self.open_law(step), gate[..., None])
+    def _law(self, step: Step, gate: Tensor, drafted: Tensor) -> Tensor:
+        return torch.lerp(self.closed_law(step, drafted), self.open_law(step), gate[..., None])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +165,27 @@ class KeepNearTop(PooledRule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelaxedPool(KeepNearTop):
+    """Judges by the pool at the gate and is lenient elsewhere: accuracy won there buys speed here.
+
+    Attributes:
+        lenience: l in (0, 1]; where the gate is closed, speculate against l q instead of q, as the
+            rule `lenience` does. 1 is lossless there.
+    """
+
+    plausible: float = 0.1
+    lenience: float = 0.8
+
+    def __post_init__(self) -> None:
+        KeepNearTop.__post_init__(self)
+        check_lenience(self.lenience)
+
+    def closed_law(self, step: Step, drafted: Tensor) -> Tensor:
+        lenient = lenient_law(step.draft_probs, step.target_probs, self.lenience)
+        return torch.where(drafted[..., None], lenient, step.target_probs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast(PooledRule):
     """Draws from p (p/q)^beta over plausible tokens: what the target knows beyond the draft.
 
@@ -212,6 +239,12 @@ class Greedy(RedirectedRule):
 
     def open_law(self, step: Step) -> Tensor:
         return _one_hot(step.target_probs.argmax(-1), step.target_probs)
+
+
+def _drafted(step: Step) -> Tensor:
+    """Which positions hold a draft token, bool [B, K+1]."""
+    position = torch.arange(step.target_probs.shape[1], device=step.num_draft_tokens.device)
+    return position < step.num_draft_tokens[:, None]
 
 
 def _opinions(step: Step) -> tuple[Tensor, Tensor]:

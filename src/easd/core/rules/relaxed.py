@@ -71,8 +71,7 @@ class Lenient(Ungated):
     lenience: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.lenience <= 1:
-            raise RuleError(f"lenience = {self.lenience} is not a share; use a number in (0, 1]")
+        check_lenience(self.lenience)
 
     def judge(self, step: Step) -> Judgement:
         accept_prob = acceptance(drafted(step.target_probs / self.lenience, step), step)
@@ -88,10 +87,25 @@ class Lenient(Ungated):
         return residual(row.target_probs[:, 0], self.lenience * row.draft_probs[:, 0] * refused)
 
     def law(self, step: Step) -> Tensor:
-        kept = torch.minimum(step.draft_probs, step.target_probs / self.lenience)
-        missing = (step.draft_probs - kept).sum(-1, keepdim=True)
-        rest = residual(step.target_probs, self.lenience * step.draft_probs)
-        return _before_bonus(step, kept + missing * rest)
+        lenient = lenient_law(step.draft_probs, step.target_probs, self.lenience)
+        return _before_bonus(step, lenient)
+
+
+def lenient_law(draft_probs: Tensor, target_probs: Tensor, lenience: float) -> Tensor:
+    """What speculative sampling against l q emits at drafted positions, [..., V]."""
+    kept = torch.minimum(draft_probs, target_probs / lenience)
+    missing = (draft_probs - kept).sum(-1, keepdim=True)
+    return kept + missing * residual(target_probs, lenience * draft_probs)
+
+
+def check_lenience(lenience: float) -> None:
+    """Refuses a lenience outside (0, 1].
+
+    Raises:
+        RuleError: It is.
+    """
+    if not 0 < lenience <= 1:
+        raise RuleError(f"lenience = {lenience} is not a share; use a number in (0, 1]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
