@@ -60,6 +60,11 @@ FORETOLD = {
 FIT_PROBLEMS = 5000
 CALIBRATION_TEXTS = 1000
 BATCH, CHUNK = 250, 1000
+HEADLINE = (
+    *("target", "speculative", "easd 2 %", "random refusal, easd's rate", "pool 2 %", "pool 8 %"),
+    *("keep near top 2 %", "pool, keep near top 2 %", "relaxed pool 2 %", "relaxed pool 8 %"),
+    *("typical acceptance", "speculative, temperature 0.5"),
+)
 
 
 def systems(fitted: dict[float, Fitted], paper: float, rate: float, reward: str) -> list[dict]:
@@ -121,6 +126,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=20_000)
     parser.add_argument("--models", type=Path, help="folder with target/ and draft/")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--short", action="store_true", help="the headline's systems only")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -147,6 +153,8 @@ def main() -> None:
     console.print(f"{name}: {fitted}, paper's rule {paper['pooled']}, 2 % fires at {rate:.2%}")
 
     grid = {**shared, "systems": systems(fitted, round(paper["pooled"].value, 4), rate, name)}
+    if arguments.short:
+        grid["systems"] = [each for each in grid["systems"] if each["name"] in HEADLINE]
     test = {"name": name, "limit": arguments.problems}
     evaluate(pair, {**grid, "tasks": [test], "trace": 2000}, out / "paired")
     fast = {**test, "limit": max(arguments.problems // 4, 1)}
