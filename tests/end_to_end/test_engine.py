@@ -1,5 +1,7 @@
 """The engine on tiny random models: batches, slots, caches, masks, and what it must refuse."""
 
+import gc
+import weakref
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -37,7 +39,7 @@ from transformers.generation import logits_process as hf
 from easd import generate
 from easd.core.noise import Noise, race, request_key
 from easd.core.rules import EASD, RULES, DraftOnly, Speculative, TargetOnly, make_rule
-from easd.engine.generate import decode, make_engine
+from easd.engine.generate import decode, make_engine, make_requests
 from easd.engine.processing import Processing
 from easd.engine.request import Request
 from easd.engine.settings import Settings
@@ -446,7 +448,7 @@ def test_capacity_grows_in_the_middle_of_a_text():
     capacities, done = set(), {}
     while engine.busy:
         done |= {r.request.number: r.new_ids for r in engine.step().rows if r.finished}
-        capacities.add(engine.target.cache.capacity)
+        capacities.add(engine.target.cache.placement.capacity)
     assert capacities == {64, 128, 256}
     plain = texts((pair[0], None), asked, rule=TargetOnly(), noise="shared", batch_size=1)
     assert [done[number] for number in range(3)] == plain
@@ -714,3 +716,19 @@ def test_dropout_of_the_config_is_not_the_engines_business():
     asked = requests(TEXTS[:2])
     spoken = texts((model, model), asked, rule=Speculative(), noise="shared")
     assert spoken == [uncached(model, request) for request in asked]
+
+
+def test_an_engine_out_of_use_frees_its_slots_at_once():
+    target = build(gpt2_config())
+    settings = Settings(rule=TargetOnly(), max_new_tokens=3)
+    engine = make_engine(target, None, settings, num_rows=2)
+    engine.waiting.extend(make_requests([target], [[1, 2], [3]], settings, None))
+    while engine.busy:
+        engine.step()
+    slots = weakref.ref(engine.target.cache)
+    gc.disable()  # Reference counts alone must do, or a long run waits for the collector.
+    try:
+        del engine
+        assert slots() is None
+    finally:
+        gc.enable()

@@ -6,6 +6,7 @@ forward. Nothing is ever compacted, and the cache is copied only when its capaci
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,22 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 _SMALLEST_CAPACITY = 64
 
 
+@dataclass(slots=True)
+class Placement:
+    """Where the next forward writes; all layers look at the same one.
+
+    It is apart from the cache so that layers need not know their cache: a circle of references
+    would keep gigabytes of slots until the garbage collector happens to come by.
+    """
+
+    num_rows: int
+    rows: slice = field(default_factory=lambda: slice(0, 0))
+    positions: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    start: int | None = None
+    stop: int = 0
+    capacity: int = _SMALLEST_CAPACITY
+
+
 class SlotCache(Cache):
     """Keys and values of all layers for `num_rows` rows.
 
@@ -23,23 +40,19 @@ class SlotCache(Cache):
     """
 
     def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-        self.rows = slice(0, 0)
-        self.positions = torch.zeros(0, 0, dtype=torch.long)
-        self.start: int | None = None
-        self.stop = 0
-        self.capacity = _SMALLEST_CAPACITY
-        super().__init__(layer_class_to_replicate=partial(SlotLayer, self))  # type: ignore[arg-type]
+        self.placement = Placement(num_rows)
+        super().__init__(layer_class_to_replicate=partial(SlotLayer, self.placement))  # type: ignore[arg-type]
 
     def place(self, rows: slice, starts: list[int], length: int, device: torch.device) -> None:
         """Says where the next forward writes: `length` tokens from `starts` on, for `rows`."""
+        placement = self.placement
         first = torch.tensor(starts, device=device)
-        self.rows = rows
-        self.positions = first[:, None] + torch.arange(length, device=device)
-        self.start = starts[0] if len(set(starts)) == 1 else None
-        self.stop = max(starts) + length
-        while self.capacity < self.stop:
-            self.capacity *= 2
+        placement.rows = rows
+        placement.positions = first[:, None] + torch.arange(length, device=device)
+        placement.start = starts[0] if len(set(starts)) == 1 else None
+        placement.stop = max(starts) + length
+        while placement.capacity < placement.stop:
+            placement.capacity *= 2
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies one row's first `length` slots to another row."""
@@ -55,9 +68,9 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, cache: SlotCache) -> None:
+    def __init__(self, placement: Placement) -> None:
         super().__init__()
-        self.cache = cache
+        self.placement = placement
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -68,35 +81,35 @@ class SlotLayer(CacheLayerMixin):
         return self._write(self.keys, key_states), self._write(self.values, value_states)
 
     def _with_room(self, held: Tensor | None, like: Tensor) -> Tensor:
-        cache = self.cache
-        if held is not None and held.shape[2] >= cache.stop:
+        placement = self.placement
+        if held is not None and held.shape[2] >= placement.stop:
             return held
         _, heads, _, dim = like.shape
-        grown = like.new_zeros(cache.num_rows, heads, cache.capacity, dim)
+        grown = like.new_zeros(placement.num_rows, heads, placement.capacity, dim)
         if held is not None:
             grown[:, :, : held.shape[2]] = held
         return grown
 
     def _write(self, held: Tensor, states: Tensor) -> Tensor:
-        cache = self.cache
-        window = held[cache.rows]
-        if cache.start is not None:
-            window[:, :, cache.start : cache.start + states.shape[2]] = states
+        placement = self.placement
+        window = held[placement.rows]
+        if placement.start is not None:
+            window[:, :, placement.start : placement.start + states.shape[2]] = states
         else:
             row = torch.arange(states.shape[0], device=states.device)[:, None]
-            window[row, :, cache.positions] = states.transpose(1, 2)
-        return window[:, :, : cache.stop]
+            window[row, :, placement.positions] = states.transpose(1, 2)
+        return window[:, :, : placement.stop]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the first `update` allocates."""
 
     def get_seq_length(self) -> int:
         """Slots that the last placement reaches."""
-        return self.cache.stop
+        return self.placement.stop
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that `update` returns."""
-        return self.cache.stop, 0
+        return self.placement.stop, 0
 
     def get_max_length(self) -> int:
         """No limit: the slots grow."""

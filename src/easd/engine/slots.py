@@ -60,7 +60,7 @@ class SlotModel:
         batch, length = tokens.shape
         rows = slice(first_row, first_row + batch)
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
-        positions = self.cache.positions
+        positions = self.cache.placement.positions
         extra = {"logits_to_keep": keep} if keep is not None and self._head_knows_keep else {}
         with _own_attention(self.config), self._packed:
             output = self.model(
@@ -80,7 +80,7 @@ class SlotModel:
         self.cache.move(source, target, self.lengths[source])
 
     def _mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        slots = torch.arange(self.cache.stop, device=positions.device)
+        slots = torch.arange(self.cache.placement.stop, device=positions.device)
         seen = slots <= positions[..., None]
         if self._window is None:
             return self._additive(seen)

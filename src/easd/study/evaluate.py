@@ -21,7 +21,6 @@ import pyarrow as pa
 
 from easd.engine.chat import encode
 from easd.engine.generate import context_limit
-from easd.engine.memory import give_back_memory
 from easd.engine.models import Pair
 from easd.engine.reward_guided import RewardGuided
 from easd.engine.rewards import Scorer, load_reward_model
@@ -153,7 +152,6 @@ class Evaluation:
                 yield Progress(unit=unit, done=done, total=len(units), resumed=True)
                 continue
             samples, timing = self._finish(unit)
-            give_back_memory()
             yield Progress(
                 unit=unit,
                 done=done,
