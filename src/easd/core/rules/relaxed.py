@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from easd.core.rules.exact import Ungated, acceptance, drafted
+from easd.core.rules.exact import Speculative, Ungated, acceptance, drafted
 from easd.core.signals import entropy, residual
 from easd.core.types import Judgement, Models, NeedsRaw, Step
 from easd.errors import RuleError
@@ -158,7 +158,7 @@ class Ensemble(Ungated):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FLy(Ungated):
+class FLy(Speculative):
     """Keeps a refused draft token where the target is unsure and what follows would be kept.
 
     The entropy gate and deferred window of arXiv:2511.22972, the opposite hypothesis to EASD's. A
@@ -172,8 +172,6 @@ class FLy(Ungated):
             top tokens.
         window: draft tokens that must pass behind the refused one; they must all be in the block.
     """
-
-    models: ClassVar[Models] = "both"
 
     tau_h: float = 1.5
     window: int = 2
@@ -204,13 +202,6 @@ class FLy(Ungated):
             penalty_prob=torch.zeros_like(passes),
             signals=signals,
         )
-
-    def replacement(
-        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
-    ) -> Tensor:
-        row = step.row(at)
-        refused = ~step.is_bonus(at)[:, None]
-        return residual(row.target_probs[:, 0], row.draft_probs[:, 0] * refused)
 
     def law(self, step: Step) -> Tensor:
         if not self.has_law:
