@@ -24,6 +24,13 @@ def acceptance(wanted: Tensor, step: Step) -> Tensor:
     return (wanted / proposed.clamp_min(torch.finfo(proposed.dtype).tiny)).clamp_max(1.0)
 
 
+def redrawn(step: Step, at: Tensor, lenience: float = 1.0) -> Tensor:
+    """What speculative sampling against l q draws from at positions `at` [B]; [B, V]."""
+    row = step.row(at)
+    refused = ~step.is_bonus(at)[:, None]
+    return residual(row.target_probs[:, 0], lenience * row.draft_probs[:, 0] * refused)
+
+
 class Ungated:
     """Rules that look at nothing but the sampling distributions of drafted positions."""
 
@@ -53,9 +60,7 @@ class Speculative(Ungated):
     def replacement(
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
-        row = step.row(at)
-        refused = ~step.is_bonus(at)[:, None]
-        return residual(row.target_probs[:, 0], row.draft_probs[:, 0] * refused)
+        return redrawn(step, at)
 
     def law(self, step: Step) -> Tensor:
         return step.target_probs

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from easd.core.rules.exact import Speculative, Ungated, acceptance, drafted
+from easd.core.rules.exact import Ungated, acceptance, drafted, redrawn
 from easd.core.signals import entropy, residual
 from easd.core.types import Judgement, Models, NeedsRaw, Step
 from easd.errors import RuleError
@@ -82,9 +82,7 @@ class Lenient(Ungated):
     def replacement(
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
-        row = step.row(at)
-        refused = ~step.is_bonus(at)[:, None]
-        return residual(row.target_probs[:, 0], self.lenience * row.draft_probs[:, 0] * refused)
+        return redrawn(step, at, self.lenience)
 
     def law(self, step: Step) -> Tensor:
         lenient = lenient_law(step.draft_probs, step.target_probs, self.lenience)
@@ -158,7 +156,7 @@ class Ensemble(Ungated):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FLy(Speculative):
+class FLy(Ungated):
     """Keeps a refused draft token where the target is unsure and what follows would be kept.
 
     The entropy gate and deferred window of arXiv:2511.22972, the opposite hypothesis to EASD's. A
@@ -172,6 +170,8 @@ class FLy(Speculative):
             top tokens.
         window: draft tokens that must pass behind the refused one; they must all be in the block.
     """
+
+    models: ClassVar[Models] = "both"
 
     tau_h: float = 1.5
     window: int = 2
@@ -202,6 +202,11 @@ class FLy(Speculative):
             penalty_prob=torch.zeros_like(passes),
             signals=signals,
         )
+
+    def replacement(
+        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
+    ) -> Tensor:
+        return redrawn(step, at)
 
     def law(self, step: Step) -> Tensor:
         if not self.has_law:
