@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -145,6 +146,7 @@ def check_seams(runner: Any, rejection_sampler: Any) -> None:
 def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`rejection_sample` that penalises first, in steps of engines that have a rule."""
 
+    @wraps(stock)
     def rejection_sample(
         draft_token_ids: Tensor,
         num_draft_tokens: list[int],
