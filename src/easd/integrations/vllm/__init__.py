@@ -15,7 +15,7 @@ EXTENSION = "easd.integrations.vllm.worker.Extension"
 
 def register() -> None:
     """Entry point of the group `vllm.general_plugins`; may be called any number of times."""
-    from vllm.engine.arg_utils import EngineArgs
+    from vllm.engine.arg_utils import EngineArgs  # pyright: ignore
 
     stock = EngineArgs.create_engine_config
     if getattr(stock, "asks_easd", False):

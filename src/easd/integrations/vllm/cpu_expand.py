@@ -25,7 +25,7 @@ def is_broken(sampler_module: Any) -> bool:
     """Whether the kernel forgets its result; tried on a result that starts with wrong values."""
     if sampler_module.expand_batch_to_tokens is expand_batch_to_tokens:
         return False
-    from vllm.platforms import current_platform
+    from vllm.platforms import current_platform  # pyright: ignore
 
     if not current_platform.is_cpu():
         return False

@@ -18,8 +18,8 @@ def check_requests() -> None:
     Raises:
         ConfigError: This vLLM has no such check.
     """
-    from vllm.exceptions import VLLMValidationError
-    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.exceptions import VLLMValidationError  # pyright: ignore
+    from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore
 
     stock = getattr(InputProcessor, "_validate_params", None)
     if stock is None:

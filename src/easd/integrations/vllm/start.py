@@ -43,13 +43,11 @@ def check_version() -> None:
     Raises:
         ConfigError: It is another minor version than the tested ones.
     """
-    import vllm
+    from vllm import __version__  # pyright: ignore
 
-    found = re.match(r"\d+\.\d+", vllm.__version__)
+    found = re.match(r"\d+\.\d+", __version__)
     if found is None or found[0] not in TESTED:
-        raise ConfigError(
-            f"vLLM {vllm.__version__} was not tested with easd; install vLLM {TESTED[-1]}"
-        )
+        raise ConfigError(f"vLLM {__version__} was not tested with easd; install vLLM {TESTED[-1]}")
 
 
 def check_speculation(config: Any) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.v1.worker.worker_base import WorkerWrapperBase
+from vllm.v1.worker.worker_base import WorkerWrapperBase  # pyright: ignore
 
 from easd.core.rules import EASD
 from easd.errors import ConfigError
@@ -90,7 +90,7 @@ def attach(runner: Any, serving: Serving) -> None:
     Raises:
         ConfigError: This vLLM lacks a place that the plugin builds on.
     """
-    from vllm.v1.sample import rejection_sampler
+    from vllm.v1.sample import rejection_sampler  # pyright: ignore
 
     check_seams(runner, rejection_sampler)
     if cpu_expand.mend(rejection_sampler):
@@ -177,9 +177,7 @@ def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return verify()
         counts = cu_num_draft_tokens.diff(prepend=cu_num_draft_tokens.new_zeros(1))
         row, position = rows_of(counts, draft_token_ids.shape[0])
-        gates = ask(
-            batch.rules, batch.rule_of[row], draft_token_ids, draft_probs, target_logits
-        )
+        gates = ask(batch.rules, batch.rule_of[row], draft_token_ids, draft_probs, target_logits)
         penalise_(gates.open, draft_token_ids, draft_probs, target_logits)
         output = verify()
         batch.tally.add(gates, row, position, (output >= 0).sum(-1))
