@@ -79,3 +79,16 @@ def never():
 def gated():
     """The gate opens at about a third of the positions."""
     return start({"tau_h": 0.05, "tau_o": 0.4})
+
+
+@pytest.fixture(scope="session")
+def busy():
+    """As `gated`, with more of what servers use."""
+    return start(
+        {"tau_h": 0.05, "tau_o": 0.4},
+        enable_prefix_caching=True,
+        enable_chunked_prefill=True,
+        max_num_batched_tokens=32,
+        max_num_seqs=8,
+        logprobs_mode="processed_logprobs",
+    )

@@ -51,15 +51,27 @@ def test_requests_that_switch_it_off_get_what_stock_gives(stock, gated):
 def test_penalties_are_those_of_the_core_and_never_keep_the_token(gated, kind):
     params = mixed() if kind == "mixed" else [sampled(**SETTINGS[kind])] * len(PROMPTS)
     rules = RULES if kind == "mixed" else [RULE] * len(PROMPTS)
-    before = statistics(gated)
-    with verifications(gated) as seen:
-        decode(gated, params)
+    check_penalties(gated, PROMPTS, params, rules)
+
+
+def test_penalties_with_cached_prefixes_chunked_prompts_and_processed_logprobs(busy):
+    long = [[3 + n % 40 for n in range(length)] for length in (20, 20, 7, 9)]
+    params = [sampled(max_tokens=30, logprobs=1)] * len(long)
+    for _ in range(2):  # the second time with prompts in the cache
+        check_penalties(busy, long, params, [RULE] * len(long))
+
+
+def check_penalties(engine, prompts, params, rules):
+    """Every verification of the engine against `rules`, and the counts against what was seen."""
+    before = statistics(engine)
+    with verifications(engine) as seen:
+        decode(engine, params, prompts=prompts)
     order = sorted({name for call in seen for name in call.requests}, key=_number)
     rule_of = dict(zip(order, rules, strict=True))
     counted = {"examined": 0, "penalised": 0}
     for call in seen:
         step, _, _ = call.step()
-        for row, name in enumerate(call.requests[: len(call.counts)]):
+        for row, name in enumerate(call.requests):
             rule = rule_of[name]
             if rule is None:
                 continue
@@ -71,7 +83,7 @@ def test_penalties_are_those_of_the_core_and_never_keep_the_token(gated, kind):
                     counted["penalised"] += 1
                     assert emitted == position + 1  # refused: nothing follows its replacement
                     assert call.output[row, position] != step.draft_tokens[row, position]
-    after = statistics(gated)
+    after = statistics(engine)
     assert {name: after[name] - before[name] for name in counted} == counted
     assert 10 < counted["penalised"] < counted["examined"]
     assert after["unasked"] == before["unasked"]
