@@ -70,7 +70,8 @@ class EntropyGate:
 
     def signals(self, step: Step) -> dict[str, Tensor]:
         signals = gate_signals(*self.gate_probs(step), self.top_n)
-        return {**signals, "gate": self.opens(signals).to(step.target_probs.dtype)}
+        gate = self.opens(self.conditions_met(signals))
+        return {**signals, "gate": gate.to(step.target_probs.dtype)}
 
     def conditions_met(self, signals: dict[str, Tensor]) -> dict[Condition, Tensor]:
         """Which conditions hold where, asked or not; from `gate_signals` with this `top_n`."""
@@ -80,9 +81,8 @@ class EntropyGate:
             "overlap": signals["shared_top"] >= self.required_shared,
         }
 
-    def opens(self, signals: dict[str, Tensor]) -> Tensor:
-        """Whether all conditions that are asked hold; bool, shaped like the signals."""
-        met = self.conditions_met(signals)
+    def opens(self, met: dict[Condition, Tensor]) -> Tensor:
+        """Whether all conditions that are asked are met; bool, shaped like them."""
         gate = torch.ones_like(met["overlap"])
         for condition in self.conditions:
             gate = gate & met[condition]

@@ -57,8 +57,9 @@ def ask(
     for index, rule in enumerate(rules):
         here = drafted & (rule_of == index)
         asked |= here
-        opened |= here & rule.opens(signals)
-        for condition, values in rule.conditions_met(signals).items():
+        holds = rule.conditions_met(signals)
+        opened |= here & rule.opens(holds)
+        for condition, values in holds.items():
             met[condition] |= here & values
     return Gates(asked=asked, met=met, open=opened)
 
