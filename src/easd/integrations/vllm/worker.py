@@ -1,0 +1,219 @@
+"""EASD in the workers: vLLM imports this module in each of them when the engine asks for it.
+
+Three places are changed, all of one engine's own objects but the last, which acts in calls of that
+engine only:
+
+* the draft keeps its probabilities for batches of greedy requests too, which the gate needs;
+* `GPUModelRunner._sample` says which rule each row follows;
+* `rejection_sample` asks the gate before the stock kernel runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.v1.worker.worker_base import WorkerWrapperBase  # pyright: ignore
+
+from easd.core.rules import EASD
+from easd.errors import ConfigError
+from easd.integrations.vllm import KEY, cpu_expand
+from easd.integrations.vllm.gate import Tally, ask, penalise_, rows_of
+from easd.integrations.vllm.serving import Serving
+
+logger = logging.getLogger("vllm.easd")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Which rule each row of the step follows; `rule_of` [B] is -1 where none."""
+
+    rules: tuple[EASD, ...]
+    rule_of: Tensor
+    tally: Tally
+
+
+_batch: ContextVar[Batch | None] = ContextVar("easd_batch", default=None)
+
+
+class Extension:
+    """What `collective_rpc` reaches in a worker."""
+
+    def easd_statistics(self) -> dict[str, int]:
+        """Counts since the start; see `easd.integrations.vllm.gate.Tally`."""
+        return self.model_runner.easd.tally.read()  # type: ignore[attr-defined]
+
+
+class Assignment:
+    """Finds the rows' rules, and keeps what goes to the device while the batch stays alike."""
+
+    def __init__(self, serving: Serving, runner: Any) -> None:
+        self.tally = Tally(runner.device)
+        self._serving = serving
+        self._runner = runner
+        self._last: tuple[tuple[EASD | None, ...], Batch | None] = ((), None)
+
+    def batch(self) -> Batch | None:
+        """The rules of the runner's batch as it stands; None where no row has one."""
+        requests = self._runner.requests
+        wanted = tuple(
+            self._serving.rule_for(requests[request].sampling_params.extra_args)
+            for request in self._runner.input_batch.req_ids
+        )
+        if wanted != self._last[0]:
+            self._last = (wanted, self._assign(wanted))
+        return self._last[1]
+
+    def _assign(self, wanted: Sequence[EASD | None]) -> Batch | None:
+        rules = tuple(dict.fromkeys(rule for rule in wanted if rule is not None))
+        if not rules:
+            return None
+        index = {rule: number for number, rule in enumerate(rules)}
+        on_host = torch.tensor([-1 if rule is None else index[rule] for rule in wanted])
+        device = self._runner.device
+        if device.type == "cuda":
+            on_host = on_host.pin_memory()
+        rule_of = on_host.to(device, non_blocking=True)
+        return Batch(rules=rules, rule_of=rule_of, tally=self.tally)
+
+
+def attach(runner: Any, serving: Serving) -> None:
+    """Changes a V1 model runner, freshly made.
+
+    Raises:
+        ConfigError: This vLLM lacks a place that the plugin builds on.
+    """
+    from vllm.v1.sample import rejection_sampler  # pyright: ignore
+
+    check_seams(runner, rejection_sampler)
+    if cpu_expand.mend(rejection_sampler):
+        logger.info("easd: expand_batch_to_tokens replaced (vllm#55005)")
+    if not getattr(rejection_sampler.rejection_sample, "asks_easd", False):
+        rejection_sampler.rejection_sample = gated(rejection_sampler.rejection_sample)
+    keep_greedy_probabilities(runner.drafter)
+    runner.easd = Assignment(serving, runner)
+    stock = runner._sample
+
+    def _sample(logits: Tensor | None, spec_decode_metadata: Any) -> Any:
+        token = _batch.set(None if spec_decode_metadata is None else runner.easd.batch())
+        try:
+            return stock(logits, spec_decode_metadata)
+        finally:
+            _batch.reset(token)
+
+    runner._sample = _sample
+    logger.info("easd: in the sampler of this worker")
+
+
+def check_seams(runner: Any, rejection_sampler: Any) -> None:
+    """Compares what the plugin builds on with what it knows.
+
+    Raises:
+        ConfigError: A function is missing, or takes other arguments.
+    """
+    known = {
+        "rejection_sampler.rejection_sample": (
+            getattr(rejection_sampler, "rejection_sample", None),
+            "draft_token_ids num_draft_tokens max_spec_len cu_num_draft_tokens draft_probs "
+            "target_logits bonus_token_ids sampling_metadata",
+        ),
+        "GPUModelRunner._sample": (
+            getattr(runner, "_sample", None),
+            "logits spec_decode_metadata",
+        ),
+        "DraftModelProposer._sample_draft_tokens": (
+            getattr(getattr(runner, "drafter", None), "_sample_draft_tokens", None),
+            "hidden_states sampling_metadata",
+        ),
+    }
+    for name, (function, wanted) in known.items():
+        names = () if function is None else tuple(inspect.signature(function).parameters)
+        count = len(wanted.split())
+        if names[:count] != tuple(wanted.split()):
+            raise ConfigError(
+                f"this vLLM's {name}({', '.join(names)}) is not the one easd builds on "
+                f"({', '.join(wanted.split())}); install a tested version"
+            )
+
+
+def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`rejection_sample` that penalises first, in steps of engines that have a rule."""
+
+    @wraps(stock)
+    def rejection_sample(
+        draft_token_ids: Tensor,
+        num_draft_tokens: list[int],
+        max_spec_len: int,
+        cu_num_draft_tokens: Tensor,
+        draft_probs: Tensor | None,
+        target_logits: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        def verify() -> Tensor:
+            return stock(
+                draft_token_ids,
+                num_draft_tokens,
+                max_spec_len,
+                cu_num_draft_tokens,
+                draft_probs,
+                target_logits,
+                *args,
+                **kwargs,
+            )
+
+        batch = _batch.get()
+        if batch is None:
+            return verify()
+        if draft_probs is None:
+            batch.tally.add_unasked(draft_token_ids.shape[0])
+            return verify()
+        counts = cu_num_draft_tokens.diff(prepend=cu_num_draft_tokens.new_zeros(1))
+        row, position = rows_of(counts, draft_token_ids.shape[0])
+        gates = ask(batch.rules, batch.rule_of[row], draft_token_ids, draft_probs, target_logits)
+        penalise_(gates.open, draft_token_ids, draft_probs, target_logits)
+        output = verify()
+        batch.tally.add(gates, row, position, (output >= 0).sum(-1))
+        return output
+
+    rejection_sample.asks_easd = True  # type: ignore[attr-defined]
+    return rejection_sample
+
+
+def keep_greedy_probabilities(drafter: Any) -> None:
+    """Has the draft say its probabilities at temperature 1 where all requests are greedy.
+
+    vLLM drops them there: its own test of greedy rows needs the tokens only.
+    """
+    stock = drafter._sample_draft_tokens
+
+    def _sample_draft_tokens(hidden_states: Tensor, sampling_metadata: Any) -> Any:
+        if not sampling_metadata.all_greedy:
+            return stock(hidden_states, sampling_metadata)
+        logits = drafter.model.compute_logits(hidden_states)
+        return logits.argmax(-1), logits.softmax(-1, dtype=torch.float32)
+
+    drafter._sample_draft_tokens = _sample_draft_tokens
+
+
+def _attach_in_workers() -> None:
+    stock = WorkerWrapperBase.init_device
+
+    def init_device(self: Any) -> Any:
+        result = stock(self)
+        values = self.vllm_config.additional_config
+        if isinstance(values, dict) and KEY in values:
+            attach(self.worker.model_runner, Serving.parse(values[KEY]))
+        return result
+
+    WorkerWrapperBase.init_device = init_device  # type: ignore[method-assign]
+
+
+_attach_in_workers()

@@ -1,0 +1,172 @@
+"""The plugin's tensors against the rules they stand for; needs no vLLM."""
+
+import json
+
+import pytest
+import torch
+
+from easd.core.rules import EASD
+from easd.core.rules.entropy_aware import WithoutOverlap
+from easd.core.types import Step
+from easd.errors import ConfigError, EasdError
+from easd.integrations.vllm.gate import Tally, ask, penalise_, rows_of
+from easd.integrations.vllm.serving import Serving
+
+COUNTS = torch.tensor([3, 0, 1, 2])
+TOTAL = 6
+VOCAB = 9
+
+
+def recorded(seed=0):
+    """Draft tokens [N], draft probabilities and target logits [N, V] of a ragged batch."""
+    generator = torch.Generator().manual_seed(seed)
+    target_logits = torch.randn(TOTAL, VOCAB, generator=generator) * 0.4
+    draft_logits = target_logits + torch.randn(TOTAL, VOCAB, generator=generator) * 0.2
+    draft_probs = draft_logits.softmax(-1)
+    return draft_probs.multinomial(1, generator=generator)[:, 0], draft_probs, target_logits
+
+
+def core_step(draft_tokens, draft_probs, target_logits):
+    """The same positions as easd's engine would pass them: padded, with a bonus position."""
+    rows, longest = len(COUNTS), int(COUNTS.max())
+    tokens = torch.zeros(rows, longest, dtype=torch.int64)
+    draft = torch.zeros(rows, longest + 1, VOCAB)
+    target = torch.full((rows, longest + 1, VOCAB), 1 / VOCAB)
+    row, position = rows_of(COUNTS, TOTAL)
+    tokens[row, position] = draft_tokens
+    draft[row, position] = draft_probs
+    target[row, position] = target_logits.softmax(-1)
+    step = Step(
+        draft_tokens=tokens, num_draft_tokens=COUNTS, draft_probs=draft, target_probs=target
+    )
+    return step, row, position
+
+
+@pytest.mark.parametrize(
+    "rule", [EASD(tau_h=2.0, tau_o=0.8), EASD(tau_h=2.05, tau_o=0.4), WithoutOverlap(tau_h=2.0)]
+)
+def test_decisions_are_those_of_the_core(rule):
+    opened = 0
+    for seed in range(20):
+        given = recorded(seed)
+        step, row, position = core_step(*given)
+        wanted = rule.judge(step).penalty_prob[row, position]
+        gates = ask([rule], torch.zeros(TOTAL, dtype=torch.int64), *given)
+        assert torch.equal(gates.open, wanted == 1)
+        opened += int(gates.open.sum())
+    assert 0 < opened < 20 * TOTAL
+
+
+def test_each_row_follows_its_own_rule():
+    given = recorded()
+    rules = [EASD(tau_h=0.0, tau_o=0.0), EASD(tau_h=float("inf"))]
+    row, _ = rows_of(COUNTS, TOTAL)
+    gates = ask(rules, torch.tensor([0, 0, -1, 1])[row], *given)
+    assert gates.open.tolist() == [True] * 3 + [False] * 3
+    assert gates.asked.tolist() == [True] * 3 + [False] + [True] * 2
+
+
+def test_placeholders_are_not_judged():
+    draft_tokens, draft_probs, target_logits = recorded()
+    draft_tokens[1] = -1
+    everywhere = torch.zeros(TOTAL, dtype=torch.int64)
+    gates = ask([EASD(tau_h=0, tau_o=0)], everywhere, draft_tokens, draft_probs, target_logits)
+    assert gates.open.tolist() == [True, False, True, True, True, True]
+    before = target_logits[1].clone()
+    penalise_(gates.open, draft_tokens, draft_probs, target_logits)
+    assert torch.equal(target_logits[1], before)
+
+
+def test_a_penalty_leaves_the_target_without_the_token():
+    draft_tokens, draft_probs, target_logits = recorded()
+    gate = torch.tensor([True, False, True, False, False, True])
+    wanted = target_logits.softmax(-1)
+    wanted[gate, draft_tokens[gate]] = 0
+    wanted /= wanted.sum(-1, keepdim=True)
+    draft_before = draft_probs.clone()
+    penalise_(gate, draft_tokens, draft_probs, target_logits)
+    torch.testing.assert_close(target_logits.softmax(-1), wanted)
+    assert torch.equal(draft_probs, draft_before * ~gate[:, None])
+
+
+def test_the_tally_stops_at_the_first_refusal():
+    given = recorded()
+    row, position = rows_of(COUNTS, TOTAL)
+    rules = [EASD(tau_h=0, tau_o=0)]
+    gates = ask(rules, torch.tensor([0, 0, 0, -1])[row], *given)
+    tally = Tally(torch.device("cpu"))
+    tally.add(gates, row, position, torch.tensor([1, 1, 1, 2]))
+    tally.add_unasked(5)
+    assert tally.read() == {
+        "examined": 2,
+        "draft_entropy": 2,
+        "target_entropy": 2,
+        "overlap": 2,
+        "penalised": 2,
+        "unasked": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({}, EASD(tau_h=1.2)),
+        ({"easd": True}, EASD(tau_h=1.2)),
+        ({"easd": False}, None),
+        ({"easd": 0}, None),
+        ({"easd": "false"}, None),
+        ({"easd": {"tau_h": 0.5}}, EASD(tau_h=0.5)),
+        ({"easd": json.dumps({"tau_o": 0.6})}, EASD(tau_h=1.2, tau_o=0.6)),
+        ({"other": 1}, EASD(tau_h=1.2)),
+    ],
+)
+def test_a_request_sets_its_rule(asked, wanted):
+    assert Serving.parse({"tau_h": 1.2}).rule_for(asked) == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"tau": 1}, "'tau' cannot be set per request"),
+        ({"top_n": 3}, "'top_n' cannot be set per request"),
+        ({"tau_h": -1}, "tau_h = -1.0 is not an entropy"),
+        ("yes please", "is not understood"),
+        (2, "is not understood"),
+        (None, "is not understood"),
+        ([1], "is not understood"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(asked, says):
+    with pytest.raises(EasdError, match=says):
+        Serving.parse({}).rule_for({"easd": asked})
+
+
+def test_lossless_only_refuses_every_gate_that_can_open():
+    serving = Serving.parse({"lossless_only": True})
+    assert serving.rule_for(None) is None
+    assert serving.rule_for({"easd": False}) is None
+    assert serving.rule_for({"easd": {"tau_h": "inf"}}) == EASD(tau_h=float("inf"))
+    for asked in (True, {}, {"tau_h": 3.0}, '{"tau_o": 1.0}'):
+        with pytest.raises(ConfigError, match="lossless_only"):
+            serving.rule_for({"easd": asked})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"tau_hh": 1}, "no field 'tau_hh'"),
+        ({"lossless_only": "yes"}, "lossless_only = 'yes' does not fit"),
+        ({"name": "pool"}, "Pool is not served in vLLM"),
+        ({"redraw": "target"}, "redraw = 'target' is not served"),
+        ({"gate_on": "accepted"}, "gate_on = 'accepted' is not served"),
+        ({"coupling": "maximal"}, "coupling = 'maximal' is not served"),
+        ({"penalise": "draft_top"}, "penalise = 'draft_top' is not served"),
+        ({"gate_bonus": True}, "gate_bonus = True is not served"),
+        ({"entropy_of": "raw"}, "entropy_of = 'raw' is not served"),
+        ({"conditions": ["overlap"]}, "add 'target_entropy'"),
+        (1.5, "is no mapping"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(values, says):
+    with pytest.raises(EasdError, match=says):
+        Serving.parse(values)
