@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from easd.core.conditions import required_shared
 from easd.core.rules import EASD
 from easd.core.rules.redirected import MOST_POWER
 from easd.errors import ConfigError, InputError
@@ -25,7 +26,7 @@ from easd.study.diagnosis import (
     render,
     threshold_for,
 )
-from easd.study.diagnosis.positions import OPEN, TOP_N, UNGATED, required_shared
+from easd.study.diagnosis.positions import OPEN, TOP_N, UNGATED
 
 
 def make_table(num_texts=60, length=20, seed=0, **columns):
@@ -198,7 +199,7 @@ def test_gate_is_the_rules_gate():
     positions = Positions.of(table)
     values = positions.values
     for tau_o in (0.0, 0.6, 0.8, 1.0):
-        assert required_shared(tau_o) == EASD(tau_o=tau_o).required_shared
+        assert required_shared(tau_o, TOP_N) == EASD(tau_o=tau_o).required_shared
         wanted = (values["draft_entropy"] > 1.5) & (values["target_entropy"] > 1.5)
         wanted &= values["shared_top"] >= TOP_N * tau_o - 1e-9
         assert np.array_equal(gate(positions, 1.5, tau_o), wanted)

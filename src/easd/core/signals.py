@@ -60,6 +60,11 @@ def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
     return torch.where(total > 0, positive / total, target_probs)
 
 
+def most_probable(values: Tensor) -> Tensor:
+    """All probability on the largest entry, [..., V] -> [..., V]."""
+    return torch.zeros_like(values).scatter_(-1, values.argmax(-1, keepdim=True), 1.0)
+
+
 def exclude(probs: Tensor, token: Tensor) -> Tensor:
     """`probs` [..., V] with `token` [...] zeroed, renormalised; unchanged where nothing is left."""
     rest = probs.scatter(-1, token[..., None], 0.0)

@@ -13,6 +13,8 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from easd.errors import RuleError
+
 Models = Literal["both", "target", "draft"]
 NeedsRaw = Literal["never", "greedy", "always"]
 
@@ -40,6 +42,37 @@ class Step:
     def is_bonus(self, at: Tensor) -> Tensor:
         """Whether positions `at` [B] are the rows' bonus positions, as bool [B]."""
         return at >= self.num_draft_tokens
+
+    def has_draft(self) -> Tensor:
+        """Which positions hold a draft token, as bool [B, K+1]."""
+        positions = torch.arange(self.draft_tokens.shape[1] + 1, device=self.draft_tokens.device)
+        return positions < self.num_draft_tokens[:, None]
+
+    def raw(self) -> tuple[Tensor, Tensor]:
+        """The draft's and the target's raw probabilities, [B, K+1, V] each.
+
+        Raises:
+            RuleError: The step does not carry them.
+        """
+        if self.raw_draft_probs is None or self.raw_target_probs is None:
+            raise RuleError("this step needs raw probabilities beside the sampling ones")
+        return self.raw_draft_probs, self.raw_target_probs
+
+    def opinions(self) -> tuple[Tensor, Tensor]:
+        """What draft and target think of every token, [B, K+1, V] each.
+
+        The probabilities tokens are drawn from, and for greedy rows, whose are one-hot, raw ones.
+
+        Raises:
+            RuleError: There are greedy rows and no raw probabilities.
+        """
+        if self.greedy is None:
+            return self.draft_probs, self.target_probs
+        greedy, (draft_probs, target_probs) = self.greedy[:, None, None], self.raw()
+        return (
+            torch.where(greedy, draft_probs, self.draft_probs),
+            torch.where(greedy, target_probs, self.target_probs),
+        )
 
     def row(self, at: Tensor) -> Step:
         """The step narrowed to one position a row: K = 0, probabilities [B, 1, V]."""

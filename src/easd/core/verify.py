@@ -33,7 +33,7 @@ def _independent(
     rule: Rule, step: Step, judgement: Judgement, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
     uniforms = noise.accept(step.draft_tokens.shape[1])
-    num_accepted = _leading((uniforms < judgement.accept_prob) & _drafted(step))
+    num_accepted = _leading((uniforms < judgement.accept_prob) & step.has_draft()[:, :-1])
     penalised = _first_refusal_is_penalty(uniforms, step, judgement, num_accepted)
     probs = rule.replacement(step, judgement, num_accepted, penalised)
     next_token = race(probs, noise.emit(num_accepted, probs.shape[-1]))
@@ -47,7 +47,7 @@ def _shared(
     batch, positions, vocab_size = law.shape
     every = torch.arange(positions, device=law.device).expand(batch, -1)
     wanted = race(law, noise.emit(every, vocab_size))
-    num_accepted = _leading((wanted[:, :-1] == step.draft_tokens) & _drafted(step))
+    num_accepted = _leading((wanted[:, :-1] == step.draft_tokens) & step.has_draft()[:, :-1])
     # Coupled this way a refusal has no acceptance test of its own to tell a penalty from a
     # rejection; a uniform over what is not accepted splits it in the rule's proportion.
     uniforms = torch.lerp(
@@ -64,12 +64,6 @@ def _first_refusal_is_penalty(
 ) -> Tensor:
     penalty = uniforms < judgement.accept_prob + judgement.penalty_prob
     return _at(penalty, num_accepted) & ~step.is_bonus(num_accepted)
-
-
-def _drafted(step: Step) -> Tensor:
-    """Which positions hold a draft token, bool [B, K]."""
-    positions = torch.arange(step.draft_tokens.shape[1], device=step.draft_tokens.device)
-    return positions < step.num_draft_tokens[:, None]
 
 
 def _leading(accepted: Tensor) -> Tensor:

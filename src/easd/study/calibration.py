@@ -6,7 +6,6 @@ draft evaluated at bonus positions too, so that every token of a text has both e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from easd.core.conditions import conditions_met, required_shared
 from easd.errors import InputError
 from easd.study.stats import Estimate, bootstrap, share, top_mean
 
@@ -51,13 +51,14 @@ class Signals:
 
     def met(self, tau_h: float, tau_o: float) -> dict[str, np.ndarray]:
         """Where each condition is met, and where all are (`gate`); bool [N] each."""
-        found = {
-            "draft_entropy": self.draft_entropy > tau_h,
-            "target_entropy": self.target_entropy > tau_h,
-            "overlap": self.shared >= math.ceil(round(tau_o * self.top_n, 9)),
-        }
-        gate = found["draft_entropy"] & found["target_entropy"] & found["overlap"]
-        return {"gate": gate, **found}
+        found = conditions_met(
+            self.draft_entropy,
+            self.target_entropy,
+            self.shared,
+            tau_h=tau_h,
+            least_shared=required_shared(tau_o, self.top_n),
+        )
+        return {"gate": np.logical_and.reduce(list(found.values())), **found}
 
 
 def signals(tokens: pa.Table, *, top_n: int = 5) -> Signals:

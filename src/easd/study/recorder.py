@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from easd.core.conditions import ALL_CONDITIONS
+from easd.core.rules.entropy_gate import EntropyGate
 from easd.core.types import Rule
 from easd.engine.loop import StepRecord
 from easd.engine.request import Row
@@ -70,11 +72,8 @@ class Recorder:
         rule: Any = self.rule
         if not has_conditions(rule):
             return []
-        return [
-            (signals["draft_entropy"] > rule.tau_h).cpu(),
-            (signals["target_entropy"] > rule.tau_h).cpu(),
-            (signals["shared_top"] >= rule.required_shared).cpu(),
-        ]
+        met = rule.conditions_met(signals)
+        return [met[name].cpu() for name in ALL_CONDITIONS]
 
     def _add_tokens(self, record: StepRecord) -> None:
         found = token_rows(record, outcomes(record), top_n=getattr(self.rule, "top_n", TOP))
@@ -91,4 +90,4 @@ class Recorder:
 
 def has_conditions(rule: Any) -> bool:
     """Whether the rule's gate is made of the three conditions."""
-    return hasattr(rule, "required_shared")
+    return isinstance(rule, EntropyGate)

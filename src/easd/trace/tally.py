@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from easd.core.conditions import conditions_met, required_shared
 from easd.trace.reader import Trace
 from easd.trace.schema import PARTS
 
@@ -169,13 +169,13 @@ def _examined(tokens: pa.Table) -> pa.Table:
 def _conditions(examined: pa.Table, rule: dict[str, Any]) -> dict[str, float | None] | None:
     if "tau_h" not in rule:
         return None
-    tau_h = float(rule["tau_h"])
-    shared = np.rint(_array(examined, "overlap") * rule["top_n"])
-    met = {
-        "draft_entropy": _array(examined, "draft_entropy") > tau_h,
-        "target_entropy": _array(examined, "target_entropy") > tau_h,
-        "overlap": shared >= math.ceil(round(rule["tau_o"] * rule["top_n"], 9)),
-    }
+    met = conditions_met(
+        _array(examined, "draft_entropy"),
+        _array(examined, "target_entropy"),
+        np.rint(_array(examined, "overlap") * rule["top_n"]),
+        tau_h=float(rule["tau_h"]),
+        least_shared=required_shared(rule["tau_o"], rule["top_n"]),
+    )
     return {name: _share(int(held.sum()), len(held)) for name, held in met.items()}
 
 

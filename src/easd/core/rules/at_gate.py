@@ -43,12 +43,13 @@ class AtGate(ABC):
 
     def close_undrafted(self, gate: Tensor, step: Step) -> Tensor:
         """Closes the gate where the draft said nothing: padding, bonus rows it did not see."""
-        position = torch.arange(gate.shape[1], device=gate.device)
-        limit = step.num_draft_tokens[:, None]
+        drafted = step.has_draft()
         if not self.gate_bonus:
-            return gate * (position < limit)
+            return gate * drafted
+        position = torch.arange(gate.shape[1], device=gate.device)
+        bonus = position == step.num_draft_tokens[:, None]
         evaluated = step.row(step.num_draft_tokens).draft_probs.amax(-1) > 0  # [B, 1]
-        return gate * ((position < limit) | ((position == limit) & evaluated))
+        return gate * (drafted | (bonus & evaluated))
 
 
 def check_choice(field: str, value: str, choices: object) -> None:

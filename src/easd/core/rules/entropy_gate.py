@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from easd.core.conditions import ALL_CONDITIONS, Condition, conditions_met, required_shared
 from easd.core.rules.at_gate import check_choice
 from easd.core.signals import entropy, shared_top_tokens
 from easd.core.types import NeedsRaw, Step
 from easd.errors import RuleError
 
-Condition = Literal["draft_entropy", "target_entropy", "overlap"]
 EntropyOf = Literal["sampling", "raw"]
-ALL_CONDITIONS: tuple[Condition, ...] = ("draft_entropy", "target_entropy", "overlap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +63,8 @@ class EntropyGate:
 
     @property
     def required_shared(self) -> int:
-        """The least number of shared top tokens that meets `tau_o`; 4/5 > 0.8 fails in binary."""
-        return math.ceil(round(self.tau_o * self.top_n, 9))
+        """The least number of shared top tokens that meets `tau_o`."""
+        return required_shared(self.tau_o, self.top_n)
 
     def signals(self, step: Step) -> dict[str, Tensor]:
         signals = gate_signals(*self.gate_probs(step), self.top_n)
@@ -75,11 +73,13 @@ class EntropyGate:
 
     def conditions_met(self, signals: dict[str, Tensor]) -> dict[Condition, Tensor]:
         """Which conditions hold where, asked or not; from `gate_signals` with this `top_n`."""
-        return {
-            "draft_entropy": signals["draft_entropy"] > self.tau_h,
-            "target_entropy": signals["target_entropy"] > self.tau_h,
-            "overlap": signals["shared_top"] >= self.required_shared,
-        }
+        return conditions_met(
+            signals["draft_entropy"],
+            signals["target_entropy"],
+            signals["shared_top"],
+            tau_h=self.tau_h,
+            least_shared=self.required_shared,
+        )
 
     def opens(self, met: dict[Condition, Tensor]) -> Tensor:
         """Whether all conditions that are asked are met; bool, shaped like them."""
@@ -90,17 +90,7 @@ class EntropyGate:
 
     def gate_probs(self, step: Step) -> tuple[Tensor, Tensor]:
         """The draft's and the target's distributions that the gate looks at, [B, K+1, V] each."""
-        if self.entropy_of == "sampling" and step.greedy is None:
-            return step.draft_probs, step.target_probs
-        if step.raw_draft_probs is None or step.raw_target_probs is None:
-            raise RuleError("this step needs raw probabilities beside the sampling ones")
-        if self.entropy_of == "raw" or step.greedy is None:
-            return step.raw_draft_probs, step.raw_target_probs
-        greedy = step.greedy[:, None, None]
-        return (
-            torch.where(greedy, step.raw_draft_probs, step.draft_probs),
-            torch.where(greedy, step.raw_target_probs, step.target_probs),
-        )
+        return step.raw() if self.entropy_of == "raw" else step.opinions()
 
 
 def gate_signals(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> dict[str, Tensor]:

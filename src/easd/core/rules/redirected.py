@@ -18,7 +18,7 @@ from easd.core.rules.at_gate import AtGate, check_choice
 from easd.core.rules.entropy_gate import EntropyGate
 from easd.core.rules.exact import acceptance, drafted
 from easd.core.rules.relaxed import check_lenience, lenient_law
-from easd.core.signals import residual
+from easd.core.signals import most_probable, residual
 from easd.core.types import Judgement, Step
 from easd.errors import RuleError
 
@@ -44,7 +44,7 @@ class RedirectedRule(EntropyGate, AtGate):
     def judge(self, step: Step) -> Judgement:
         signals = self.signals(step)
         gate = signals["gate"] = self.close_undrafted(signals["gate"], step)
-        accept_prob = acceptance(drafted(self._law(step, gate, _drafted(step)), step), step)
+        accept_prob = acceptance(drafted(self._law(step, gate, step.has_draft()), step), step)
         penalty_prob = (1 - accept_prob) * gate[:, : accept_prob.shape[1]]
         return Judgement(accept_prob=accept_prob, penalty_prob=penalty_prob, signals=signals)
 
@@ -57,7 +57,7 @@ class RedirectedRule(EntropyGate, AtGate):
 
     def law(self, step: Step) -> Tensor:
         gate = self.close_undrafted(self.signals(step)["gate"], step)
-        return self._law(step, gate, _drafted(step))
+        return self._law(step, gate, step.has_draft())
 
     def _law(self, step: Step, gate: Tensor, drafted: Tensor) -> Tensor:
         return torch.lerp(self.closed_law(step, drafted), self.open_law(step), gate[..., None])
@@ -91,7 +91,7 @@ class PooledRule(RedirectedRule):
 
     def scores(self, step: Step) -> Tensor:
         """Logarithms of p^a q^b, minus infinity at implausible tokens; [B, K+1, V]."""
-        draft_probs, target_probs = _opinions(step)
+        draft_probs, target_probs = step.opinions()
         kept = target_probs >= self.plausible * target_probs.amax(-1, keepdim=True)
         a, b = self.powers
         scores = a * _log(target_probs) + b * draft_probs.clamp_min(LEAST_DRAFT_PROB).log()
@@ -124,7 +124,7 @@ class Pool(PooledRule):
 
     def open_law(self, step: Step) -> Tensor:
         scores = self.scores(step)
-        best = _one_hot(scores.argmax(-1), scores)
+        best = most_probable(scores)
         return best if self.pick == "argmax" else _where_greedy(step, best, scores.softmax(-1))
 
 
@@ -208,7 +208,7 @@ class Contrast(PooledRule):
 
     def open_law(self, step: Step) -> Tensor:
         scores = self.scores(step)
-        return _where_greedy(step, _one_hot(scores.argmax(-1), scores), scores.softmax(-1))
+        return _where_greedy(step, most_probable(scores), scores.softmax(-1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,25 +238,7 @@ class Greedy(RedirectedRule):
     """Emits the target's most probable token."""
 
     def open_law(self, step: Step) -> Tensor:
-        return _one_hot(step.target_probs.argmax(-1), step.target_probs)
-
-
-def _drafted(step: Step) -> Tensor:
-    """Which positions hold a draft token, bool [B, K+1]."""
-    position = torch.arange(step.target_probs.shape[1], device=step.num_draft_tokens.device)
-    return position < step.num_draft_tokens[:, None]
-
-
-def _opinions(step: Step) -> tuple[Tensor, Tensor]:
-    """What draft and target think of every token; greedy rows are one-hot, so their raw ones."""
-    if step.greedy is None:
-        return step.draft_probs, step.target_probs
-    assert step.raw_draft_probs is not None
-    assert step.raw_target_probs is not None
-    return (
-        _where_greedy(step, step.raw_draft_probs, step.draft_probs),
-        _where_greedy(step, step.raw_target_probs, step.target_probs),
-    )
+        return most_probable(step.target_probs)
 
 
 def _where_greedy(step: Step, greedy: Tensor, sampled: Tensor) -> Tensor:
@@ -267,7 +249,3 @@ def _where_greedy(step: Step, greedy: Tensor, sampled: Tensor) -> Tensor:
 
 def _log(probs: Tensor) -> Tensor:
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
-
-
-def _one_hot(token: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros_like(like).scatter_(-1, token[..., None], 1.0)

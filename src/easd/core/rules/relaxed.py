@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from easd.core.rules.exact import Ungated, acceptance, drafted, redrawn
-from easd.core.signals import entropy, residual
+from easd.core.signals import entropy, most_probable, residual
 from easd.core.types import Judgement, Models, NeedsRaw, Step
 from easd.errors import RuleError
 
@@ -42,12 +42,12 @@ class TypicalAcceptance(Ungated):
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
         probs = step.row(at).target_probs[:, 0]
-        return torch.where(step.is_bonus(at)[:, None], probs, _best(probs))
+        return torch.where(step.is_bonus(at)[:, None], probs, most_probable(probs))
 
     def law(self, step: Step) -> Tensor:
         typical = self._typical(step)
         refused = (step.draft_probs * ~typical).sum(-1, keepdim=True)
-        law = step.draft_probs * typical + refused * _best(step.target_probs)
+        law = step.draft_probs * typical + refused * most_probable(step.target_probs)
         return _before_bonus(step, law)
 
     def _typical(self, step: Step) -> Tensor:
@@ -149,10 +149,8 @@ class Ensemble(Ungated):
         mixture = torch.lerp(step.draft_probs, step.target_probs, self.weight)
         if step.greedy is None:
             return mixture
-        assert step.raw_draft_probs is not None
-        assert step.raw_target_probs is not None
-        raw = torch.lerp(step.raw_draft_probs, step.raw_target_probs, self.weight)
-        return torch.where(step.greedy[:, None, None], _best(raw), mixture)
+        raw = torch.lerp(*step.raw(), self.weight)
+        return torch.where(step.greedy[:, None, None], most_probable(raw), mixture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +192,7 @@ class FLy(Ungated):
     def judge(self, step: Step) -> Judgement:
         passes = acceptance(drafted(step.target_probs, step), step)
         target_entropy, gate = self._gate(step)
-        possible = drafted(self._seen(step), step) > 0
+        possible = drafted(step.opinions()[1], step) > 0
         overruled = gate[:, : passes.shape[1]] * possible * self._window(passes, step)
         signals = {"target_entropy": target_entropy, "gate": gate}
         return Judgement(
@@ -215,41 +213,28 @@ class FLy(Ungated):
                 "tokens drafted later; use window = 0, or independent noise"
             )
         _, gate = self._gate(step)
-        possible = self._seen(step) > 0
+        possible = step.opinions()[1] > 0
         impossible = (step.draft_probs * ~possible).sum(-1, keepdim=True)
         rest = residual(step.target_probs, step.draft_probs)
         open_law = step.draft_probs * possible + impossible * rest
         return _before_bonus(step, torch.lerp(step.target_probs, open_law, gate[..., None]))
 
     def _gate(self, step: Step) -> tuple[Tensor, Tensor]:
-        target_entropy = entropy(self._seen(step))
+        target_entropy = entropy(step.opinions()[1])
         return target_entropy, (target_entropy > self.tau_h).to(step.target_probs.dtype)
-
-    def _seen(self, step: Step) -> Tensor:
-        if step.greedy is None:
-            return step.target_probs
-        assert step.raw_target_probs is not None
-        return torch.where(step.greedy[:, None, None], step.raw_target_probs, step.target_probs)
 
     def _window(self, passes: Tensor, step: Step) -> Tensor:
         """Probability that the next `window` tokens all pass; 0 where the block has fewer."""
         if not self.window or not passes.shape[1]:
             return torch.ones_like(passes)
-        there = torch.arange(passes.shape[1], device=passes.device) < step.num_draft_tokens[:, None]
+        there = step.has_draft()[:, :-1]
         ahead = torch.nn.functional.pad(passes * there, (0, self.window))[:, 1:]
         return ahead.unfold(1, self.window, 1).prod(-1)
 
 
-def _best(probs: Tensor) -> Tensor:
-    """The most probable token as a distribution, [..., V] -> [..., V]."""
-    return torch.zeros_like(probs).scatter_(-1, probs.argmax(-1, keepdim=True), 1.0)
-
-
 def _before_bonus(step: Step, law: Tensor) -> Tensor:
     """`law` at drafted positions, the target's at the bonus position and behind."""
-    position = torch.arange(law.shape[1], device=law.device)
-    drafted_here = (position < step.num_draft_tokens[:, None])[..., None]
-    return torch.where(drafted_here, law, step.target_probs)
+    return torch.where(step.has_draft()[..., None], law, step.target_probs)
 
 
 def _check_share(name: str, value: float) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from easd.core.conditions import ALL_CONDITIONS
 from easd.core.rules import EASD
-from easd.core.rules.entropy_gate import ALL_CONDITIONS
 from easd.core.types import Step
 
 

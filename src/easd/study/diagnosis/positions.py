@@ -6,7 +6,6 @@ So the probabilities of the right token, stored once, give every rule at every t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from easd.core.conditions import ALL_CONDITIONS, Condition, conditions_met, required_shared
 from easd.errors import InputError
 from easd.trace.schema import column
 
@@ -34,8 +34,6 @@ OPEN = (
 
 UNGATED = ("typical-acceptance", "lenience", "ensemble", "draft")
 """Rules without a gate."""
-
-CONDITIONS = ("draft_entropy", "target_entropy", "overlap")
 
 _PROBS = pa.list_(pa.float64())
 _RIGHT = "the reference's token"
@@ -149,17 +147,21 @@ class Positions:
         return np.bincount(self.texts, weights=values).astype(np.float64)
 
 
-def met(positions: Positions, tau_h: float, tau_o: float) -> dict[str, Mask]:
-    """Where each condition of the gate holds, by the names in `CONDITIONS`."""
-    return {
-        "draft_entropy": positions.values["draft_entropy"] > tau_h,
-        "target_entropy": positions.values["target_entropy"] > tau_h,
-        "overlap": positions.values["shared_top"] >= required_shared(tau_o),
-    }
+def met(positions: Positions, tau_h: float, tau_o: float) -> dict[Condition, Mask]:
+    """Where each condition of the gate holds, by the names in `ALL_CONDITIONS`."""
+    signals = ("draft_entropy", "target_entropy", "shared_top")
+    return conditions_met(
+        *(positions.values[name] for name in signals),
+        tau_h=tau_h,
+        least_shared=required_shared(tau_o, TOP_N),
+    )
 
 
 def gate(
-    positions: Positions, tau_h: float, tau_o: float = 0.8, conditions: Collection[str] = CONDITIONS
+    positions: Positions,
+    tau_h: float,
+    tau_o: float = 0.8,
+    conditions: Collection[Condition] = ALL_CONDITIONS,
 ) -> Mask:
     """Where the gate of entropy-aware rules is open."""
     holds = met(positions, tau_h, tau_o)
@@ -178,10 +180,5 @@ def threshold_for(positions: Positions, rate: float, tau_o: float = 0.8) -> floa
         raise InputError(f"rate = {rate} is not a share of positions; use a number in (0, 1)")
     values = positions.values
     both = np.minimum(values["draft_entropy"], values["target_entropy"])
-    highest = np.sort(np.where(values["shared_top"] >= required_shared(tau_o), both, 0.0))
+    highest = np.sort(np.where(values["shared_top"] >= required_shared(tau_o, TOP_N), both, 0.0))
     return float(highest[-1 - min(round(rate * len(highest)), len(highest) - 1)])
-
-
-def required_shared(tau_o: float) -> int:
-    """The least number of shared top tokens that meets `tau_o`, as the rules count it."""
-    return math.ceil(round(tau_o * TOP_N, 9))

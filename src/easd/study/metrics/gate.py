@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from easd.core import conditions
 from easd.errors import InputError
 from easd.study.metrics.accuracy import accuracy
 from easd.study.metrics.differences import paired_rows
@@ -160,12 +161,11 @@ def conditions_met(frames: Frames, system: str, tokens: pd.DataFrame) -> pd.Data
     if "tau_o" not in rule:
         return None
     top_n = rule["top_n"]
-    needed = math.ceil(round(rule["tau_o"] * top_n, 9))  # Counts: 4/5 > 0.8 fails in binary.
-    tau_h = float(rule["tau_h"])
-    return pd.DataFrame(
-        {
-            "draft_entropy_met": tokens["draft_entropy"].to_numpy() > tau_h,
-            "target_entropy_met": tokens["target_entropy"].to_numpy() > tau_h,
-            "overlap_met": np.rint(tokens["overlap"].to_numpy() * top_n) >= needed,
-        }
+    met = conditions.conditions_met(
+        tokens["draft_entropy"].to_numpy(),
+        tokens["target_entropy"].to_numpy(),
+        np.rint(tokens["overlap"].to_numpy() * top_n),
+        tau_h=float(rule["tau_h"]),
+        least_shared=conditions.required_shared(rule["tau_o"], top_n),
     )
+    return pd.DataFrame({f"{name}_met": held for name, held in met.items()})
