@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from easd import EASD
 from easd.engine.models import Pair
 from easd.sessions.diagnose import references
 from easd.sessions.evaluate import load_tasks, watch
@@ -43,7 +43,7 @@ def fit(
     """
     found = _diagnosis(pair, task, config, rates)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found.to_dict(), indent=1, default=str) + "\n")
+    out.write_text(json.dumps(found.to_dict(), indent=1) + "\n")
     return {
         each.wanted: Fitted(tau_h=round(each.tau_h, 4), a=each.pool.a, b=each.pool.b)
         for each in found.thresholds
@@ -54,14 +54,12 @@ def fit(
 def _diagnosis(pair: Pair, task: Task, config: StudyConfig, rates: Sequence[float]) -> Diagnosis:
     texts = references(task, pair, config, console)
     table = read_positions(pair, texts, config.base.settings)
-    return diagnose(table, tau_h=1.5, rates=rates, unique_solution=task.unique_solution)
+    return diagnose(table, tau_h=EASD().tau_h, rates=rates, unique_solution=task.unique_solution)
 
 
-def evaluate(pair: Pair, values: Mapping[str, Any], folder: Path) -> None:
+def evaluate(pair: Pair, config: StudyConfig, folder: Path) -> None:
     """Decodes what is missing of a study."""
-    config = StudyConfig.from_dict(values)
-    tasks = load_tasks(config, console)
-    watch(Evaluation(config, pair, tasks, folder), console)
+    watch(Evaluation(config, pair, load_tasks(config, console), folder), console)
 
 
 def report(folders: Sequence[Path], out: Path) -> None:

@@ -146,7 +146,7 @@ def main() -> None:
     fitted = fit(pair, calibration, blank, RATES, out / "diagnosis.json")
     texts = {"name": name, "limit": CALIBRATION_TEXTS, "split": "calibration"}
     lossless = calibration_config({**shared, "tasks": [texts]}, {"tau_o": 0.8, "top_n": 5})
-    run_study(pair, lossless, out / "calibration")
+    evaluate(pair, lossless, out / "calibration")
     found = signals(read_run(out / "calibration").tokens)
     paper = {source: paper_threshold(found, source) for source in SOURCES}
     rate = float(found.met(fitted[0.02].tau_h, 0.8)["gate"].mean())
@@ -156,25 +156,15 @@ def main() -> None:
     if arguments.short:
         grid["systems"] = [each for each in grid["systems"] if each["name"] in HEADLINE]
     test = {"name": name, "limit": arguments.problems}
-    evaluate(pair, {**grid, "tasks": [test], "trace": 2000}, out / "paired")
+    paired = StudyConfig.from_dict({**grid, "tasks": [test], "trace": 2000})
+    evaluate(pair, paired, out / "paired")
     fast = {**test, "limit": max(arguments.problems // 4, 1)}
-    evaluate(
-        pair,
-        {**grid, "tasks": [fast], "noise": "independent", "trace": 0},
-        out / "deployed",
-    )
+    deployed = {**grid, "tasks": [fast], "noise": "independent", "trace": 0}
+    evaluate(pair, StudyConfig.from_dict(deployed), out / "deployed")
     table = summary(out)
     table.to_csv(out / "summary.csv", index=False)
-    (out / "fitted.json").write_text(json.dumps({str(r): str(f) for r, f in fitted.items()}))
     print(f"\n{name}, {arguments.problems} problems\n{shown(table)}")
     report([out / "paired", out / "deployed"], out / "report")
-
-
-def run_study(pair, config: StudyConfig, folder: Path) -> None:
-    from easd.sessions.evaluate import load_tasks, watch
-    from easd.study.evaluate import Evaluation
-
-    watch(Evaluation(config, pair, load_tasks(config, console), folder), console)
 
 
 def summary(out: Path) -> pd.DataFrame:

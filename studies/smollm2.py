@@ -64,7 +64,7 @@ def main() -> None:
             "rule": {"name": "pool", "tau_h": two.tau_h, "a": two.a, "b": two.b},
         },
     ]
-    evaluate(pair, {**shared, "systems": systems}, arguments.out / "run")
+    evaluate(pair, StudyConfig.from_dict({**shared, "systems": systems}), arguments.out / "run")
     report([arguments.out / "run"], arguments.out / "report")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -264,10 +264,17 @@ def ablate(
     gate: dict[str, Any] = {"tau_o": tau_o, "gate_bonus": gate_bonus}
     if tau_h is not None:
         gate["tau_h"] = tau_h
-    values = _values(locals()) | {"systems": ablation(gate)}
-    _evaluate(config, values, out, calibration, force, allow_code_execution, quiet)
-    values["systems"] = [*values["systems"], matched_refusal(read_run(out), gate)]
-    _evaluate(config, values, out, calibration, force, allow_code_execution, quiet)
+    values = _values(locals())
+    cells = ablation(gate)
+
+    def with_control() -> list[Any]:
+        return [*cells, matched_refusal(read_run(out), gate)]
+
+    _evaluate(
+        *(config, values | {"systems": cells}, out),
+        *(calibration, force, allow_code_execution, quiet),
+        then=with_control,
+    )
 
 
 @app.command()
@@ -569,14 +576,21 @@ def _evaluate(
     force: bool,
     allow_code_execution: bool,
     quiet: bool,
+    then: Callable[[], list[Any]] | None = None,
 ) -> None:
+    """Runs a grid, and after it the same one with the systems that `then` returns."""
     from easd.sessions.evaluate import Study
     from easd.study.artefact import read_artefact
-    from easd.study.config import load_study
+    from easd.study.config import StudyConfig, load_study
 
     artefact = read_artefact(calibration) if calibration else None
+
+    def grid(values: Mapping[str, Any]) -> StudyConfig:
+        return load_study(config, values, fill=artefact.fill if artefact else dict)
+
     Study(
-        config=load_study(config, values, fill=artefact.fill if artefact else dict),
+        config=grid(values),
+        then=None if then is None else lambda: grid({**values, "systems": then()}),
         out=out,
         allow_code_execution=allow_code_execution,
         artefact=artefact,

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from easd.errors import TraceError
 from easd.trace import Trace, summary
+from easd.trace.schema import EMITTED
 from easd.trace.visible import visible
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a mark goes with each colour.
@@ -34,7 +35,6 @@ _CELL = 10
 _CONTEXT = 28
 _NUMBERS = 75  # What the table of penalties takes beside context and favourites.
 _LEAST_FAVOURITES = 20
-_EMITTED = ("accepted", "replacement", "bonus")
 
 
 def render(trace: Trace, sample: int, console: Console) -> None:
@@ -129,7 +129,7 @@ def _legend() -> Text:
 
 def _entropies(rows: list[dict[str, Any]], rule: dict[str, Any], width: int) -> Group:
     """Two bars per emitted token, draft over target, and a line that says where the gate stood."""
-    emitted = [row for row in rows if row["outcome"] in _EMITTED]
+    emitted = [row for row in rows if row["outcome"] in EMITTED]
     tau_h = float(rule.get("tau_h", math.inf))
     values = [row[f"{model}_entropy"] or 0.0 for row in emitted for model in ("draft", "target")]
     top = max([*values, tau_h * 1.25 if math.isfinite(tau_h) else 0.0, 0.1])
@@ -184,7 +184,7 @@ def _penalties(rows: list[dict[str, Any]], trace: Trace, width: int) -> Table | 
     for row in rows:
         if row["outcome"] == "penalised":
             refused = row
-        if row["outcome"] not in _EMITTED:
+        if row["outcome"] not in EMITTED:
             continue
         if row["outcome"] == "replacement" and refused is not None:
             cells = [

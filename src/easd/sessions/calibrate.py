@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.sessions.evaluate import load_quietly, load_tasks, watch
-from easd.study.artefact import Artefact, sampling
+from easd.study.artefact import Artefact, data_of, sampling
 from easd.study.calibration import (
     SOURCES,
     Signals,
@@ -80,10 +80,7 @@ class Calibration:
             pair=pair.name,
             fingerprints=fingerprints(pair),
             sampling=sampling(self.config.base.settings),
-            data=[
-                {"task": t.name, "source": t.source, "hash": t.data_hash, "items": len(t.items)}
-                for t in tasks
-            ],
+            data=[data_of(task) for task in tasks],
             estimates={
                 "method": "mean of the top 5 % entropies" if self.rate is None else "firing rate",
                 "source": self.source if self.rate is None else None,

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from easd.engine.chat import encode
 from easd.engine.models import Pair
 from easd.errors import InputError
 from easd.sessions.evaluate import load_quietly, load_tasks
-from easd.study.artefact import Artefact, sampling
+from easd.study.artefact import Artefact, data_of, sampling
 from easd.study.config import StudyConfig
 from easd.study.diagnosis import Diagnosis, diagnose, render
+from easd.study.prompting import encode_item
 from easd.study.tasks import Task
 from easd.study.teacher import ReferenceText, read_positions
 from easd.trace.files import replace_file
@@ -77,7 +77,7 @@ class Diagnose:
             unique_solution=task.unique_solution,
         )
         if self.as_json:
-            print(json.dumps(found.to_dict(), indent=2, default=str))
+            print(json.dumps(found.to_dict(), indent=2))
         else:
             render(found, Console())
         if self.out is not None:
@@ -96,14 +96,7 @@ class Diagnose:
             pair=pair.name,
             fingerprints=fingerprints(pair),
             sampling=sampling(self.config.base.settings),
-            data=[
-                {
-                    "task": task.name,
-                    "source": task.source,
-                    "hash": task.data_hash,
-                    "items": len(task.items),
-                }
-            ],
+            data=[data_of(task)],
             estimates=found.to_dict(),
         ).save(self.out)
 
@@ -117,13 +110,11 @@ def references(
         InputError: No item has a reference.
     """
     tokenizer = pair.tokenizer
-    chat = config.base.chat
-    chat = task.chat and bool(tokenizer.chat_template) if chat is None else chat
     found: list[ReferenceText] = []
     for item in task.items:
         if item.reference is None:
             continue
-        prompt = encode(item.prompt, tokenizer, chat=chat, system=task.system if chat else None)
+        prompt = encode_item(item, task, tokenizer, config.base.chat)
         ids: Any = tokenizer(item.reference, add_special_tokens=False)["input_ids"]
         end: Any = tokenizer.eos_token_id
         found.append((prompt, [*ids, end], item.id))

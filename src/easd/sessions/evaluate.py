@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class Study:
         artefact: a calibration whose fields the systems were filled with.
         force: use it for another pair or other settings too.
         quiet: print nothing but errors.
+        then: makes a further grid, once this one is decoded, for the same models and tasks.
     """
 
     config: StudyConfig
@@ -47,6 +49,7 @@ class Study:
     artefact: Artefact | None = None
     force: bool = False
     quiet: bool = False
+    then: Callable[[], StudyConfig] | None = None
 
     def run(self) -> None:
         """Decodes what is missing and prints the accuracies.
@@ -60,6 +63,8 @@ class Study:
         if self.artefact is not None and not self.force:
             self.artefact.check(fingerprints(pair), self.config.base.settings)
         watch(Evaluation(self.config, pair, tasks, self.out), console)
+        if self.then is not None:
+            watch(Evaluation(self.then(), pair, tasks, self.out), console)
         console.print(Text(f"the run is in {self.out}; next: easd report {self.out}"))
 
 

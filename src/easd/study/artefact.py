@@ -12,6 +12,7 @@ from typing import Any, Literal
 from easd.core.rules import RULES
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
+from easd.study.tasks import Task
 from easd.trace.files import replace_file
 
 FORMAT = 1
@@ -53,7 +54,7 @@ class Artefact:
             TraceError: It cannot be written.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         replace_file(path, lambda to: to.write_text(text, encoding="utf-8"))
 
     def check(self, fingerprints: Mapping[str, str | None], settings: Settings) -> None:
@@ -106,6 +107,16 @@ def read_artefact(path: str | Path) -> Artefact:
             "calibrate again"
         )
     return Artefact(**values)
+
+
+def data_of(task: Task) -> dict[str, Any]:
+    """What names the items that something was found on."""
+    return {
+        "task": task.name,
+        "source": task.source,
+        "hash": task.data_hash,
+        "items": len(task.items),
+    }
 
 
 def sampling(settings: Settings) -> dict[str, float]:

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from easd.core.conditions import conditions_met, required_shared
 from easd.errors import InputError
 from easd.study.stats import Estimate, bootstrap, share, top_mean
+from easd.trace.schema import EMITTED
 
 Source = Literal["pooled", "draft", "target"]
 SOURCES: tuple[Source, ...] = ("pooled", "draft", "target")
 TOP_SHARE = 0.05
-NO_OP_RATE = 0.001
-EMITTED = ("accepted", "replacement", "bonus")
+NO_OP_RATE = 0.001  # A gate that opens at a smaller share of positions does next to nothing.
 
 _RESAMPLES = 1000
 

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from easd.engine.chat import encode
 from easd.engine.generate import context_limit
 from easd.engine.models import Pair
 from easd.engine.reward_guided import RewardGuided
@@ -30,6 +29,7 @@ from easd.pairs.rewards import STEP_TOKENS
 from easd.study import store
 from easd.study.config import StudyConfig, System
 from easd.study.decoding import Decoded, decode_by_rule, decode_reward_guided
+from easd.study.prompting import encode_item
 from easd.study.schema import FORMAT, ITEMS, SAMPLES, TOKENS, UNITS
 from easd.study.tasks import Item, Task
 from easd.trace.provenance import surroundings
@@ -246,12 +246,7 @@ class Evaluation:
     def _encode(self, task: Task) -> list[list[int]]:
         """Prompts of a task as token ids, checked against the context window."""
         chat = self.config.base.chat
-        chat = task.chat and bool(self.pair.tokenizer.chat_template) if chat is None else chat
-        system = task.system if chat else None
-        prompts = [
-            encode(item.prompt, self.pair.tokenizer, chat=chat, system=system)
-            for item in task.items
-        ]
+        prompts = [encode_item(item, task, self.pair.tokenizer, chat) for item in task.items]
         limit = context_limit([self.pair.target, self.pair.draft])
         new = max(s.settings.max_new_tokens or task.max_new_tokens for s in self.config.systems)
         for item, ids in zip(task.items, prompts, strict=True):
@@ -280,14 +275,13 @@ class Evaluation:
             return run
         earlier = store.read_description(self.folder)
         self._check_same(earlier, run)
-        return {**run, "started": earlier["started"]}
+        wanted = {system["name"] for system in run["systems"]}
+        kept = [system for system in earlier["systems"] if system["name"] not in wanted]
+        return {**run, "systems": kept + run["systems"], "started": earlier["started"]}
 
     def _check_same(self, earlier: dict[str, Any], run: dict[str, Any]) -> None:
         known = {system["name"]: system for system in earlier["systems"]}
         wanted = {system["name"]: system for system in run["systems"]}
-        lost = known.keys() - wanted.keys()
-        if lost:
-            run["systems"] = [*(known[name] for name in known if name in lost), *run["systems"]]
         pairs = [
             *((key, earlier["config"].get(key), value) for key, value in run["config"].items()),
             *((f"system {name}", known[name], wanted[name]) for name in known.keys() & wanted),

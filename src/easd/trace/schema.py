@@ -15,6 +15,8 @@ OUTCOMES = (
     "replacement",
     "bonus",
 )
+EMITTED = ("accepted", "replacement", "bonus")  # Rows whose token stands in the text.
+EXAMINED = ("accepted", "rejected", "penalised")  # Up to the first refusal of a block.
 PARTS = ("prefill", "draft", "target", "verify", "commit")
 
 _NAME = pa.dictionary(pa.int32(), pa.string())

@@ -12,12 +12,10 @@ import pyarrow.compute as pc
 
 from easd.core.conditions import conditions_met, required_shared
 from easd.trace.reader import Trace
-from easd.trace.schema import PARTS
+from easd.trace.schema import EMITTED, EXAMINED, PARTS
 
 if TYPE_CHECKING:
     from easd.engine.loop import StepRecord
-
-_EXAMINED = ("accepted", "rejected", "penalised")
 
 
 @dataclass(slots=True)
@@ -50,7 +48,7 @@ class Tally:
             value
             for row, values in zip(names, gate.tolist(), strict=True)
             for name, value in zip(row, values, strict=False)
-            if name in _EXAMINED
+            if name in EXAMINED
         )
         self.gate_open = (self.gate_open or 0.0) + opened
 
@@ -70,7 +68,7 @@ class Tally:
     @property
     def tokens(self) -> int:
         """Tokens that the texts gained."""
-        return sum(self.outcomes[name] for name in ("accepted", "replacement", "bonus"))
+        return sum(self.outcomes[name] for name in EMITTED)
 
     @property
     def proposed(self) -> int:
@@ -79,7 +77,7 @@ class Tally:
     @property
     def examined(self) -> int:
         """Positions up to and including the first refusal of each block."""
-        return sum(self.outcomes[name] for name in _EXAMINED)
+        return sum(self.outcomes[name] for name in EXAMINED)
 
     @property
     def accepted(self) -> int:
@@ -163,7 +161,7 @@ def outcomes(record: StepRecord) -> list[list[str]]:
 
 
 def _examined(tokens: pa.Table) -> pa.Table:
-    return tokens.filter(pc.field("outcome").cast(pa.string()).isin(_EXAMINED))
+    return tokens.filter(pc.field("outcome").cast(pa.string()).isin(EXAMINED))
 
 
 def _conditions(examined: pa.Table, rule: dict[str, Any]) -> dict[str, float | None] | None:

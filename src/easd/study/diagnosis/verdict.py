@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from easd.study.calibration import NO_OP_RATE
 from easd.study.diagnosis.effects import LEVEL, Effect
 from easd.study.stats import Estimate
 
-LEAST_FIRING = 0.001
 LEAST_CHANGE = 0.0005
 
 Outcome = Literal["hurt", "nothing", "help", "cannot tell"]
@@ -43,14 +43,14 @@ def verdict(
     change = effects[0].change
     unit = unit_of(unique_solution)
     pair = f"on this pair at tau_h {tau_h:.2g}"
-    rarely = fired.value < LEAST_FIRING
+    rarely = fired.value < NO_OP_RATE
     small = max(abs(change.low), abs(change.high)) <= LEAST_CHANGE
     effect = f"{interval(change)} {unit}, its gate open at {percent(fired.value)} of positions"
     if rarely:
         outcome: Outcome = "nothing"
         sentence = (
             f"EASD will do nothing {pair}: its gate opens at {percent(fired.value)} of positions, "
-            f"below {percent(LEAST_FIRING)}"
+            f"below {percent(NO_OP_RATE)}"
         )
     elif small:
         outcome = "nothing"

@@ -12,11 +12,10 @@ from easd.study.metrics.frames import Frames, cells, narrowed, ordered
 from easd.study.metrics.gate import conditions_met
 from easd.study.metrics.intervals import share_of
 from easd.study.stats import bootstrap
+from easd.trace.schema import EMITTED, EXAMINED
 
 MODELS = ("draft", "target")
 
-_EMITTED = ("accepted", "replacement", "bonus")
-_EXAMINED = ("accepted", "rejected", "penalised")
 _BINS = 40
 _QUANTILES = (0.5, 0.9, 0.95, 0.99)
 _GROUPS = 5
@@ -82,7 +81,7 @@ def overlap_counts(frames: Frames) -> pd.DataFrame:
 
     Columns: system, overlap (share of the top_n tokens), positions, share.
     """
-    tokens = narrowed(frames.tokens, _EXAMINED, ["system", "overlap"]).to_pandas().dropna()
+    tokens = narrowed(frames.tokens, EXAMINED, ["system", "overlap"]).to_pandas().dropna()
     tokens["system"] = ordered(tokens["system"], frames.systems)
     tokens["overlap"] = tokens["overlap"].astype(float).round(4)
     counts = tokens.groupby(["system", "overlap"], observed=True).size().rename("positions")
@@ -99,7 +98,7 @@ def joint_conditions(frames: Frames) -> pd.DataFrame:
     Columns: system, draft_entropy_met, target_entropy_met, overlap_met, positions, share.
     """
     columns = ["system", "draft_entropy", "target_entropy", "overlap"]
-    tokens = narrowed(frames.tokens, _EXAMINED, columns).to_pandas()
+    tokens = narrowed(frames.tokens, EXAMINED, columns).to_pandas()
     found = []
     for system in frames.systems:
         rows = tokens[tokens["system"] == system]
@@ -120,7 +119,7 @@ def entropy_of_samples(frames: Frames) -> pd.DataFrame:
 
     Columns: task, system, seed, problem, correct, entropy (nats).
     """
-    tokens = narrowed(frames.tokens, _EMITTED, [*_SAMPLE, "target_entropy"]).to_pandas()
+    tokens = narrowed(frames.tokens, EMITTED, [*_SAMPLE, "target_entropy"]).to_pandas()
     means = tokens.groupby(_SAMPLE)["target_entropy"].mean().rename("entropy").reset_index()
     samples = frames.samples[["task", "system", "seed", "index", "problem", "correct"]]
     samples = samples.astype({"task": str, "system": str})
@@ -225,7 +224,7 @@ def refused_tokens(frames: Frames) -> pd.DataFrame:
     """
     pairs = replacements(frames)
     columns = ["system", "token", "outcome", "target_prob"]
-    tokens = narrowed(frames.tokens, _EXAMINED, columns).to_pandas()
+    tokens = narrowed(frames.tokens, EXAMINED, columns).to_pandas()
     tokens = tokens[tokens["system"].isin(pairs["system"].unique())]
     if pairs.empty:
         return pd.DataFrame()
@@ -258,7 +257,7 @@ def quoted(text: str) -> str:
 def _entropies(frames: Frames) -> pd.DataFrame:
     """One row an emitted position and model: system, model, entropy."""
     columns = [f"{model}_entropy" for model in MODELS]
-    tokens = narrowed(frames.tokens, _EMITTED, ["system", *columns]).to_pandas()
+    tokens = narrowed(frames.tokens, EMITTED, ["system", *columns]).to_pandas()
     long = tokens.rename(columns=dict(zip(columns, MODELS, strict=True))).melt(
         "system", var_name="model", value_name="entropy"
     )

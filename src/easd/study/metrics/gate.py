@@ -10,14 +10,13 @@ import pandas as pd
 
 from easd.core import conditions
 from easd.errors import InputError
+from easd.study.calibration import NO_OP_RATE
 from easd.study.metrics.accuracy import accuracy
 from easd.study.metrics.differences import paired_rows
 from easd.study.metrics.frames import POOLED, Frames, cells, ordered
 from easd.study.metrics.intervals import columns_of, share_of
 from easd.study.metrics.speed import drafting
 from easd.study.stats import paired_difference
-
-NO_OP = 0.001
 
 _CONDITIONS = ("draft_entropy", "target_entropy", "overlap")
 
@@ -48,7 +47,7 @@ def firing(frames: Frames) -> pd.DataFrame:
                         f"{c}_rate", cell[f"over_{c}"], cell["examined"]
                     ).items()
                 },
-                "no_op": gate["gate_rate"] < NO_OP,
+                "no_op": gate["gate_rate"] < NO_OP_RATE,
             }
         )
     return pd.DataFrame(rows)

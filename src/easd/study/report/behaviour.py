@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from easd.study import plots
+from easd.study.calibration import NO_OP_RATE
 from easd.study.metrics import POOLED, Frames
 from easd.study.metrics.emitted import quoted
 from easd.study.metrics.frames import records
-from easd.study.metrics.gate import NO_OP
 from easd.study.report.cells import number, p_words
 from easd.study.report.page import Figure, Section, make_table, tables_by_task
 
@@ -71,7 +71,7 @@ def firing_rates(frames: Frames, table: pd.DataFrame) -> Section:
     idle = table.loc[table["no_op"] & (table["task"] != POOLED)]
     for task, rows in idle.groupby("task", sort=False):
         warnings.append(
-            f"On {task} the gate opens at fewer than {100 * NO_OP:g} % of positions for "
+            f"On {task} the gate opens at fewer than {100 * NO_OP_RATE:g} % of positions for "
             f"{', '.join(rows['system'])}: as good as a no-op, whatever its accuracy."
         )
     shown = _overall(table)
