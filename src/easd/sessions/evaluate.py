@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -24,8 +25,9 @@ from easd.engine.models import Pair
 from easd.sessions.loading import load_with_status
 from easd.study.artefact import Artefact
 from easd.study.config import StudyConfig
-from easd.study.evaluate import Evaluation, Progress
+from easd.study.evaluate import Evaluation
 from easd.study.tasks import Task
+from easd.study.units import Progress, UnitRun
 from easd.trace.provenance import fingerprints
 
 
@@ -89,7 +91,7 @@ def load_quietly(config: StudyConfig, console: Console) -> Pair:
     return load_with_status(config.base, console)
 
 
-def watch(evaluation: Evaluation, console: Console) -> None:
+def watch(evaluation: UnitRun[Any], console: Console) -> None:
     """Runs an evaluation behind a progress bar and prints a table of accuracies."""
     tally: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     texts = tokens = 0

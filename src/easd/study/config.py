@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from easd.core.rules import RULES, rule_name
 from easd.core.types import Rule
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
-from easd.study.tasks import Task, load_task
+from easd.study.grid import GRID, Grid, listed, parse_grid, whole
 
 DEFAULT_SYSTEMS = ("target", "speculative", "easd")
 BASELINES = (
@@ -21,8 +21,7 @@ BASELINES = (
 )
 REWARD_GUIDED = "rsd"
 
-_STUDY = ("tasks", "systems", "seeds", "trace", "chunk", "baselines")
-_TASK = ("data", "limit", "first")
+_STUDY = (*GRID, "trace", "baselines")
 _SYSTEM_SETTINGS = tuple(f.name for f in fields(Settings) if f.name not in ("rule", "n", "seed"))
 
 
@@ -65,69 +64,19 @@ class System:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSpec:
-    """Which items of which task; see `easd.study.tasks.load_task`."""
-
-    name: str
-    data: str | None = None
-    limit: int | None = None
-    first: int = 0
-    options: Mapping[str, Any]
-
-    def load(self, *, allow_code_execution: bool = False) -> Task:
-        """Loads the items.
-
-        Raises:
-            EasdError: The task is unknown, or its data cannot be read.
-        """
-        return load_task(
-            self.name,
-            data=self.data,
-            limit=self.limit,
-            first=self.first,
-            allow_code_execution=allow_code_execution,
-            **self.options,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The mapping it was read from."""
-        found = {name: getattr(self, name) for name in ("name", *_TASK)}
-        return {**found, **self.options}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyConfig:
+class StudyConfig(Grid[System]):
     """A grid of systems, tasks and seeds on one pair of models.
 
     Attributes:
         base: models, and the settings that all systems share unless they say otherwise.
-        tasks: what to decode.
-        systems: how to decode.
-        seeds: each decodes every item once.
         trace: items of each task whose every token is recorded.
-        chunk: items decoded together, and lost together when the run is killed.
     """
 
     base: RunConfig
-    tasks: tuple[TaskSpec, ...]
-    systems: tuple[System, ...]
-    seeds: tuple[int, ...] = (0,)
     trace: int = 100
-    chunk: int = 64
 
     def __post_init__(self) -> None:
-        for what, names in (
-            ("task", [task.name for task in self.tasks]),
-            ("system", [system.name for system in self.systems]),
-            ("seed", [str(seed) for seed in self.seeds]),
-        ):
-            if not names:
-                raise ConfigError(f"there is no {what} to evaluate; name at least one")
-            twice = {name for name in names if names.count(name) > 1}
-            if twice:
-                raise ConfigError(f"{what} {twice.pop()!r} is named twice; give each its own name")
-        if self.chunk < 1:
-            raise ConfigError(f"chunk = {self.chunk} decodes nothing; use 1 or more")
+        Grid.__post_init__(self)
         if self.trace < 0:
             raise ConfigError(f"trace = {self.trace} is no number of items; use 0 or more")
 
@@ -150,7 +99,7 @@ class StudyConfig:
         base = RunConfig.from_dict({"noise": "shared", "batch_size": 16, **shared})
         systems = [
             parse_system(spec, base.settings, fill=fill)
-            for spec in _list(values.get("systems") or DEFAULT_SYSTEMS, "systems")
+            for spec in listed(values.get("systems") or DEFAULT_SYSTEMS, "systems")
         ]
         if values.get("baselines", True):
             named = {system.name for system in systems}
@@ -159,11 +108,9 @@ class StudyConfig:
             ]
         return cls(
             base=base,
-            tasks=tuple(parse_task(spec) for spec in _list(values.get("tasks") or (), "tasks")),
             systems=tuple(systems),
-            seeds=tuple(_whole(seed, "seeds") for seed in _list(values.get("seeds", [0]), "seeds")),
-            trace=_whole(values.get("trace", 100), "trace"),
-            chunk=_whole(values.get("chunk", 64), "chunk"),
+            trace=whole(values.get("trace", 100), "trace"),
+            **parse_grid(values),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,10 +118,8 @@ class StudyConfig:
         shared = self.base.to_dict()
         return {
             **{name: value for name, value in shared.items() if name not in ("rule", "n", "seed")},
-            "tasks": [task.to_dict() for task in self.tasks],
-            "seeds": list(self.seeds),
+            **Grid.to_dict(self),
             "trace": self.trace,
-            "chunk": self.chunk,
         }
 
 
@@ -203,23 +148,6 @@ def read_study(
     return {**({} if path is None else read_yaml(Path(path))), **(overrides or {})}
 
 
-def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
-    """A task from its name, from `name:limit`, or from a mapping with `name`.
-
-    Raises:
-        ConfigError: There is no name, or a number is none.
-    """
-    if isinstance(spec, str):
-        name, _, limit = spec.partition(":")
-        return TaskSpec(name=name, limit=_whole(limit, "limit") if limit else None, options={})
-    if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ConfigError(f"task {spec!r} has no name; write a name, or a mapping with 'name'")
-    known = {name: spec[name] for name in _TASK if spec.get(name) is not None}
-    known |= {name: _whole(known[name], name) for name in ("limit", "first") if name in known}
-    options = {name: value for name, value in spec.items() if name not in ("name", *_TASK)}
-    return TaskSpec(name=str(spec["name"]), options=options, **known)
-
-
 def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill = dict) -> System:
     """A system from `rule` or `rule:field=value,...`, or from a mapping.
 
@@ -230,12 +158,12 @@ def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill 
         EasdError: The rule, a field or a setting is unknown, or a value does not fit.
     """
     if isinstance(spec, str):
-        return _system(spec, fill(_split_rule(spec)), {}, shared)
+        return _system(spec, fill(split_rule(spec)), {}, shared)
     if not isinstance(spec, Mapping):
         raise ConfigError(f"system {spec!r} is no rule; write a rule's name, or a mapping")
     overrides = {key: value for key, value in spec.items() if key not in ("name", "rule")}
     rule = spec.get("rule", "easd")
-    rule = _split_rule(rule) if isinstance(rule, str) else dict(rule)
+    rule = split_rule(rule) if isinstance(rule, str) else dict(rule)
     return _system(spec.get("name"), fill(rule), overrides, shared)
 
 
@@ -289,7 +217,7 @@ def _describe(rule: Rule, reward: Reward | None, overrides: Mapping[str, Any]) -
     return " ".join([rule_name(rule), *changed])
 
 
-def _split_rule(text: str) -> dict[str, Any]:
+def split_rule(text: str) -> dict[str, Any]:
     """`name:field=value,...` as a mapping; values are read as YAML."""
     name, _, rest = text.partition(":")
     found: dict[str, Any] = {"name": name}
@@ -297,18 +225,3 @@ def _split_rule(text: str) -> dict[str, Any]:
         field, value = parse_override(part)
         found[field] = value
     return found
-
-
-def _list(value: Any, name: str) -> Sequence[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return [value]
-    if not value:
-        raise ConfigError(f"{name} is empty; name at least one")
-    return value
-
-
-def _whole(value: Any, name: str) -> int:
-    try:
-        return int(str(value))
-    except ValueError:
-        raise ConfigError(f"{name} = {value!r} is not a whole number") from None

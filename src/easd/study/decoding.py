@@ -18,8 +18,8 @@ from easd.trace.schema import PARTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decoded:
-    """What decoding a unit gave.
+class Batch:
+    """What decoding some prompts gave.
 
     Attributes:
         texts: in the order of the prompts; columns of the samples table that decoding decides.
@@ -39,7 +39,7 @@ def decode_by_rule(
     *,
     first: int,
     with_tokens: bool,
-) -> Decoded:
+) -> Batch:
     """Decodes prompts with the settings' rule; the i-th has request number `first` + i."""
     recorder = Recorder(settings.rule, with_tokens=with_tokens)
     requests = [
@@ -49,7 +49,7 @@ def decode_by_rule(
     for record in decode(pair.target, pair.draft, requests, settings):
         recorder.add(record)
     rows = [recorder.rows[first + place] for place in range(len(prompts))]
-    return Decoded(
+    return Batch(
         texts=[
             {
                 "token_ids": row.new_ids,
@@ -72,7 +72,7 @@ def decode_reward_guided(
     first: int,
     system: RewardGuided,
     scorer: Scorer,
-) -> Decoded:
+) -> Batch:
     """Decodes prompts step by step, the target rewriting what the scorer does not like.
 
     A block is a token that the target wrote; scoring counts as verification.
@@ -107,7 +107,7 @@ def decode_reward_guided(
                 "rewritten": counts.steps_rewritten,
             }
         )
-    return Decoded(texts=found, timing=rounds.timing())
+    return Batch(texts=found, timing=rounds.timing())
 
 
 @dataclass(slots=True)
