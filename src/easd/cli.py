@@ -11,7 +11,7 @@ import typer
 from typer import Option
 
 from easd.cli_study import app as studies
-from easd.errors import EasdError
+from easd.errors import ConfigError, EasdError
 
 USAGE_ERROR = 2
 
@@ -404,16 +404,38 @@ def pairs() -> None:
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A folder that `--trace` wrote.")],
-    sample: Annotated[int, Option(help="Which text, counted from 0.")] = 0,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="A folder that `--trace` wrote; with --html several to compare."),
+    ],
+    sample: Annotated[
+        int | None,
+        Option(help="Which text, counted from 0.", show_default="0; with --html all"),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        Option(help="Write a page for the browser to this file; it needs no other."),
+    ] = None,
 ) -> None:
     """Show a trace: tokens by outcome, entropies, what each penalty replaced, and the summary."""
+    from easd.trace import read_trace
+
+    traces = [read_trace(folder) for folder in folders]
+    if html is not None:
+        from easd.inspect.page import write_page
+
+        write_page(traces, html, sample=sample)
+        typer.echo(f"wrote {html}", err=True)
+        return
+    if len(traces) > 1:
+        raise ConfigError(
+            f"the terminal shows one trace, not {len(traces)}; name one, or compare with --html"
+        )
     from rich.console import Console
 
     from easd.inspect.terminal import render
-    from easd.trace import read_trace
 
-    render(read_trace(folder), sample, Console())
+    render(traces[0], sample or 0, Console())
 
 
 app.add_typer(studies)

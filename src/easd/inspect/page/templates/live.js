@@ -1,0 +1,149 @@
+// Decoding while one watches: the form, and the server's stream of events.
+
+import { byId, make } from "./dom.js";
+import { count, percent } from "./words.js";
+
+const RULES_PATH = "/easd/rules";
+const DECODE_PATH = "/easd/decode";
+const RULE_FIELDS = ["tau_h", "tau_o"];
+
+export class Live {
+  #page;
+  #form = byId("ask");
+  #rules = {};
+  #running = null;
+
+  constructor(page) {
+    this.#page = page;
+    this.#form.hidden = false;
+    this.#form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#decode();
+    });
+    this.#form.elements.rule.addEventListener("change", () => this.#showFields());
+    byId("stop").addEventListener("click", () => this.#running?.abort());
+    this.#load();
+  }
+
+  async #load() {
+    try {
+      const { rules, pair, defaults } = await (await this.#fetch(RULES_PATH)).json();
+      this.#rules = rules;
+      const fields = this.#form.elements;
+      fields.rule.replaceChildren(...Object.keys(rules).map((name) => make("option", { value: name, text: name })));
+      for (const name of ["gamma", "temperature", "seed"]) fields[name].value = defaults[name];
+      fields.max_tokens.value = defaults.max_new_tokens ?? 128;
+      for (const box of fields.compare) box.disabled = !(box.value in rules);
+      byId("title").textContent = pair;
+      this.#showFields();
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  /** Offers the fields that the chosen rule has. */
+  #showFields() {
+    const elements = this.#form.elements;
+    const { fields, summary, lossless } = this.#rules[elements.rule.value];
+    for (const name of RULE_FIELDS) {
+      elements[name].disabled = !(name in fields);
+      elements[name].value = fields[name] ?? "";
+    }
+    byId("rule-summary").textContent = `${summary} ${lossless ? "Lossless: the text follows the target’s law." : "Changes what the target would say."}`;
+  }
+
+  async #decode() {
+    this.#running?.abort();
+    const running = (this.#running = new AbortController());
+    byId("problem").textContent = "";
+    byId("stop").disabled = false;
+    this.#page.start();
+    const elements = this.#form.elements;
+    const others = [...elements.compare].filter((box) => box.checked && box.value !== elements.rule.value);
+    try {
+      // One after the other: each has the machine for itself, so that speeds compare.
+      for (const rule of [elements.rule.value, ...others.map((box) => box.value)]) await this.#one(rule, running.signal);
+    } catch (error) {
+      if (error.name === "AbortError") this.#page.announce("stopped");
+      else this.#fail(error);
+    }
+    if (this.#running === running) byId("stop").disabled = true;
+  }
+
+  async #one(rule, signal) {
+    this.#page.announce(`decoding with ${rule}`);
+    const response = await this.#fetch(DECODE_PATH, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(this.#body(rule)),
+      signal,
+    });
+    const vocabulary = new Map();
+    let panel = null;
+    const began = performance.now();
+    for await (const event of events(response)) {
+      if (event.type === "run") {
+        panel = this.#page.panel(event.run, vocabulary);
+        panel.showSummary(null, 1);
+      } else if (event.type === "rows") {
+        for (const [id, text] of Object.entries(event.vocabulary)) vocabulary.set(Number(id), text);
+        panel.add(event.tokens);
+        panel.state.textContent = `${count(panel.text.tokens.length, "token")} in ${((performance.now() - began) / 1000).toFixed(1)} s`;
+      } else if (event.type === "end") {
+        panel.text.finished = true;
+        panel.showSummary(event.summary, 1);
+        this.#page.showPrompt(event.sample.prompt);
+        this.#page.announce(`${rule}: ${count(event.summary.tokens, "token")}, acceptance rate ${percent(event.summary.acceptance_rate)}`);
+      } else {
+        throw new Error(event.error.message);
+      }
+      this.#page.refresh();
+    }
+  }
+
+  #body(rule) {
+    const elements = this.#form.elements;
+    const speculative = { rule, gamma: elements.gamma.valueAsNumber };
+    if (rule === elements.rule.value) {
+      for (const name of RULE_FIELDS) if (!elements[name].disabled) speculative[name] = elements[name].valueAsNumber;
+    }
+    const prompt = elements.prompt.value;
+    return {
+      ...(elements.chat.checked ? { messages: [{ role: "user", content: prompt }] } : { prompt }),
+      temperature: elements.temperature.valueAsNumber,
+      max_tokens: elements.max_tokens.valueAsNumber,
+      seed: elements.seed.valueAsNumber,
+      noise: "shared",
+      speculative,
+    };
+  }
+
+  /** A response that is well, or an error with the server's words. */
+  async #fetch(path, options = {}) {
+    const key = this.#form.elements.key.value;
+    const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+    const response = await fetch(path, { ...options, headers });
+    if (response.ok) return response;
+    if (response.status === 401) byId("key").hidden = false;
+    const told = await response.json().catch(() => null);
+    throw new Error(told?.error?.message ?? `the server answered ${response.status}`);
+  }
+
+  #fail(error) {
+    byId("problem").textContent = error.message;
+  }
+}
+
+/** The JSON events of a stream of server-sent events. */
+async function* events(response) {
+  let rest = "";
+  const decoder = new TextDecoder();
+  const reader = response.body.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
+    rest = lines.pop();
+    for (const line of lines) if (line.startsWith("data: {")) yield JSON.parse(line.slice("data: ".length));
+  }
+}

@@ -1,0 +1,61 @@
+// The figures of a run: how much was kept, how fast, and where the time went.
+
+import { make } from "./dom.js";
+import { count, number, percent, setting } from "./words.js";
+
+/** Elements for a run's head; `summary` is what `easd.trace.summary` gives. */
+export function summaryOf(run, summary, texts) {
+  const { config } = run;
+  const settings = [
+    count(texts, "text"),
+    `gamma ${config.gamma}`,
+    `temperature ${setting(config.temperature)}`,
+    `seed ${config.seed}`,
+    `${config.noise} noise`,
+  ];
+  const elements = [make("p", { class: "soft", text: settings.join(" · ") })];
+  if (summary) elements.push(figures(summary), time(summary));
+  elements.push(everything(config));
+  return elements;
+}
+
+function figures(summary) {
+  const total = Object.values(summary.seconds).reduce((sum, part) => sum + part, 0);
+  const cells = [
+    ["tokens a second", total ? number(summary.tokens / total, 1) : "none", `${count(summary.tokens, "token")} in ${number(total)} s`],
+    ["acceptance rate", percent(summary.acceptance_rate), `${summary.accepted} of ${summary.examined} examined`],
+    ["block efficiency", number(summary.block_efficiency), `${count(summary.blocks, "forward")}`],
+    ["penalty rate", percent(summary.penalty_rate), `${summary.penalised} penalised`],
+  ];
+  return make(
+    "dl",
+    { class: "figures" },
+    ...cells.map(([name, value, note]) => make("div", {}, make("dt", { text: name }), make("dd", {}, make("strong", { text: value }), make("small", { text: note })))),
+  );
+}
+
+function time(summary) {
+  const total = Object.values(summary.seconds).reduce((sum, part) => sum + part, 0);
+  const parts = Object.entries(summary.seconds).filter(([, seconds]) => total && seconds / total >= 0.0005);
+  const bar = make("div", { class: "time", "aria-hidden": "true" });
+  for (const [name, seconds] of parts) {
+    const piece = make("div", { class: name });
+    piece.style.flexGrow = seconds / total;
+    bar.append(piece);
+  }
+  const words = parts.map(([name, seconds]) => make("span", { class: name, text: `${name} ${percent(seconds / total)}` }));
+  return make("div", { class: "times" }, bar, make("p", { class: "soft" }, ...words));
+}
+
+/** All settings of the run, for those who ask. */
+function everything(config) {
+  const { rule, ...rest } = config;
+  const { name, ...fields } = rule;
+  const lines = [["rule", name], ...Object.entries(fields), ...Object.entries(rest)];
+  return make(
+    "details",
+    {},
+    make("summary", { text: "all settings" }),
+    make("dl", { class: "settings" }, ...lines.flatMap(([key, value]) => [make("dt", { text: key }), make("dd", { text: setting(value) })])),
+  );
+}

@@ -1,0 +1,31 @@
+"""Traces as one file that opens in any browser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from easd.errors import TraceError
+from easd.inspect.page.assemble import page
+from easd.inspect.page.data import run_data
+from easd.trace import Trace
+
+
+def write_page(traces: Sequence[Trace], path: str | Path, *, sample: int | None = None) -> None:
+    """Writes the page of a trace, or of several side by side, text by text.
+
+    Args:
+        traces: the first is what the others are compared with.
+        path: the file; replaced if it is there.
+        sample: show this text only.
+
+    Raises:
+        TraceError: A trace holds no such text, or the file cannot be written.
+    """
+    html = page({"runs": [run_data(trace, sample) for trace in traces]}, connect="'none'")
+    try:
+        Path(path).write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise TraceError(
+            f"cannot write the page to {str(path)!r} ({error.strerror}); name another file"
+        ) from None
