@@ -26,6 +26,8 @@ def prepare(config: Any) -> None:
     serving = Serving.parse(config.additional_config[KEY])
     check_version()
     check_speculation(config)
+    if config.use_v2_model_runner:
+        check_second_runner(config)
     parallel = config.parallel_config
     if parallel.worker_extension_cls not in ("", EXTENSION):
         raise ConfigError(
@@ -73,7 +75,18 @@ def check_speculation(config: Any) -> None:
                 f'{name} = {value!r} cannot be served with easd; set "{name}": "{wanted}" '
                 "in --speculative-config"
             )
-    if config.use_v2_model_runner:
+
+
+def check_second_runner(config: Any) -> None:
+    """Refuses what the V2 model runner can do and the plugin cannot follow.
+
+    Raises:
+        ConfigError: Such a setting is on.
+    """
+    if getattr(config, "watermark_config", None) is not None:
+        raise ConfigError("watermarking was not tested with easd; leave out watermark_config")
+    if config.parallel_config.enable_batch_sharded_sampling:
         raise ConfigError(
-            "easd works with vLLM's V1 model runner only; set VLLM_USE_V2_MODEL_RUNNER=0"
+            "enable_batch_sharded_sampling = True cannot be served with easd, whose counts would "
+            "be those of one rank's requests; leave it out"
         )

@@ -24,7 +24,7 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase  # pyright: ignore
 
 from easd.core.rules import EASD
 from easd.errors import ConfigError
-from easd.integrations.vllm import KEY, cpu_expand
+from easd.integrations.vllm import KEY, cpu_expand, worker_v2
 from easd.integrations.vllm.gate import Tally, ask, penalise_, rows_of
 from easd.integrations.vllm.serving import Serving
 
@@ -210,7 +210,11 @@ def _attach_in_workers() -> None:
         result = stock(self)
         values = self.vllm_config.additional_config
         if isinstance(values, dict) and KEY in values:
-            attach(self.worker.model_runner, Serving.parse(values[KEY]))
+            serving = Serving.parse(values[KEY])
+            if self.vllm_config.use_v2_model_runner:
+                worker_v2.attach(self.worker, serving)
+            else:
+                attach(self.worker.model_runner, serving)
         return result
 
     WorkerWrapperBase.init_device = init_device  # type: ignore[method-assign]
