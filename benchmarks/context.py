@@ -50,7 +50,8 @@ def main() -> None:
     seconds = {length: [] for length in engines}
     for _ in range(args.steps):
         for length, engine in engines.items():
-            seconds[length].append(sum(engine.step().seconds.values()))
+            (record,) = engine.step()
+            seconds[length].append(sum(record.seconds.values()))
     print(f"{describe()}, {args.dtype}, gamma {args.gamma}")
     for length, found in seconds.items():
         print(f"context {length}: {1000 * median(found):.1f} ms a step")

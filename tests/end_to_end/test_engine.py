@@ -230,23 +230,25 @@ def test_cancelled_requests_leave_the_others_alone():
     done = {}
     for turn in range(1000):
         if turn == 1:
-            engine.cancel(0)  # decoding, in the first place
-            engine.cancel(3)  # decoding, in the last place
-            engine.cancel(6)  # waiting
-            engine.cancel(99)  # unknown
+            engine.cancel(asked[0])  # decoding, in the first place
+            engine.cancel(asked[3])  # decoding, in the last place
+            engine.cancel(asked[6])  # waiting
+            engine.cancel(replace(asked[1]))  # unknown: another request with the same number
         if not engine.busy:
             break
-        done |= {row.request.number: row.ids for row in engine.step().rows if row.finished}
+        (record,) = engine.step()
+        done |= {row.request.number: row.ids for row in record.rows if row.finished}
     assert not engine.busy
     assert done == {n: row.ids for n, row in expected.items() if n not in (0, 3, 6)}
 
 
 def test_cancelling_everything_ends_the_engine():
     engine = make_engine(*llama_pair(), Settings(), num_rows=2)
-    engine.waiting.extend(requests(TEXTS[:3]))
+    asked = requests(TEXTS[:3])
+    engine.waiting.extend(asked)
     engine.step()
-    for number in range(3):
-        engine.cancel(number)
+    for request in asked:
+        engine.cancel(request)
     assert not engine.busy
 
 
@@ -318,16 +320,47 @@ def test_token_ids_outside_the_vocabulary_are_refused(prompt):
         texts(llama_pair(), requests([prompt]))
 
 
-def test_requests_that_cannot_share_a_batch_are_refused():
-    """Never one row's temperature for another's."""
+def test_requests_share_a_batch_whatever_their_rules_and_temperatures():
+    """Never one row's temperature or rule for another's."""
+    kinds = [processing(temperature=t, top_k=k) for t, k in [(0, 0), (0.5, 0), (1, 4), (1, 0)]]
+    rules = [r for r in ALL_RULES if r.models == "both" and not r.evaluates_bonus]
     asked = [
-        replace(request, processing=processing(temperature=0.5 * request.number))
-        for request in requests(TEXTS[:3])
+        replace(
+            request,
+            rule=rules[place % len(rules)],
+            processing=kinds[place % len(kinds)],
+            wants_raw=place % 5 == 0,
+        )
+        for place, request in enumerate(requests(TEXTS * 3))
     ]
-    with pytest.raises(ConfigError, match="3 different temperatures"):
-        texts(llama_pair(), asked)
-    alike = [replace(request, processing=processing(temperature=0.5)) for request in asked]
-    assert len(texts(llama_pair(), alike)) == 3
+    alone = [texts(llama_pair(), [request], rule=request.rule)[0] for request in asked]
+    assert texts(llama_pair(), asked, batch_size=len(asked)) == alone
+    assert texts(llama_pair(), asked, batch_size=7) == alone
+
+
+def test_a_step_has_a_record_for_each_rule_and_greediness():
+    asked = [
+        replace(request, rule=rule, processing=processing(temperature=temperature))
+        for request, rule, temperature in zip(
+            requests(TEXTS[:4]),
+            [GATED, Speculative(), GATED, GATED],
+            [1.0, 1.0, 0.7, 0.0],
+            strict=True,
+        )
+    ]
+    engine = make_engine(*llama_pair(), Settings(), num_rows=4)
+    engine.waiting.extend(asked)
+    records = engine.step()
+    assert [[row.request.number for row in r.rows] for r in records] == [[0, 2], [1], [3]]
+    assert [r.step.raw_target_probs is None for r in records] == [True, True, False]
+    assert all(len(r.step.target_probs) == len(r.committed) == len(r.rows) for r in records)
+
+
+@pytest.mark.parametrize("other", [TargetOnly(), DraftOnly(), replace(GATED, gate_bonus=True)])
+def test_rules_that_run_the_models_in_another_way_do_not_share_a_batch(other):
+    asked = [replace(requests(TEXTS[:1])[0], rule=other)]
+    with pytest.raises(ConfigError, match="decode each by itself"):
+        texts(llama_pair(), asked, rule=GATED)
 
 
 @pytest.mark.parametrize("field", ["stop", "bad_words"])
@@ -434,7 +467,8 @@ def test_a_draft_that_lags_two_tokens_catches_up():
     engine.drafter.model.forward = watch
     done = {}
     while engine.busy:
-        done |= {row.request.number: row.ids for row in engine.step().rows if row.finished}
+        (record,) = engine.step()
+        done |= {row.request.number: row.ids for row in record.rows if row.finished}
     assert 2 in fed
     plain = run((target, None), asked, rule=TargetOnly())
     assert {len(ids) for ids in done.values()} == {len(row.ids) for row in plain.values()}
@@ -447,7 +481,8 @@ def test_capacity_grows_in_the_middle_of_a_text():
     engine.waiting.extend(asked)
     capacities, done = set(), {}
     while engine.busy:
-        done |= {r.request.number: r.new_ids for r in engine.step().rows if r.finished}
+        (record,) = engine.step()
+        done |= {r.request.number: r.new_ids for r in record.rows if r.finished}
         capacities.add(engine.target.cache.placement.capacity)
     assert capacities == {64, 128, 256}
     plain = texts((pair[0], None), asked, rule=TargetOnly(), noise="shared", batch_size=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.engine.processing import TRUNCATING
+from easd.engine.processing import TRUNCATING, Processing
 from easd.engine.request import Row
 
 
@@ -21,8 +21,8 @@ class Distributions:
     """`probs` [B, T, V], and `raw` [B, T, V] (temperature 1, no truncation) where asked for."""
 
     probs: Tensor
-    raw: Tensor | None
     scores: Tensor
+    raw: Tensor | None
 
 
 def distributions(
@@ -38,7 +38,7 @@ def distributions(
     Args:
         logits: [B, T, V]; the last position of a row follows its prefix and all drafted tokens,
             the one before it all but one, and so on.
-        rows: rows of one batch share their warpers and greediness.
+        rows: one for each of the batch.
         drafted: int64 [B, >= T-1], the tokens drafted after the prefix.
         counts: how many of each row's drafted tokens are meant; the rest is padding.
         want_raw: Whether to compute raw probabilities too.
@@ -48,19 +48,32 @@ def distributions(
     raw = None
     if want_raw:
         raw = _each(logits, rows, drafted, counts, truncate=False).softmax(-1)
-    processing = rows[0].request.processing
+    kinds: dict[tuple[bool, str], list[int]] = {}
+    for place, row in enumerate(rows):
+        kinds.setdefault(row.request.processing.kind, []).append(place)
+    if len(kinds) == 1:
+        return Distributions(*_drawn(rows[0].request.processing, scores), raw)
+    warped, probs = torch.empty_like(scores), torch.empty_like(scores)
+    for places in kinds.values():
+        found = _drawn(rows[places[0]].request.processing, scores[places])
+        probs[places], warped[places] = found
+    return Distributions(probs, warped, raw)
+
+
+def _drawn(processing: Processing, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The probabilities tokens are drawn from and the scores behind all warpers, [b, T, V]."""
     if processing.greedy:
         best, token = scores.max(-1)
         probs = torch.zeros_like(scores).scatter_(-1, token[..., None], 1.0)
         # A one-hot row would hide that it was made from NaN or from nothing.
         probs[..., 0].masked_fill_(~best.isfinite(), float("nan"))
-        return Distributions(probs, raw, scores)
+        return probs, scores
     flat = scores.flatten(0, 1)
-    nothing = drafted.new_zeros(flat.shape[0], 0)
+    nothing = flat.new_zeros(flat.shape[0], 0, dtype=torch.long)
     for warper in processing.warpers:
         flat = warper(nothing, flat)
     scores = flat.view_as(scores)
-    return Distributions(scores.softmax(-1), raw, scores)
+    return scores.softmax(-1), scores
 
 
 def _each(

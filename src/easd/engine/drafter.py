@@ -69,7 +69,7 @@ class ModelDrafter:
     ) -> Draft:
         length = max(counts)
         device = self.model.device
-        greedy = rows[0].request.processing.greedy
+        greedy = all(row.request.processing.greedy for row in rows)
         constrained = any(row.request.processing.prefixed for row in rows)
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)

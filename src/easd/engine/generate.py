@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easd.core.rules import rule_name
+from easd.core.types import Rule
 from easd.engine.drafter import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
 from easd.engine.loop import Engine, StepRecord
 from easd.engine.request import Counts, FinishReason, Request, Row
@@ -98,10 +100,10 @@ def decode(
     requests = list(requests)
     engine = make_engine(target, draft, settings, num_rows=min(settings.batch_size, len(requests)))
     _check_prompts(requests, context_limit([target, draft]), engine.vocab_size)
-    _check_alike(requests)
+    _check_rules(requests, settings.rule)
     engine.waiting.extend(requests)
     while engine.busy:
-        yield engine.step()
+        yield from engine.step()
 
 
 def make_engine(
@@ -228,17 +230,14 @@ def _check_prompts(requests: Sequence[Request], limit: int | None, vocab_size: i
             )
 
 
-def _check_alike(requests: Sequence[Request]) -> None:
-    """Rows of one batch share what is done to all of it at once; see `distributions`."""
-    kinds = {
-        (processing.greedy, repr([(type(warper), vars(warper)) for warper in processing.warpers]))
-        for processing in (request.processing for request in requests)
-    }
-    if len(kinds) > 1:
-        raise ConfigError(
-            f"the requests have {len(kinds)} different temperatures or truncations; "
-            "decode each kind by itself"
-        )
+def _check_rules(requests: Sequence[Request], rule: Rule) -> None:
+    """What a batch of forwards has in common is the engine's rule's to say."""
+    for other in {request.rule for request in requests if request.rule is not None}:
+        if (other.models, other.evaluates_bonus) != (rule.models, rule.evaluates_bonus):
+            raise ConfigError(
+                f"the rules {rule_name(other)} and {rule_name(rule)} run the models in different "
+                "ways; decode each by itself"
+            )
 
 
 def with_overrides(settings: Settings, overrides: dict[str, Any]) -> Settings:

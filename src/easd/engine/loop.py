@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -22,14 +22,14 @@ from easd.errors import NumericsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """One step of the loop, for whoever watches: traces, progress, streaming.
+    """One step of rows that share a rule, for whoever watches: traces, progress, streaming.
 
     Attributes:
         rows: the rows that took part, in batch order, as they are after the step.
         starts: position of draft token 0 in each row's text.
         committed: the tokens each row gained, after any stop.
         step, decision, noise: what verification saw and said.
-        seconds: wall time by part: prefill, draft, target, verify, commit.
+        seconds: wall time of the whole batch by part: prefill, draft, target, verify, commit.
     """
 
     rows: list[Row]
@@ -41,8 +41,31 @@ class StepRecord:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Tokens that a row emits, how many of them were drafted, and whether a penalty ended them."""
+
+    emitted: list[int]
+    accepted: int
+    penalised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a batch that one call of a rule verified, by their places."""
+
+    places: list[int]
+    step: Step
+    noise: Noise
+    decision: Decision
+    outcomes: list[_Outcome]
+
+
 class Engine:
-    """Decodes requests in `num_rows` slots; a row that ends makes room for the next in line."""
+    """Decodes requests in `num_rows` slots; a row that ends makes room for the next in line.
+
+    Requests may differ in everything that is theirs, their rule included.
+    """
 
     def __init__(
         self,
@@ -71,46 +94,58 @@ class Engine:
         return bool(self.rows or self.waiting)
 
     @torch.inference_mode()
-    def step(self) -> StepRecord:
-        """Takes in waiting requests and moves every row on by at least one token."""
+    def step(self) -> list[StepRecord]:
+        """Takes in waiting requests and moves every row on by at least one token.
+
+        Returns:
+            A record for each rule and greediness among the rows.
+        """
         clock = _Clock()
         self._admit()
         rows = list(self.rows)
         starts = [len(row.ids) for row in rows]
         noise = self._noise(rows, starts)
+        rule_wants_raw = any(self._needs_raw(row) for row in rows)
         clock.lap("prefill")
         draft = self.drafter.propose(
             rows,
             [min(self.gamma, row.remaining - 1) for row in rows],
             noise,
             bonus=self.rule.evaluates_bonus,
-            raw=self._wants_raw(rows),
+            raw=rule_wants_raw,
         )
         clock.lap("draft")
         logits = self._score(rows, draft)
         clock.lap("target")
-        found = self._distributions(rows, draft, logits)
-        step = self._step(rows, draft, found)
-        decision = verify(self.rule, step, noise)
-        emitted, accepted, penalised = _read(step, decision)
-        clock.lap("verify")
-        committed = self._commit(draft, emitted, accepted, penalised, found.scores)
-        clock.lap("commit")
-        return StepRecord(
-            rows=rows,
-            starts=starts,
-            committed=committed,
-            step=step,
-            decision=decision,
-            noise=noise,
-            seconds=clock.seconds,
+        found = distributions(
+            logits,
+            rows,
+            draft.tokens,
+            draft.counts,
+            want_raw=rule_wants_raw or any(row.request.wants_raw for row in rows),
         )
+        parts = [self._verify(places, draft, found, noise) for places in self._alike(rows)]
+        clock.lap("verify")
+        committed = self._commit(draft, parts, found.scores)
+        clock.lap("commit")
+        return [
+            StepRecord(
+                rows=[rows[place] for place in part.places],
+                starts=[starts[place] for place in part.places],
+                committed=[committed[place] for place in part.places],
+                step=part.step,
+                decision=part.decision,
+                noise=part.noise,
+                seconds=clock.seconds,
+            )
+            for part in parts
+        ]
 
     @torch.inference_mode()
-    def cancel(self, number: int) -> None:
+    def cancel(self, request: Request) -> None:
         """Drops a request, waiting or decoding, and frees its slots."""
-        self.waiting = deque(r for r in self.waiting if r.number != number)
-        self._release([place for place, r in enumerate(self.rows) if r.request.number == number])
+        self.waiting = deque(r for r in self.waiting if r is not request)
+        self._release([place for place, r in enumerate(self.rows) if r.request is request])
 
     def _admit(self) -> None:
         first = len(self.rows)
@@ -131,55 +166,73 @@ class Engine:
             coupling=self.noise,
         )
 
-    def _wants_raw(self, rows: Sequence[Row]) -> bool:
-        greedy = rows[0].request.processing.greedy
-        return self.rule.needs_raw == "always" or (greedy and self.rule.needs_raw == "greedy")
+    def _rule(self, row: Row) -> Rule:
+        return self.rule if row.request.rule is None else row.request.rule
+
+    def _needs_raw(self, row: Row) -> bool:
+        needs = self._rule(row).needs_raw
+        return needs == "always" or (needs == "greedy" and row.request.processing.greedy)
+
+    def _alike(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Places of rows that one call of a rule verifies."""
+        groups: dict[tuple[Rule, bool], list[int]] = {}
+        for place, row in enumerate(rows):
+            kind = (self._rule(row), row.request.processing.greedy)
+            groups.setdefault(kind, []).append(place)
+        return list(groups.values())
 
     def _score(self, rows: Sequence[Row], draft: Draft) -> Tensor:
         last = torch.tensor([row.ids[-1:] for row in rows], device=self.target.device)
         logits = self.target.forward(torch.cat([last, draft.tokens], 1))
         return logits[..., : self.vocab_size]
 
-    def _distributions(self, rows: Sequence[Row], draft: Draft, logits: Tensor) -> Distributions:
-        return distributions(
-            logits,
-            rows,
-            draft.tokens,
-            draft.counts,
-            want_raw=self._wants_raw(rows),
-        )
+    def _verify(self, places: list[int], draft: Draft, found: Distributions, noise: Noise) -> _Part:
+        first = self.rows[places[0]]
+        step = self._step(places, draft, found)
+        if len(places) < len(self.rows):
+            noise = replace(noise, keys=noise.keys[places], start=noise.start[places])
+        decision = verify(self._rule(first), step, noise)
+        return _Part(places, step, noise, decision, _read(step, decision))
 
-    def _step(self, rows: Sequence[Row], draft: Draft, found: Distributions) -> Step:
+    def _step(self, places: list[int], draft: Draft, found: Distributions) -> Step:
+        first = self.rows[places[0]]
+        greedy = first.request.processing.greedy
         device = draft.tokens.device
         dtype = torch.promote_types(draft.probs.dtype, found.probs.dtype)
-        greedy = rows[0].request.processing.greedy
+
+        at = slice(None) if len(places) == len(self.rows) else places
+        needs_raw = self._needs_raw(first)
+        wants_raw = needs_raw or any(self.rows[place].request.wants_raw for place in places)
+
+        def raw(probs: Tensor | None, wanted: bool) -> Tensor | None:
+            return probs[at].to(dtype) if probs is not None and wanted else None
+
         return Step(
-            draft_tokens=draft.tokens,
-            num_draft_tokens=torch.tensor(draft.counts, device=device),
-            draft_probs=draft.probs.to(dtype),
-            target_probs=found.probs.to(dtype),
-            raw_draft_probs=None if draft.raw is None else draft.raw.to(dtype),
-            raw_target_probs=None if found.raw is None else found.raw.to(dtype),
-            greedy=torch.ones(len(rows), dtype=torch.bool, device=device) if greedy else None,
+            draft_tokens=draft.tokens[at],
+            num_draft_tokens=torch.tensor([draft.counts[place] for place in places], device=device),
+            draft_probs=draft.probs[at].to(dtype),
+            target_probs=found.probs[at].to(dtype),
+            raw_draft_probs=raw(draft.raw, needs_raw),
+            raw_target_probs=raw(found.raw, wants_raw),
+            greedy=torch.ones(len(places), dtype=torch.bool, device=device) if greedy else None,
         )
 
-    def _commit(
-        self,
-        draft: Draft,
-        emitted: list[list[int]],
-        accepted: list[int],
-        penalised: list[bool],
-        scores: Tensor,
-    ) -> list[list[int]]:
+    def _commit(self, draft: Draft, parts: list[_Part], scores: Tensor) -> list[list[int]]:
+        outcomes = {
+            place: outcome
+            for part in parts
+            for place, outcome in zip(part.places, part.outcomes, strict=True)
+        }
         committed, lengths, done = [], [], []
         for place, row in enumerate(self.rows):
-            standing = len(row.ids) + accepted[place]
-            kept = row.extend(emitted[place])
-            committed.append(emitted[place][:kept])
+            outcome = outcomes[place]
+            standing = len(row.ids) + outcome.accepted
+            kept = row.extend(outcome.emitted)
+            committed.append(outcome.emitted[:kept])
             row.counts.add(
                 proposed=draft.counts[place],
-                accepted=accepted[place],
-                penalised=penalised[place],
+                accepted=outcome.accepted,
+                penalised=outcome.penalised,
                 kept=kept,
             )
             if row.request.keep_scores:
@@ -203,8 +256,8 @@ class Engine:
             self.rows.pop()
 
 
-def _read(step: Step, decision: Decision) -> tuple[list[list[int]], list[int], list[bool]]:
-    """Brings a decision to the host: tokens emitted by each row, tokens accepted, penalties.
+def _read(step: Step, decision: Decision) -> list[_Outcome]:
+    """Brings a decision to the host.
 
     Raises:
         NumericsError: A model's probabilities are no distribution.
@@ -217,15 +270,15 @@ def _read(step: Step, decision: Decision) -> tuple[list[list[int]], list[int], l
         ~torch.isfinite(step.draft_probs[..., 0]).all(1),
     ]
     table = torch.cat([torch.stack([c.long() for c in columns], 1), step.draft_tokens], 1).tolist()
-    emitted = []
-    for accepted, next_token, _, bad_target, bad_draft, *drafted in table:
+    outcomes = []
+    for accepted, next_token, penalised, bad_target, bad_draft, *drafted in table:
         if bad_target or bad_draft:
             raise NumericsError(
                 f"the {'target' if bad_target else 'draft'}'s logits are NaN or leave no token "
                 "to choose; check its files, its dtype and the logits processors"
             )
-        emitted.append([*drafted[:accepted], next_token])
-    return emitted, [line[0] for line in table], [bool(line[2]) for line in table]
+        outcomes.append(_Outcome([*drafted[:accepted], next_token], accepted, bool(penalised)))
+    return outcomes
 
 
 class _Clock:

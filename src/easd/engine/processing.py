@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from transformers.generation import logits_process as hf
@@ -25,10 +25,21 @@ _PREFIX_FREE = (*TRUNCATING, hf.LogitNormalization, hf.InfNanRemoveLogitsProcess
 
 @dataclass(frozen=True, slots=True)
 class Processing:
-    """What one request does to logits: its processors in order, and whether it is greedy."""
+    """What one request does to logits.
+
+    Attributes:
+        processors: in order.
+        greedy: whether the most probable token is taken.
+        kind: equal for requests that can go through `warpers` together.
+    """
 
     processors: tuple[Processor, ...] = ()
     greedy: bool = False
+    kind: tuple[bool, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        warpers = repr([(type(warper), vars(warper)) for warper in self.warpers])
+        object.__setattr__(self, "kind", (self.greedy, warpers))
 
     @property
     def warpers(self) -> tuple[Processor, ...]:

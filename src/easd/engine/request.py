@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from easd.core.noise import request_key
+from easd.core.types import Rule
 from easd.engine.processing import Processing
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -26,10 +27,13 @@ class Request:
             else is decoded beside it.
         max_new_tokens: at least one.
         eos: ids that end the text.
+        rule: how its draft tokens are judged; unless given by the engine's rule. Both must run the
+            same models and agree on whether they evaluate the bonus position.
         processing: what is done to logits before sampling.
         criteria: more ways to stop, each asked after every token with the text so far [1, L].
         padding: ids to the left of the prompt that processors and criteria see, but no model.
         keep_scores: whether to keep the target's processed scores of every emitted token.
+        wants_raw: whether its steps carry the target's raw probabilities for any rule.
     """
 
     prompt: tuple[int, ...]
@@ -37,10 +41,12 @@ class Request:
     seed: int = 0
     max_new_tokens: int = 256
     eos: frozenset[int] = frozenset()
+    rule: Rule | None = None
     processing: Processing = field(default_factory=Processing)
     criteria: tuple[Criterion, ...] = ()
     padding: tuple[int, ...] = ()
     keep_scores: bool = False
+    wants_raw: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

@@ -71,8 +71,9 @@ class _Batch:
     def step(self) -> None:
         """One step of the engine; after an error its rows cannot be trusted any more."""
         try:
-            record = self.engine.step()
+            records = self.engine.step()
         except Exception as error:
             self.error = error
         else:
-            self.ended |= {id(row.request): row for row in record.rows if row.finished}
+            rows = [row for record in records for row in record.rows]
+            self.ended |= {id(row.request): row for row in rows if row.finished}
