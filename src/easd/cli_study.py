@@ -12,6 +12,7 @@ from typer import Option
 app = typer.Typer()
 
 _MODELS, _GRID, _DECODING, _OUTPUT = "Models", "Grid", "Decoding", "Output"
+_ENDPOINT = "Endpoint"
 
 Pair = Annotated[
     str | None,
@@ -70,9 +71,9 @@ SystemSpec = Annotated[
     Option(
         "--system",
         help="A rule with its fields, such as easd:tau_h=1.2,gate_bonus=true, or rsd:delta=0.7. "
-        "May be repeated.",
+        "With --endpoint also `served`: the server's own. May be repeated.",
         metavar="RULE[:FIELD=VALUE,...]",
-        show_default="target, speculative, easd",
+        show_default="target, speculative, easd; with --endpoint served",
         rich_help_panel=_GRID,
     ),
 ]
@@ -83,6 +84,52 @@ Seeds = Annotated[
         help="Decodes every item once; may be repeated.",
         show_default="0",
         rich_help_panel=_GRID,
+    ),
+]
+Endpoint = Annotated[
+    str | None,
+    Option(
+        "--endpoint",
+        help="Evaluate this OpenAI-compatible server, such as http://127.0.0.1:8000/v1, instead of "
+        "a pair.",
+        metavar="URL",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+Model = Annotated[
+    str | None,
+    Option(
+        "--model",
+        help="The server's name for the model.",
+        show_default="its only one",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    Option(
+        "--api-key-env",
+        help="The environment variable that holds the server's key.",
+        metavar="NAME",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+Dialect = Annotated[
+    str | None,
+    Option(
+        "--dialect",
+        help="How a request names its rule: easd (easd serve) or vllm (the plugin).",
+        show_default="whichever the server understands",
+        rich_help_panel=_ENDPOINT,
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    Option(
+        "--concurrency",
+        help="Requests under way at once.",
+        show_default="16",
+        rich_help_panel=_ENDPOINT,
     ),
 ]
 Temperature = Annotated[
@@ -205,6 +252,11 @@ def evaluate(
     data: Data = None,
     system: SystemSpec = None,
     seed: Seeds = None,
+    endpoint: Endpoint = None,
+    model: Model = None,
+    api_key_env: ApiKeyEnv = None,
+    dialect: Dialect = None,
+    concurrency: Concurrency = None,
     calibration: CalibrationFile = None,
     force: Force = False,
     allow_code_execution: AllowCode = False,
@@ -221,8 +273,18 @@ def evaluate(
     Every system sees the same items with the same random numbers (shared noise), so that two of
     them differ only where their rules acted. A target at temperature 0.5 and one decoding greedily
     are always among them. A run that was stopped goes on where it was.
+
+    With --endpoint a server decodes. Noise is then independent, and systems are only those named.
     """
+    about_server = {
+        "url": endpoint,
+        "model": model,
+        "api_key_env": api_key_env,
+        "dialect": dialect,
+        "concurrency": concurrency,
+    }
     values = _values(locals())
+    values |= {f"endpoint.{k}": v for k, v in about_server.items() if v is not None}
     if system:
         values["systems"] = system
     _evaluate(config, values, out, calibration, force, allow_code_execution, quiet)
@@ -581,13 +643,28 @@ def _evaluate(
     """Runs a grid, and after it the same one with the systems that `then` returns."""
     from easd.sessions.evaluate import Study
     from easd.study.artefact import read_artefact
-    from easd.study.config import StudyConfig, load_study
+    from easd.study.config import StudyConfig, read_study
 
     artefact = read_artefact(calibration) if calibration else None
+    fill = artefact.fill if artefact else dict
 
     def grid(values: Mapping[str, Any]) -> StudyConfig:
-        return load_study(config, values, fill=artefact.fill if artefact else dict)
+        return StudyConfig.from_dict(read_study(config, values), fill=fill)
 
+    read = read_study(config, values)
+    if "endpoint" in read and then is None:
+        from easd.sessions.endpoint import EndpointSession
+        from easd.study.endpoint.settings import EndpointStudy
+
+        EndpointSession(
+            config=EndpointStudy.from_dict(read, fill=fill),
+            out=out,
+            allow_code_execution=allow_code_execution,
+            artefact=artefact,
+            force=force,
+            quiet=quiet,
+        ).run()
+        return
     Study(
         config=grid(values),
         then=None if then is None else lambda: grid({**values, "systems": then()}),

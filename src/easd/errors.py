@@ -27,3 +27,7 @@ class NumericsError(EasdError, ArithmeticError):
 
 class TraceError(EasdError):
     """A trace folder that cannot be written or read."""
+
+
+class EndpointError(EasdError):
+    """A server that cannot be reached, refuses a request, or does not answer as it should."""

@@ -26,6 +26,7 @@ from easd.sessions.loading import load_with_status
 from easd.study.artefact import Artefact
 from easd.study.config import StudyConfig
 from easd.study.evaluate import Evaluation
+from easd.study.grid import Grid
 from easd.study.tasks import Task
 from easd.study.units import Progress, UnitRun
 from easd.trace.provenance import fingerprints
@@ -71,7 +72,7 @@ class Study:
 
 
 def load_tasks(
-    config: StudyConfig, console: Console, *, allow_code_execution: bool = False
+    config: Grid[Any], console: Console, *, allow_code_execution: bool = False
 ) -> list[Task]:
     """Loads every task, and says what was skipped."""
     tasks = []

@@ -140,12 +140,21 @@ def load_study(
 def read_study(
     path: str | Path | None, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The mapping that a YAML file and overrides make.
+    """The mapping that a YAML file and overrides make; `endpoint.model` is a field of `endpoint`.
 
     Raises:
         ConfigError: The file cannot be read.
     """
-    return {**({} if path is None else read_yaml(Path(path))), **(overrides or {})}
+    values = {} if path is None else read_yaml(Path(path))
+    for name, value in (overrides or {}).items():
+        head, _, field = name.partition(".")
+        if head == "endpoint" and field:
+            given = values.get(head) or {}
+            given = given if isinstance(given, Mapping) else {"url": given}
+            values[head] = {**given, field: value}
+        else:
+            values[name] = value
+    return values
 
 
 def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill = dict) -> System:

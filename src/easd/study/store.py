@@ -143,4 +143,5 @@ def _read(folder: Path, name: str) -> pa.Table:
                 f"{str(path)!r} is damaged ({str(error).splitlines()[0]}); remove that file, and "
                 "the evaluation decodes it again"
             ) from None
-    return pa.concat_tables(parts) if parts else SCHEMAS[name].empty_table()
+    # Columns that an earlier version did not write are null.
+    return pa.concat_tables([SCHEMAS[name].empty_table(), *parts], promote_options="default")

@@ -1,0 +1,1 @@
+"""Evaluate what an OpenAI-compatible server writes: no models here."""
