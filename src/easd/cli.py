@@ -228,6 +228,15 @@ def generate(
             help="Draft tokens asked for in a block.", show_default="4", rich_help_panel=_DECODING
         ),
     ] = None,
+    least_block_prob: Annotated[
+        float | None,
+        Option(
+            help="End a block early where the draft's probability of all its tokens falls below "
+            "this.",
+            show_default="0",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
     drafter: Annotated[
         str | None,
         Option(
@@ -340,6 +349,7 @@ def generate(
         "rule.entropy_of": entropy_of,
         "rule.rate": rate,
         "gamma": gamma,
+        "least_block_prob": least_block_prob,
         "drafter": drafter,
         "max_new_tokens": max_new_tokens,
         "min_new_tokens": min_new_tokens,

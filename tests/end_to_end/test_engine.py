@@ -162,6 +162,37 @@ def test_gated_bonus_under_shared_noise_knows_no_gamma_and_no_batch(coupling):
     assert spoken[0] != target_only_text()
 
 
+@pytest.mark.parametrize("batch_size", [1, 5, 16])
+@pytest.mark.parametrize("fields", [{}, SAMPLED, GREEDY], ids=["plain", "sampled", "greedy"])
+@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, gate_bonus=True)])
+def test_blocks_that_end_early_keep_the_text_under_shared_noise(rule, fields, batch_size):
+    asked = requests(TEXTS, **fields)
+    whole = run(llama_pair(), asked, rule=rule, noise="shared", gamma=6)
+    early = run(
+        *(llama_pair(), asked),
+        rule=rule,
+        noise="shared",
+        gamma=6,
+        batch_size=batch_size,
+        least_block_prob=0.3,
+    )
+    assert {n: row.ids for n, row in early.items()} == {n: row.ids for n, row in whole.items()}
+    proposed = [sum(row.counts.proposed for row in done.values()) for done in (early, whole)]
+    assert 0 < proposed[0] < 0.9 * proposed[1]
+
+
+@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, gate_bonus=True)])
+def test_where_a_block_ends_is_the_rows_own_business(rule):
+    asked = requests(TEXTS[:5], max_new_tokens=8)
+    alone = texts(llama_pair(), asked, rule=rule, batch_size=1, gamma=6, least_block_prob=0.3)
+    assert texts(llama_pair(), asked, rule=rule, gamma=6, least_block_prob=0.3) == alone
+
+
+def test_blocks_do_not_end_early_where_the_bonus_is_not_gated():
+    with pytest.raises(ConfigError, match="gate_bonus = true"):
+        Settings(rule=GATED, least_block_prob=0.4)
+
+
 def test_a_gate_that_never_opens_is_speculation():
     rule = EASD(tau_h=float("inf"), gate_bonus=True)
     for noise in ("independent", "shared"):

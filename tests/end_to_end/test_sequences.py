@@ -17,6 +17,7 @@ from easd.core.noise import Noise
 from easd.core.reference import Reference
 from easd.core.rules import EASD, DraftOnly, RandomRefusal, Speculative, TargetOnly
 from easd.core.signals import entropy
+from easd.engine.drafter import ModelDrafter
 from easd.engine.settings import Settings
 
 PASS, FAIL = 1e-3, 1e-6
@@ -115,6 +116,36 @@ def test_block_law_depends_on_gamma_where_the_bonus_token_is_not_gated():
     one, three = (reference(GATED).block_sequence_law(PROMPT, 4, gamma) for gamma in (1, 3))
     assert sum(one.values()) == pytest.approx(1)
     assert max(abs(one[text] - three[text]) for text in one) > 1e-3
+
+
+LAWS_WITHOUT_BLOCKS = [
+    Speculative(),
+    replace(GATED, gate_bonus=True),
+    replace(GATED, gate_bonus=True, coupling="maximal"),
+]
+
+
+@pytest.mark.parametrize("draft", [NEAR, FAR], ids=["near", "far"])
+@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=["speculative", "published", "maximal"])
+def test_blocks_that_end_early_keep_the_law(rule, draft):
+    if draft == FAR and not isinstance(rule, Speculative):
+        pytest.skip("what a gate does depends on the draft")
+    observed = emitted(rule, gamma=3, draft=draft, length=4, least_block_prob=0.4)
+    assert p_value(observed, exact_law(rule, 3, length=4)) > PASS
+
+
+def test_a_stop_that_knows_the_undrawn_token_would_be_seen(monkeypatch):
+    """Planted: a block that ends before the token that made it improbable, and forgets it."""
+    propose = ModelDrafter.propose
+
+    def forgetful(self, rows, counts, noise, *, bonus, raw):
+        draft = propose(self, rows, counts, noise, bonus=bonus, raw=raw)
+        kept = [max(count - 1, 0) for count in draft.counts]
+        return replace(draft, counts=kept)
+
+    monkeypatch.setattr(ModelDrafter, "propose", forgetful)
+    observed = emitted(Speculative(), gamma=3, length=4, least_block_prob=0.4)
+    assert p_value(observed, exact_law(Speculative(), 3, length=4)) < FAIL
 
 
 @pytest.mark.parametrize("gamma", [None, 2])

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from easd.core.noise import Noise, race
-from easd.engine.distributions import distributions
+from easd.engine.distributions import Distributions, distributions
 from easd.engine.request import Row
 from easd.engine.slots import SlotModel
 
@@ -52,11 +52,19 @@ class Drafter(Protocol):
 
 
 class ModelDrafter:
-    """Drafts with a smaller language model over its own slots."""
+    """Drafts with a smaller language model over its own slots.
 
-    def __init__(self, model: SlotModel, vocab_size: int) -> None:
+    A row's block ends early where the draft's probability of all its tokens falls below
+    `least_block_prob`. Whether a position is drafted thus depends on tokens before it only, which
+    leaves every token's law as it is; and -log of that probability is on average the sum of the
+    draft's entropies, which foretells refusals (compare arXiv:2410.18351, which stops before a
+    token is drawn and so has paid for it in vain).
+    """
+
+    def __init__(self, model: SlotModel, vocab_size: int, least_block_prob: float = 0.0) -> None:
         self.model = model
         self.vocab_size = vocab_size
+        self.least_block_prob = least_block_prob
 
     def admit(self, first_row: int, rows: Sequence[Row]) -> None:
         self.model.prefill(first_row, [row.ids[:-1] for row in rows])
@@ -67,14 +75,16 @@ class ModelDrafter:
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
     ) -> Draft:
-        length = max(counts)
+        counts = list(counts)
         device = self.model.device
         greedy = all(row.request.processing.greedy for row in rows)
         constrained = any(row.request.processing.prefixed for row in rows)
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
+        block_prob = torch.ones(len(rows), device=device, dtype=self._dtype)
         probs, raws = [], []
-        for position in range(length + bonus):
+        position = 0
+        while position < max(counts) + bonus:
             if position == 0:
                 logits = self._catch_up(rows)
             else:
@@ -83,9 +93,14 @@ class ModelDrafter:
             silent = found.scores.amax(-1) == float("-inf") if constrained else None
             probs.append(_certain_where(silent, found.probs))
             raws.append(found.raw if found.raw is None else _certain_where(silent, found.raw))
-            if position < length:
+            if position < max(counts):
                 token = self._sample(probs[-1][:, 0], noise, position, greedy)
                 drafted = torch.cat([drafted, token[:, None]], 1)
+                if self.least_block_prob:
+                    block_prob *= _confidence(found, token)
+                    for row in (block_prob < self.least_block_prob).nonzero()[:, 0].tolist():
+                        counts[row] = min(counts[row], position + 1)
+            position += 1
         if not bonus:
             probs.append(blank)
             raws.append(blank)
@@ -127,6 +142,11 @@ class ModelDrafter:
             last = torch.tensor(counts, device=logits.device) - 1
             logits = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))
         return logits[..., : self.vocab_size]
+
+
+def _confidence(found: Distributions, token: Tensor) -> Tensor:
+    """The draft's probability of `token` [B], before greedy decoding made it certain; [B]."""
+    return found.scores[:, 0].softmax(-1).gather(-1, token[:, None])[:, 0]
 
 
 def _certain_where(silent: Tensor | None, probs: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def make_engine(
     elif draft is None:
         raise ConfigError("no draft model given; name one, or use drafter='prompt-lookup'")
     else:
-        drafter = ModelDrafter(SlotModel(draft, num_rows), vocab_size)
+        drafter = ModelDrafter(SlotModel(draft, num_rows), vocab_size, settings.least_block_prob)
     return Engine(
         SlotModel(target, num_rows),
         drafter,

@@ -24,6 +24,9 @@ class Settings:
     Attributes:
         rule: how draft tokens are judged; see `easd.RULES`.
         gamma: draft tokens asked for in one block.
+        least_block_prob: a block ends before `gamma` tokens where the draft's probability of all
+            its tokens falls below this; 0 always drafts `gamma`. A rule with a gate must ask it at
+            the bonus position too.
         drafter: draft with the draft model, or look the next tokens up in the text so far.
         max_new_tokens: most tokens decoded per text; unless given 256, or what the context
             window leaves.
@@ -44,6 +47,7 @@ class Settings:
 
     rule: Rule = field(default_factory=EASD)
     gamma: int = 4
+    least_block_prob: float = 0.0
     drafter: DrafterKind = "model"
     max_new_tokens: int | None = None
     min_new_tokens: int = 0
@@ -72,6 +76,15 @@ class Settings:
             raise ConfigError(f"top_p = {self.top_p} keeps nothing; use a number in (0, 1]")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p = {self.min_p} is not a share; use a number in [0, 1]")
+        if not 0 <= self.least_block_prob <= 1:
+            raise ConfigError(
+                f"least_block_prob = {self.least_block_prob} is no probability; use 0 to 1"
+            )
+        if self.least_block_prob and not getattr(self.rule, "gate_bonus", True):
+            raise ConfigError(
+                "least_block_prob ends blocks where the draft is unsure, and the gate of this rule "
+                "is not asked at a block's end; set the rule's gate_bonus = true"
+            )
         if not self.repetition_penalty > 0:
             raise ConfigError(
                 f"repetition_penalty = {self.repetition_penalty} would flip logits; use more than 0"
