@@ -9,7 +9,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm import EXTENSION
-from easd.integrations.vllm.start import check_speculation, check_version
+from easd.integrations.vllm.start import check_second_runner, check_version
 
 
 def configured(easd, **arguments):
@@ -69,11 +69,13 @@ def test_an_untried_version_is_refused(monkeypatch):
         check_version()
 
 
-def test_the_second_runner_is_refused():
-    speculation = SimpleNamespace(**{**SPECULATION, "rejection_sample_method": "standard"})
-    config = SimpleNamespace(speculative_config=speculation, use_v2_model_runner=True)
-    with pytest.raises(ConfigError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
-        check_speculation(config)
+@pytest.mark.parametrize("setting", ["watermark_config", "enable_batch_sharded_sampling"])
+def test_what_only_the_second_runner_can_do_is_refused(setting):
+    off = {"watermark_config": None, "enable_batch_sharded_sampling": False}
+    check_second_runner(SimpleNamespace(**off, parallel_config=SimpleNamespace(**off)))
+    on = {**off, setting: True}
+    with pytest.raises(ConfigError, match=f"{setting}.*leave|leave out {setting}"):
+        check_second_runner(SimpleNamespace(**on, parallel_config=SimpleNamespace(**on)))
 
 
 def test_a_changed_seam_is_refused(monkeypatch):

@@ -1,0 +1,45 @@
+"""Engines with vLLM's V2 model runner; `in_vllm/test_v2.py` runs what is here."""
+
+import os
+
+import pytest
+from in_vllm.conftest import ARGUMENTS, SPECULATION
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from in_vllm.v2.interpreter import prepare
+
+    prepare()
+else:
+    collect_ignore_glob = ["test_*.py"]
+
+
+def start(easd=None):
+    """An engine; with `easd` in its additional_config where given."""
+    from vllm import LLM
+
+    engine = LLM(
+        **ARGUMENTS,
+        max_num_seqs=8,
+        speculative_config=SPECULATION,
+        additional_config={} if easd is None else {"easd": easd},
+    )
+    assert engine.llm_engine.vllm_config.use_v2_model_runner
+    return engine
+
+
+@pytest.fixture(scope="session")
+def stock():
+    """No EASD."""
+    return start()
+
+
+@pytest.fixture(scope="session")
+def never():
+    """The gate never opens."""
+    return start({"tau_h": "inf"})
+
+
+@pytest.fixture(scope="session")
+def gated():
+    """The gate opens at about a third of the positions."""
+    return start({"tau_h": 0.05, "tau_o": 0.4})

@@ -1,0 +1,173 @@
+"""The law of emitted tokens: of vLLM's V2 kernels, against the closed form.
+
+Triton's interpreter verifies some ten tokens a second, too few for a chi-square test of the power
+it has in `in_vllm/test_law.py`. So the law is computed as well: a token that the open gate refuses
+is replaced by what the kernel's own residual logits say, which are exact.
+"""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy.stats import chi2
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.v1.worker.gpu.input_batch import expand_idx_mapping
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.spec_decode import rejection_sampler, rejection_sampler_utils
+from vllm.v1.worker.gpu.states import RequestState
+
+from easd.core.rules import EASD
+from easd.core.types import Step
+from easd.integrations.vllm import worker_v2
+from easd.integrations.vllm.serving import Serving
+
+VOCAB = 12
+RULE = EASD(tau_h=0.5, tau_o=0.6)
+SAMPLES = 400
+SAMPLES_OF_BUGS = 250
+CPU = torch.device("cpu")
+
+
+def pair(kind, dtype=torch.float32):
+    """Draft's and target's logits [V]: where the gate is open, and where it is closed."""
+    generator = torch.Generator().manual_seed(5)
+    target = torch.randn(VOCAB, generator=generator) * 1.2
+    draft = target + torch.randn(VOCAB, generator=generator) * 0.4
+    if kind == "closed":
+        draft = -draft  # little overlap
+    return draft.to(dtype), target.to(dtype)
+
+
+def law(draft_logits, target_logits, kind):
+    draft_probs, target_probs = (
+        draft_logits.double().softmax(-1),
+        target_logits.double().softmax(-1),
+    )
+    step = Step(
+        draft_tokens=torch.zeros(1, 1, dtype=torch.int64),
+        num_draft_tokens=torch.ones(1, dtype=torch.int64),
+        draft_probs=torch.stack([draft_probs, torch.zeros_like(draft_probs)])[None],
+        target_probs=torch.stack([target_probs, target_probs])[None],
+    )
+    assert RULE.judge(step).signals["gate"][0, 0] == float(kind == "open")
+    return RULE.law(step)[0, 0]
+
+
+def verify(draft_tokens, draft_logits, target_logits, *, seed=0, **sampling):
+    """First tokens that V2's sampler emits, one request for each draft token."""
+    rows = len(draft_tokens)
+    states = RequestState(rows, 16, 16, 1, VOCAB, CPU)
+    config = SimpleNamespace(
+        num_speculative_tokens=1,
+        enable_adaptive_verification=False,
+        rejection_sample_method="standard",
+    )
+    sampler = Sampler(VllmConfig(), rows, VOCAB, CPU, states, num_speculative_tokens=2)
+    verifier = rejection_sampler.RejectionSampler(sampler, config, CPU)
+    worker_v2.follow(worker_v2.Slots(Serving(rule=RULE), rows, CPU), verifier)
+    for row in range(rows):
+        verifier.sampler.add_request(row, SamplingParams(seed=seed + row, **sampling))
+    sampler.apply_staged_writes()
+    slots = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
+    begins = torch.arange(rows + 1, dtype=torch.int32) * 2
+    expanded, local = expand_idx_mapping(slots, 2 * rows, begins, 2)
+    tokens = torch.stack([torch.zeros_like(draft_tokens), draft_tokens], 1).flatten()
+    _, sampled, _ = verifier._verify(
+        target_logits.repeat(2 * rows, 1),
+        draft_logits.repeat(rows, 1, 1),
+        tokens,
+        torch.arange(2 * rows),
+        begins,
+        slots,
+        slots.numpy(),
+        expanded,
+        local,
+        torch.full((rows,), 9).numpy(),
+        tokens,
+    )
+    return sampled[:, 0]
+
+
+@contextmanager
+def residuals():
+    """Collects what the kernel redraws from, by row of the target's logits."""
+    stock, seen = rejection_sampler_utils._seeded_resample_argmax, {}
+
+    def spy(logits, block, mask, row, *args, **kwargs):
+        seen[int(row.handle.data.item())] = torch.from_numpy(logits.handle.data[:VOCAB].copy())
+        return stock(logits, block, mask, row, *args, **kwargs)
+
+    rejection_sampler_utils._seeded_resample_argmax = spy
+    try:
+        yield seen
+    finally:
+        rejection_sampler_utils._seeded_resample_argmax = stock
+
+
+def computed_law(draft_logits, target_logits, **sampling):
+    """By one request for each token that the draft can propose."""
+    with residuals() as seen:
+        verify(torch.arange(VOCAB), draft_logits, target_logits, **sampling)
+    redrawn = torch.stack([seen[2 * token] for token in range(VOCAB)]).double().softmax(-1)
+    temperature = sampling.get("temperature", 1.0)
+    return (draft_logits.double() / temperature).softmax(-1) @ redrawn
+
+
+@pytest.fixture(scope="module", autouse=True)
+def attached():
+    stock = rejection_sampler.rejection_sample
+    if not getattr(stock, "asks_easd", False):
+        rejection_sampler.rejection_sample = worker_v2.gated(stock)
+    yield
+    rejection_sampler.rejection_sample = stock
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_computed_law_is_the_closed_form(dtype):
+    draft, target = pair("open", dtype)
+    assert torch.allclose(computed_law(draft, target), law(draft, target, "open"), atol=1e-6)
+
+
+def test_the_computed_law_after_temperature_and_truncation():
+    draft, target = pair("open")
+    ninth = target.topk(9).values[-1]
+    truncated = (target / 1.4).masked_fill(target < ninth, -torch.inf)
+    found = computed_law(draft, target, temperature=1.4, top_k=9)
+    assert torch.allclose(found, law(draft / 1.4, truncated, "open"), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["open", "closed"])
+def test_emitted_tokens_follow_the_closed_form(kind):
+    assert p_value(emitted(kind, SAMPLES), law(*pair(kind), kind)) > 0.001
+
+
+@pytest.mark.parametrize("bug", ["draft not replaced", "token not excluded", "gate ignored"])
+def test_a_planted_bug_is_found(monkeypatch, bug):
+    penalised = worker_v2.penalised
+
+    def buggy(gate, drafted, draft_logits, target_logits):
+        if bug == "gate ignored":
+            return penalised(torch.zeros_like(gate), drafted, draft_logits, target_logits)
+        if bug == "draft not replaced":
+            return penalised(gate, drafted, draft_logits.clone(), target_logits)
+        return penalised(gate, drafted, draft_logits, target_logits.clone())
+
+    monkeypatch.setattr(worker_v2, "penalised", buggy)
+    assert p_value(emitted("open", SAMPLES_OF_BUGS), law(*pair("open"), "open")) < 1e-6
+
+
+def emitted(kind, samples):
+    """Counts [V] of first tokens, drafts drawn from the draft."""
+    draft, target = pair(kind)
+    generator = torch.Generator().manual_seed(5)
+    drawn = draft.softmax(-1).multinomial(samples, replacement=True, generator=generator)
+    return torch.bincount(verify(drawn, draft, target, seed=100), minlength=VOCAB)
+
+
+def p_value(counts, law):
+    expected = law * counts.sum()
+    assert expected.min() > 1
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    return chi2.sf(float(statistic), len(law) - 1)
