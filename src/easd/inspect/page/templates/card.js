@@ -58,7 +58,7 @@ function candidates(token) {
   return make(
     "table",
     { class: "numbers" },
-    make("thead", {}, make("tr", {}, ...["", "token", "draft", "target"].map((text) => make(text ? "th" : "td", { text, scope: text && "col" })))),
+    make("thead", {}, make("tr", {}, ...["", "token", "draft", "target"].map((text) => make(text ? "th" : "td", { text, scope: text ? "col" : undefined })))),
     make(
       "tbody",
       {},

@@ -101,9 +101,10 @@ class Page {
   }
 
   #apply() {
-    const recorded = Number.isFinite(this.#recorded.tauH) ? 1.25 * this.#recorded.tauH : 0;
-    const top = Math.max(...this.#panels.map((panel) => panel.highest), recorded, 0.5);
-    byId("tau-h").max = top.toFixed(2);
+    const recorded = Number.isFinite(this.#recorded.tauH) ? this.#recorded.tauH : 0;
+    const top = Math.max(...this.#panels.map((panel) => panel.usual), 2 * recorded, 0.5);
+    const highest = Math.max(...this.#panels.map((panel) => panel.highest), top);
+    byId("tau-h").max = String(Math.ceil(100 * highest) / 100);
     byId("tau-h-value").textContent = `tau_h ${number(this.#thresholds.tauH)} nats`;
     const topN = Math.max(...this.#panels.map((panel) => panel.run.signals.top_n));
     byId("tau-o-value").textContent = `${this.#thresholds.leastShared} of ${topN}`;

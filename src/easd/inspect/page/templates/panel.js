@@ -14,8 +14,9 @@ export class Panel {
   asked = CONDITIONS;
   /** Examined rows of all texts of the run, where it has several. */
   examined = [];
-  /** Entropy, in nats, that all but the rarest tokens stay below. */
+  /** The highest entropy, in nats, and one that few tokens exceed. */
   highest = 0;
+  usual = 0;
   /** Entropy that is drawn at full height; the page sets it. */
   top = 1;
   #elements = [];
@@ -76,7 +77,9 @@ export class Panel {
     const lines = [];
     for (let i = this.#elements.length; i < this.text.tokens.length; i++) this.#append(this.text.tokens[i], i, lines);
     this.list.append(...lines);
-    this.highest = highest(this.text.tokens);
+    const entropies = sortedEntropies(this.text.tokens);
+    this.highest = entropies.at(-1) ?? 0;
+    this.usual = entropies[Math.floor(0.95 * entropies.length)] ?? 0;
     if (this.#elements.length && this.list.tabIndex === 0) {
       this.list.tabIndex = -1;
       this.#elements[0].tabIndex = 0;
@@ -86,7 +89,7 @@ export class Panel {
   /** Marks what the gate would catch; touches only tokens for which that changes. */
   apply(thresholds) {
     this.list.style.setProperty("--top", this.top);
-    this.list.style.setProperty("--tau", thresholds.tauH);
+    for (const line of this.list.children) line.style.setProperty("--tau", thresholds.tauH);
     this.text.tokens.forEach((token, i) => {
       const row = examinedRow(token);
       const caught = row !== null && isCaught(conditionsMet(row, thresholds), this.asked);
@@ -242,8 +245,7 @@ export class Panel {
   }
 }
 
-function highest(tokens) {
+function sortedEntropies(tokens) {
   const rows = tokens.map(({ row, refused }) => refused ?? row);
-  const values = rows.flatMap((row) => [row.draft_entropy ?? 0, row.target_entropy ?? 0]).sort((a, b) => a - b);
-  return values[Math.floor(0.99 * (values.length - 1))] ?? 0;
+  return rows.flatMap((row) => [row.draft_entropy ?? 0, row.target_entropy ?? 0]).sort((a, b) => a - b);
 }

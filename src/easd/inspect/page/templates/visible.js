@@ -9,7 +9,11 @@ export function visible(text) {
   });
 }
 
+const LONGEST = 60; // Characters of a name; the text itself has the token in full.
+
 /** A token in a line of its own. */
 export function named(text) {
-  return visible(text).replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +$/, (spaces) => "␣".repeat(spaces.length)).trim() || "∅";
+  if (/^ +$/.test(text)) return "␣".repeat(text.length);
+  const name = visible(text).replaceAll("\n", "⏎").replaceAll("\t", "⇥").trim() || "∅";
+  return name.length > LONGEST ? `${name.slice(0, LONGEST - 1)}…` : name;
 }
