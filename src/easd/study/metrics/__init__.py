@@ -35,6 +35,7 @@ from easd.study.metrics.emitted import (
 from easd.study.metrics.flips import flips
 from easd.study.metrics.frames import POOLED, Frames, frames
 from easd.study.metrics.gate import firing, penalised_samples, sensitivity, tradeoffs
+from easd.study.metrics.serving import serving
 from easd.study.metrics.settings import shared_settings, system_settings, task_settings
 from easd.study.metrics.speed import drafting, expected_improvement, speed, work
 
@@ -61,6 +62,7 @@ __all__ = [
     "refused_tokens",
     "replacements",
     "sensitivity",
+    "serving",
     "shared_settings",
     "speed",
     "system_settings",

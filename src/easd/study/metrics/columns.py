@@ -145,6 +145,10 @@ COLUMNS: dict[str, Column] = {
     ),
     "overlap_rate": Column("overlap", "percent", f"share where it reaches tau_o; {_WITHIN}"),
     "no_op": Column("no-op", "yes", "the gate opens at fewer than 0.1 % of examined positions"),
+    "request_p50": Column(
+        "median s", "number", "seconds from request to answer, with what was sent again: median"
+    ),
+    "request_p95": Column("95 % s", "number", "the same that 95 % of requests do not exceed"),
     "penalties": Column("penalties", "text", "whether the text had a penalised token"),
     "grid": Column("grid", "text", "rule and settings that the grid's systems share"),
     "tau_h": Column("tau_h", "nats", "entropy threshold"),

@@ -56,11 +56,17 @@ def differences(
 
 
 def same_text(frames: Frames, baseline: str) -> dict[tuple[str, str], float]:
-    """Share of paired samples whose tokens are exactly the baseline's, by task and system."""
+    """Share of paired samples whose tokens are exactly the baseline's, by task and system.
+
+    Servers do not tell tokens; of theirs the texts are compared.
+    """
     pairs = paired_rows(frames, baseline)
-    pairs["same"] = equal_lists(
-        frames.texts["token_ids"], pairs["row"].to_numpy(), pairs["baseline_row"].to_numpy()
-    )
+    ours, theirs = pairs["row"].to_numpy(), pairs["baseline_row"].to_numpy()
+    if frames.is_remote:
+        texts = frames.texts["text"].to_numpy()
+        pairs["same"] = texts[ours] == texts[theirs]
+    else:
+        pairs["same"] = equal_lists(frames.texts["token_ids"], ours, theirs)
     return {(task, system): float(cell["same"].mean()) for task, system, cell in cells(pairs)}
 
 

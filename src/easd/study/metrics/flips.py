@@ -20,7 +20,7 @@ def flips(frames: Frames, system: str | None = None, *, limit: int = 5) -> pd.Da
     Columns: task, system, item, seed, direction (lost: the baseline is right and the system wrong;
     gained: the reverse), prompt, answers (gold), baseline_answer, answer, shared (text in front of
     the first different token), baseline_token, token, baseline_rest, rest, place (of that token,
-    counted from 0).
+    counted from 0; none for texts of servers, which are parted at the first different character).
     """
     system = system or frames.focus
     pairs = paired_rows(frames, frames.baseline)
@@ -58,16 +58,22 @@ def part(
             for ids in (first, second)
         ]
         return place, shared, ends
+    return place, *_part_characters(texts)
+
+
+def _part_characters(texts: tuple[str, str]) -> tuple[str, list[tuple[str, str]]]:
     both = zip(*texts, strict=False)
     at = next((i for i, (a, b) in enumerate(both) if a != b), min(map(len, texts)))
-    return place, texts[0][:at], [("", text[at:]) for text in texts]
+    return texts[0][:at], [("", text[at:]) for text in texts]
 
 
 def _parted(frames: Frames, row: dict[str, Any], vocabulary: dict[int, str]) -> dict[str, Any]:
     theirs, ours = frames.texts.take([row["baseline_row"], row["row"]]).to_pylist()
-    place, shared, ends = part(
-        theirs["token_ids"], ours["token_ids"], (theirs["text"], ours["text"]), vocabulary
-    )
+    texts = (theirs["text"], ours["text"])
+    if theirs["token_ids"] is None or ours["token_ids"] is None:
+        place, shared, ends = None, *_part_characters(texts)
+    else:
+        place, shared, ends = part(theirs["token_ids"], ours["token_ids"], texts, vocabulary)
     return {
         "baseline_answer": theirs["answer"],
         "answer": ours["answer"],

@@ -100,6 +100,11 @@ class Frames:
         own = self.description(system).get("settings") or {}
         return own.get(name, self.run.get("config", {}).get(name))
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether servers decoded, which tell nothing of single tokens and forwards."""
+        return any(system.get("kind") == "endpoint" for system in self.run["systems"])
+
     def kind(self, system: str) -> str:
         """`rsd` for reward-guided decoding, else the name of the system's rule."""
         if self.description(system).get("kind") == "rsd":

@@ -51,7 +51,10 @@ def speed(frames: Frames) -> pd.DataFrame:
                 "seconds": seconds,
                 **ratio_of("tokens_per_second", cell["tokens"], cell["seconds"]),
                 **_improvement(cell, baseline.get(task)),
-                **{f"{p}_ms": 1000 * cell[f"{p}_seconds"].sum() / tokens for p in SPEED_PARTS},
+                **{
+                    f"{p}_ms": 1000 * cell[f"{p}_seconds"].sum(min_count=1) / tokens
+                    for p in SPEED_PARTS
+                },
                 "draft_forward_ms": forward["draft"],
                 "target_forward_ms": forward["target"],
                 "cost": cost,

@@ -6,11 +6,36 @@ import pandas as pd
 
 from easd.study import metrics
 from easd.study.metrics import Frames
-from easd.study.report import behaviour, cost, evidence, record
+from easd.study.report import behaviour, cost, evidence, record, remote
 from easd.study.report.cells import counted
-from easd.study.report.page import Part
+from easd.study.report.page import Part, Section
 
 _REFERENCE = "speculative"
+_ALWAYS = (
+    metrics.accuracy,
+    metrics.coverage,
+    metrics.flips,
+    metrics.system_settings,
+    metrics.shared_settings,
+    metrics.task_settings,
+)
+_INSIDE = (
+    metrics.speed,
+    metrics.drafting,
+    metrics.work,
+    metrics.firing,
+    metrics.tradeoffs,
+    metrics.penalised_samples,
+    metrics.sensitivity,
+    metrics.entropy_histogram,
+    metrics.entropy_summary,
+    metrics.overlap_counts,
+    metrics.joint_conditions,
+    metrics.correctness_by_entropy,
+    metrics.entropy_correlation,
+    metrics.refused_tokens,
+    metrics.replacements,
+)
 
 
 def build(frames: Frames, name: str, margin: float) -> Part:
@@ -20,14 +45,38 @@ def build(frames: Frames, name: str, margin: float) -> Part:
         name: tells the run from the report's others.
         margin: the greatest difference of no consequence, as a fraction.
     """
-    title = f"{frames.run.get('models', {}).get('pair') or name} on {', '.join(frames.tasks)}"
+    models = frames.run.get("models", {}).get("pair") or frames.run.get("config", {}).get("model")
+    title = f"{models or name} on {', '.join(frames.tasks)}"
     if frames.samples.empty:
         return Part(name=name, title=title, summary="This run has no samples yet.")
     tables = _tables(frames, margin)
-    sections = (
+    evidences = (
         evidence.verdict(frames, tables["differences"], margin),
         evidence.accuracies(frames, tables["accuracy"], tables["coverage"]),
         evidence.paired(frames, tables["differences"], tables["differences_to_speculative"]),
+    )
+    records = (
+        record.flipped(frames, tables["flips"], tables["differences"]),
+        record.settings(
+            frames, tables["system_settings"], tables["shared_settings"], tables["task_settings"]
+        ),
+    )
+    inside = (
+        (remote.served(frames, tables["serving"]),) if frames.is_remote else _inside(frames, tables)
+    )
+    sections = (*evidences, *inside, *records)
+    return Part(
+        name=name,
+        title=title,
+        summary=_summary(frames),
+        sections=tuple(section for section in sections if section is not None),
+        frames=tables,
+    )
+
+
+def _inside(frames: Frames, tables: dict[str, pd.DataFrame]) -> tuple[Section | None, ...]:
+    """What only an engine of one's own can tell."""
+    return (
         cost.speeds(frames, tables["speed"], tables["drafting"]),
         cost.works(frames, tables["work"]),
         behaviour.firing_rates(frames, tables["firing"]),
@@ -44,47 +93,12 @@ def build(frames: Frames, name: str, margin: float) -> Part:
             frames, tables["correctness_by_entropy"], tables["entropy_correlation"]
         ),
         behaviour.refusals(frames, tables["refused_tokens"], tables["penalised_samples"]),
-        record.flipped(frames, tables["flips"], tables["differences"]),
-        record.settings(
-            frames, tables["system_settings"], tables["shared_settings"], tables["task_settings"]
-        ),
-    )
-    return Part(
-        name=name,
-        title=title,
-        summary=_summary(frames),
-        sections=tuple(section for section in sections if section is not None),
-        frames=tables,
     )
 
 
 def _tables(frames: Frames, margin: float) -> dict[str, pd.DataFrame]:
-    found = {
-        each.__name__: each(frames)
-        for each in (
-            metrics.accuracy,
-            metrics.coverage,
-            metrics.speed,
-            metrics.drafting,
-            metrics.work,
-            metrics.firing,
-            metrics.tradeoffs,
-            metrics.penalised_samples,
-            metrics.sensitivity,
-            metrics.entropy_histogram,
-            metrics.entropy_summary,
-            metrics.overlap_counts,
-            metrics.joint_conditions,
-            metrics.correctness_by_entropy,
-            metrics.entropy_correlation,
-            metrics.refused_tokens,
-            metrics.replacements,
-            metrics.flips,
-            metrics.system_settings,
-            metrics.shared_settings,
-            metrics.task_settings,
-        )
-    }
+    inside = (metrics.serving,) if frames.is_remote else _INSIDE
+    found = {each.__name__: each(frames) for each in (*_ALWAYS, *inside)}
     found["differences"] = metrics.differences(frames, margin=margin)
     speculative = next((s for s in frames.systems if frames.kind(s) == _REFERENCE), None)
     against = pd.DataFrame()

@@ -23,11 +23,16 @@ def flipped(frames: Frames, table: pd.DataFrame, differences: pd.DataFrame) -> S
         for row in records(differences[differences["system"] == system])
         if row["task"] in frames.tasks
     ]
-    sentences.append(
-        "Below are the first of each kind in the task's order; the first different token is "
-        "marked. Under shared noise the texts are the same up to the first token that a penalty "
-        "changed."
-    )
+    first = "Below are the first of each kind in the task's order"
+    if frames.is_remote:
+        sentences.append(f"{first}; texts part at the first different character.")
+    else:
+        sentences.append(f"{first}; the first different token is marked.")
+    if frames.run.get("config", {}).get("noise") == "shared":
+        sentences.append(
+            "Under shared noise the texts are the same up to the first token that a penalty "
+            "changed."
+        )
     return Section(
         name="flips",
         title="Flips",

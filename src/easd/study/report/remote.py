@@ -1,0 +1,52 @@
+"""The section on servers: what can be said of texts that were written elsewhere."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from easd.study.metrics import POOLED, Frames
+from easd.study.metrics.frames import records
+from easd.study.report.cells import number
+from easd.study.report.page import Section, tables_by_task
+
+_SERVING = (
+    "system",
+    "batch",
+    "units",
+    "tokens_per_second",
+    "improvement",
+    "request_p50",
+    "request_p95",
+    "acceptance",
+    "utilisation",
+    "penalty_rate",
+)
+
+
+def served(frames: Frames, table: pd.DataFrame) -> Section:
+    """How fast the servers answered, and what they do not tell."""
+    pooled = table[table["task"] == POOLED]
+    sentences = [
+        f"{row['system']}: {number(row['tokens_per_second'], 'number')} tokens a second with "
+        f"{row['batch']} requests under way, half of them answered within "
+        f"{number(row['request_p50'], 'number')} s."
+        for row in records(pooled if len(pooled) else table)
+    ]
+    sentences.append(
+        "Times are of requests from this machine, as the servers and the way to them were at that "
+        "time; waiting for a request that was sent again counts."
+    )
+    sentences.append(
+        "Each text had noise of its own: two systems' texts of one problem share the problem and "
+        "no random numbers, unless their server draws alike from equal seeds."
+    )
+    sentences.append(
+        "Servers tell no tokens, entropies or forwards; firing rates, thresholds, refused tokens "
+        "and operations are left out."
+    )
+    return Section(
+        name="serving",
+        title="Servers",
+        sentences=tuple(sentences),
+        tables=tables_by_task(table, _SERVING),
+    )
