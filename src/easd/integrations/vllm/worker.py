@@ -15,7 +15,8 @@ import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
+from operator import is_
 from typing import Any
 
 import torch
@@ -58,17 +59,16 @@ class Assignment:
         self.tally = Tally(runner.device)
         self._serving = serving
         self._runner = runner
-        self._last: tuple[tuple[EASD | None, ...], Batch | None] = ((), None)
+        self._last: tuple[list[Any], Batch | None] = ([], None)
 
     def batch(self) -> Batch | None:
         """The rules of the runner's batch as it stands; None where no row has one."""
         requests = self._runner.requests
-        wanted = tuple(
-            self._serving.rule_for(requests[request].sampling_params.extra_args)
-            for request in self._runner.input_batch.req_ids
-        )
-        if wanted != self._last[0]:
-            self._last = (wanted, self._assign(wanted))
+        params = [requests[name].sampling_params for name in self._runner.input_batch.req_ids]
+        known, _ = self._last
+        if len(params) != len(known) or not all(map(is_, params, known)):
+            rules = [self._serving.rule_for(each.extra_args) for each in params]
+            self._last = (params, self._assign(rules))
         return self._last[1]
 
     def _assign(self, wanted: Sequence[EASD | None]) -> Batch | None:
@@ -76,11 +76,8 @@ class Assignment:
         if not rules:
             return None
         index = {rule: number for number, rule in enumerate(rules)}
-        on_host = torch.tensor([-1 if rule is None else index[rule] for rule in wanted])
-        device = self._runner.device
-        if device.type == "cuda":
-            on_host = on_host.pin_memory()
-        rule_of = on_host.to(device, non_blocking=True)
+        numbers = [-1 if rule is None else index[rule] for rule in wanted]
+        rule_of = _to_device(numbers, self._runner.device)
         return Batch(rules=rules, rule_of=rule_of, tally=self.tally)
 
 
@@ -175,8 +172,7 @@ def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if draft_probs is None:
             batch.tally.add_unasked(draft_token_ids.shape[0])
             return verify()
-        counts = cu_num_draft_tokens.diff(prepend=cu_num_draft_tokens.new_zeros(1))
-        row, position = rows_of(counts, draft_token_ids.shape[0])
+        row, position = _laid_out(tuple(num_draft_tokens), draft_token_ids.device)
         gates = ask(batch.rules, batch.rule_of[row], draft_token_ids, draft_probs, target_logits)
         penalise_(gates.open, draft_token_ids, draft_probs, target_logits)
         output = verify()
@@ -185,6 +181,20 @@ def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     rejection_sample.asks_easd = True  # type: ignore[attr-defined]
     return rejection_sample
+
+
+@lru_cache(maxsize=64)
+def _laid_out(num_draft_tokens: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`rows_of` steps, most of which look like the last one."""
+    return rows_of(_to_device(num_draft_tokens, device), sum(num_draft_tokens))
+
+
+def _to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """Int64 values, copied without making the host wait."""
+    on_host = torch.tensor(values)
+    if device.type == "cuda":
+        on_host = on_host.pin_memory()
+    return on_host.to(device, non_blocking=True)
 
 
 def keep_greedy_probabilities(drafter: Any) -> None:
