@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from transformers.utils import logging as hf_logging
+
 from easd import load_pair
 from easd.config import parse_rule
 from easd.engine.generate import generate
@@ -69,6 +71,7 @@ class LabServer(_Threads):
 
     def __init__(self, *, plain: bool = False, key: str | None = None, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
+        hf_logging.disable_progress_bar()  # Commands under test must say one line and no more.
         self.pair = load_pair("lab-a", device="cpu")
         self.plain, self.key = plain, key
         self.models = ["lab"]

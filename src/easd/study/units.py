@@ -165,7 +165,7 @@ class UnitRun(ABC, Generic[S]):
                 resumed=False,
                 texts=len(samples),
                 correct=sum(sample["correct"] for sample in samples),
-                tokens=timing["tokens"],
+                tokens=timing["tokens"] or 0,
                 seconds=timing["seconds"],
             )
 
@@ -177,11 +177,12 @@ class UnitRun(ABC, Generic[S]):
             {**cell, "index": unit.first + place, **self._graded(unit, item, text)}
             for place, (item, text) in enumerate(zip(unit.items, decoded.texts, strict=True))
         ]
+        tokens = [s["new_tokens"] for s in samples if s["new_tokens"] is not None]
         timing = {
             **cell,
             "first": unit.first,
             "texts": len(samples),
-            "tokens": sum(sample["new_tokens"] or 0 for sample in samples),
+            "tokens": sum(tokens) if tokens else None,
             **decoded.timing,
         }
         tables = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from easd.study.metrics import POOLED, Frames
@@ -26,12 +28,7 @@ _SERVING = (
 def served(frames: Frames, table: pd.DataFrame) -> Section:
     """How fast the servers answered, and what they do not tell."""
     pooled = table[table["task"] == POOLED]
-    sentences = [
-        f"{row['system']}: {number(row['tokens_per_second'], 'number')} tokens a second with "
-        f"{row['batch']} requests under way, half of them answered within "
-        f"{number(row['request_p50'], 'number')} s."
-        for row in records(pooled if len(pooled) else table)
-    ]
+    sentences = [_speed(row) for row in records(pooled if len(pooled) else table)]
     sentences.append(
         "Times are of requests from this machine, as the servers and the way to them were at that "
         "time; waiting for a request that was sent again counts."
@@ -49,4 +46,13 @@ def served(frames: Frames, table: pd.DataFrame) -> Section:
         title="Servers",
         sentences=tuple(sentences),
         tables=tables_by_task(table, _SERVING),
+    )
+
+
+def _speed(row: dict[str, Any]) -> str:
+    tokens = row["tokens_per_second"]
+    rate = f"{number(tokens, 'number')} tokens a second with " if tokens == tokens else ""
+    return (
+        f"{row['system']}: {rate}{row['batch']} requests under way, half of them answered within "
+        f"{number(row['request_p50'], 'number')} s."
     )
