@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from easd.cli_speed import app as speed
 from easd.cli_study import app as studies
 from easd.errors import ConfigError, EasdError
 
@@ -449,6 +450,7 @@ def inspect(
 
 
 app.add_typer(studies)
+app.add_typer(speed)
 
 
 def main() -> None:

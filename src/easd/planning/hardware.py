@@ -1,0 +1,133 @@
+"""What a machine can move and compute."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from easd.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """One device, and how many of them share each matrix.
+
+    Attributes:
+        memory_gb: of one device.
+        bandwidth_gbs: GB/s that one device reads its memory with, by its data sheet.
+        tflops: dense TFLOP/s of one device in the weights' type, by its data sheet.
+        devices: in one tensor-parallel group.
+        bandwidth_share, flops_share: what decoders reach of the two.
+        layer_us: microseconds of a layer that neither bytes nor arithmetic explain.
+        exchange_us: microseconds of one exchange between the devices; a layer has two.
+        step_us: microseconds a step spends beside the forwards and the verification.
+        price: of one device for an hour, in whatever currency.
+        products: measured parameters a second of matrix products by number of rows, in the place
+            of bandwidth and arithmetic; ((rows, parameters per second), ...).
+    """
+
+    name: str
+    memory_gb: float
+    bandwidth_gbs: float
+    tflops: float
+    devices: int = 1
+    bandwidth_share: float = 0.8
+    flops_share: float = 0.6
+    layer_us: float = 15.0
+    exchange_us: float = 10.0
+    step_us: float = 300.0
+    price: float | None = None
+    products: tuple[tuple[float, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("memory_gb", "bandwidth_gbs", "tflops", "devices"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} = {getattr(self, name)} is none; use more than 0")
+        for name in ("bandwidth_share", "flops_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}; use a share in (0, 1]")
+
+    def product_seconds(self, parameters: float, width: float, rows: float) -> float:
+        """Seconds to multiply `rows` vectors with matrices of `parameters` entries.
+
+        Args:
+            parameters: entries of all matrices.
+            width: bytes of an entry.
+            rows: vectors, all texts' together.
+        """
+        if self.products is not None:
+            known, speeds = zip(*self.products, strict=True)
+            log = np.interp(math.log(rows), np.log(known), np.log(speeds))
+            beyond = max(1.0, rows / known[-1])  # past the table arithmetic alone counts
+            return parameters * beyond / math.exp(log) / self.devices
+        return max(
+            self.read_seconds(parameters * width), self.compute_seconds(2 * parameters * rows)
+        )
+
+    def read_seconds(self, size: float) -> float:
+        """Seconds to read `size` bytes, spread over the devices."""
+        return size / (self.bandwidth_gbs * 1e9 * self.bandwidth_share * self.devices)
+
+    def compute_seconds(self, operations: float) -> float:
+        """Seconds for floating-point `operations`, spread over the devices."""
+        return operations / (self.tflops * 1e12 * self.flops_share * self.devices)
+
+    def layer_seconds(self) -> float:
+        """Seconds of a layer that do not depend on its size."""
+        exchanges = 2 * self.exchange_us if self.devices > 1 else 0.0
+        return (self.layer_us + exchanges) * 1e-6
+
+
+# Data sheets of the makers: memory, memory bandwidth, dense bfloat16 arithmetic.
+HARDWARE = {
+    each.name: each
+    for each in (
+        Hardware(name="a100", memory_gb=80, bandwidth_gbs=2039, tflops=312),
+        Hardware(name="h100", memory_gb=80, bandwidth_gbs=3350, tflops=989),
+        Hardware(name="h200", memory_gb=141, bandwidth_gbs=4800, tflops=989),
+        Hardware(name="l4", memory_gb=24, bandwidth_gbs=300, tflops=121),
+        Hardware(name="l40s", memory_gb=48, bandwidth_gbs=864, tflops=362),
+        Hardware(name="rtx4090", memory_gb=24, bandwidth_gbs=1008, tflops=165),
+    )
+}
+
+
+def parse_hardware(text: str, price: float | None = None) -> Hardware:
+    """Reads `h100`, `h100:8` for eight of them, or the path of a YAML file of `Hardware`'s fields.
+
+    Raises:
+        ConfigError: There is no such device or file, or a field does not fit.
+    """
+    if Path(text).is_file():
+        found = _from_file(Path(text))
+    else:
+        name, _, count = text.partition(":")
+        if name not in HARDWARE:
+            raise ConfigError(
+                f"{name!r} is no device known here; choose from {', '.join(HARDWARE)}, or give a "
+                f"YAML file with {', '.join(f.name for f in fields(Hardware)[:4])}, ..."
+            )
+        if count and not (count.isdigit() and int(count)):
+            raise ConfigError(f"{text!r}: {count!r} is no number of devices; write {name}:8")
+        found = replace(HARDWARE[name], devices=int(count or 1))
+    return found if price is None else replace(found, price=price)
+
+
+def _from_file(path: Path) -> Hardware:
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise TypeError("it holds no mapping")
+        if values.get("products"):
+            values["products"] = tuple((float(rows), float(at)) for rows, at in values["products"])
+        return Hardware(**values)
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{str(path)!r} describes no hardware ({error}); it takes "
+            + ", ".join(f.name for f in fields(Hardware))
+        ) from None

@@ -1,0 +1,55 @@
+"""Seconds of forwards and steps, from bytes and arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from easd.planning.hardware import Hardware
+from easd.planning.shapes import Shape
+
+# Passes over [texts, gamma + 1, vocabulary] of float32: softmax, entropies, top tokens, acceptance
+# and residual, of two models; counted in `easd.core`, see `benchmarks/verify_cost.py`.
+_VERIFY_PASSES = 12
+_FLOAT32 = 4
+_USABLE = 0.9  # of the memory, as vLLM takes unless told otherwise.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A target and its draft on some hardware; without a draft the target alone."""
+
+    hardware: Hardware
+    target: Shape
+    draft: Shape | None = None
+
+    def forward_seconds(self, shape: Shape, texts: int, tokens: int, context: int) -> float:
+        """One forward of `tokens` new tokens for each of `texts` texts of `context` tokens."""
+        on = self.hardware
+        rows = texts * tokens
+        products = on.product_seconds(shape.products, shape.width, rows)
+        attention = max(
+            on.read_seconds(texts * context * shape.cached * shape.width),
+            on.compute_seconds(rows * context * shape.attended),
+        )
+        return products + attention + shape.layers * on.layer_seconds()
+
+    def step_seconds(self, texts: int, gamma: int, context: int) -> float:
+        """One step: `gamma` draft forwards, one of the target, and the verification."""
+        verify = texts * (gamma + 1) * self.target.vocab_size * _FLOAT32
+        seconds = self.forward_seconds(self.target, texts, gamma + 1, context)
+        seconds += self.hardware.step_us * 1e-6
+        if gamma:
+            assert self.draft is not None
+            seconds += gamma * self.forward_seconds(self.draft, texts, 1, context)
+            seconds += self.hardware.read_seconds(_VERIFY_PASSES * verify)
+        return seconds
+
+    def texts_that_fit(self, gamma: int, context: int) -> int:
+        """How many texts of `context` tokens the memory holds beside the weights."""
+        models = [self.target, *([self.draft] if self.draft and gamma else [])]
+        room = self.hardware.memory_gb * 1e9 * self.hardware.devices * _USABLE
+        room -= sum(shape.weight_bytes for shape in models)
+        per_text = sum(context * shape.cached * shape.width for shape in models)
+        # The distributions of a step are whole on every device.
+        step = 2 * (gamma + 1) * self.target.vocab_size * _FLOAT32 * self.hardware.devices
+        return max(0, int(room // (per_text + step)))

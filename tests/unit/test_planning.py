@@ -1,0 +1,215 @@
+"""Forecasts: shapes counted from configurations, rates from traces, seconds from both."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen2Config
+
+from easd import EASD, generate, load_pair
+from easd.config import RunConfig
+from easd.core.rules import TargetOnly
+from easd.engine.settings import Settings
+from easd.errors import ConfigError, ModelError, TraceError
+from easd.planning import HARDWARE, Acceptance, Hardware, Machine, Shape, parse_hardware, plan
+from easd.trace import read_trace
+from easd.trace.tally import outcomes
+from easd.trace.writer import TraceWriter
+
+LARGE = Qwen2Config(
+    hidden_size=8192,
+    intermediate_size=29568,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    vocab_size=152064,
+    tie_word_embeddings=False,
+    architectures=["Qwen2ForCausalLM"],
+)
+SIMPLE = Hardware(
+    name="simple",
+    memory_gb=100,
+    bandwidth_gbs=1000,
+    tflops=100,
+    bandwidth_share=1,
+    flops_share=1,
+    layer_us=0,
+    step_us=0,
+)
+
+
+def shape(**fields):
+    plain = {"parameters": 10**9, "products": 10**9, "width": 2, "layers": 10}
+    plain |= {"cached": 0, "attended": 0, "vocab_size": 1}
+    return Shape(name="made up", **{**plain, **fields})
+
+
+def test_a_configuration_is_counted_without_its_weights(tmp_path):
+    """Qwen2.5-72B has 72.7 billion weights by its model card, and 8 heads of 128 in 80 layers."""
+    LARGE.save_pretrained(tmp_path)
+    for name in (tmp_path, tmp_path / "config.json"):
+        found = Shape.named(str(name))
+        assert found.parameters == pytest.approx(72.7e9, rel=1e-3)
+        assert found.products == found.parameters - 152064 * 8192 - norms_and_biases()
+        assert found.cached == 2 * 80 * 8 * 128
+        assert found.weight_bytes == 2 * found.parameters
+
+
+def norms_and_biases():
+    return 80 * (2 * 8192 + (64 + 2 * 8) * 128) + 8192
+
+
+def test_a_loaded_model_is_counted_as_its_configuration(tmp_path):
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=50,
+        architectures=["LlamaForCausalLM"],
+    )
+    config.save_pretrained(tmp_path)
+    named = Shape.named(str(tmp_path))
+    loaded = Shape.of(LlamaForCausalLM(config), "loaded")
+    assert replace(loaded, name=named.name, width=2) == named
+
+
+def test_mixtures_and_unknown_models_are_refused(tmp_path):
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    MixtralConfig(**small, num_attention_heads=2, num_key_value_heads=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="mixture of experts"):
+        Shape.named(str(tmp_path))
+    with pytest.raises(ModelError, match="no configuration"):
+        Shape.named(str(tmp_path / "nothing"))
+
+
+def test_one_token_costs_its_bytes_and_many_their_arithmetic():
+    machine = Machine(hardware=SIMPLE, target=shape())
+    assert machine.forward_seconds(shape(), 1, 1, 0) == pytest.approx(2e9 / 1e12)
+    assert machine.forward_seconds(shape(), 1000, 1, 0) == pytest.approx(2e9 * 1000 / 1e14)
+
+
+def test_context_costs_what_it_leaves_in_the_cache():
+    machine = Machine(hardware=SIMPLE, target=shape())
+    heavy = shape(cached=1000)
+    assert machine.forward_seconds(heavy, 4, 1, 500) - machine.forward_seconds(
+        shape(), 4, 1, 500
+    ) == pytest.approx(4 * 500 * 1000 * 2 / 1e12)
+
+
+def test_devices_share_bytes_and_pay_for_exchanges():
+    pair = replace(SIMPLE, devices=2, exchange_us=7)
+    one, two = (Machine(hardware=on, target=shape()) for on in (SIMPLE, pair))
+    alone = one.forward_seconds(shape(), 1, 1, 0)
+    assert two.forward_seconds(shape(), 1, 1, 0) == pytest.approx(alone / 2 + 10 * 2 * 7e-6)
+
+
+def test_measured_products_are_met_where_they_were_measured_and_between():
+    on = replace(SIMPLE, products=((1, 1e9), (4, 0.25e9), (16, 0.25e9)))
+    assert on.product_seconds(1e9, 4, 1) == pytest.approx(1)
+    assert on.product_seconds(1e9, 4, 2) == pytest.approx(2)
+    assert on.product_seconds(1e9, 4, 16) == pytest.approx(4)
+    assert on.product_seconds(1e9, 4, 32) == pytest.approx(8)
+
+
+def test_speculation_pays_by_the_theorem_where_verification_is_free():
+    """Theorem 3.8 of arXiv:2211.17192: (1 - a^(g+1)) / ((1 - a) (g c + 1))."""
+    on = replace(SIMPLE, tflops=1e12)
+    machine = Machine(hardware=on, target=shape(), draft=shape(products=10**8))
+    kept = Acceptance(rates=(0.8,))
+    for cell in plan(machine, kept, texts=[1], gammas=[1, 4, 7], context=0)[1:]:
+        wanted = (1 - 0.8 ** (cell.gamma + 1)) / ((1 - 0.8) * (cell.gamma * 0.1 + 1))
+        assert cell.improvement == pytest.approx(wanted, rel=1e-3)
+
+
+def test_speculation_stops_paying_where_arithmetic_rules():
+    machine = Machine(hardware=SIMPLE, target=shape(), draft=shape(products=10**8))
+    few, many = (
+        plan(machine, Acceptance(rates=(0.7,)), texts=[n], gammas=[4], context=0)[1]
+        for n in (1, 1000)
+    )
+    assert few.improvement > 1.5
+    assert many.improvement < 0.8
+
+
+def test_price_is_time_times_devices():
+    on = replace(SIMPLE, price=3.6, devices=2)
+    (cell,) = plan(
+        Machine(hardware=on, target=shape()), Acceptance(rates=()), texts=[1], gammas=[], context=0
+    )
+    assert cell.price == pytest.approx(7.2 / 3600 / cell.tokens_per_second * 1e6)
+
+
+def test_memory_holds_weights_first():
+    machine = Machine(hardware=SIMPLE, target=shape(parameters=44_000_000_000, cached=9 * 10**5))
+    assert machine.texts_that_fit(0, 1000) == 1
+    assert not plan(machine, Acceptance(rates=()), texts=[2], gammas=[], context=1000)[0].fits
+
+
+def test_rates_of_a_trace_are_those_of_its_blocks(tmp_path):
+    pair = load_pair("lab-a")
+    config = RunConfig(pair="lab-a", settings=Settings(gamma=3, rule=EASD(tau_h=0.7)))
+    kept, examined = Counter(), Counter()
+    with TraceWriter(tmp_path / "run", pair, config) as trace:
+
+        def watch(record):
+            trace.add(record)
+            for row in outcomes(record):
+                for place, name in enumerate(row):
+                    kept[place] += name == "accepted"
+                    examined[place] += name in ("accepted", "rejected", "penalised")
+
+        problems = [f"{a} + {b} =" for a in range(3) for b in range(4)]
+        ids = [pair.tokenizer(text)["input_ids"] for text in problems]
+        generate(
+            *(pair.target, pair.draft, ids),
+            settings=replace(config.settings, max_new_tokens=20),
+            on_step=watch,
+        )
+    rates = Acceptance.of(read_trace(tmp_path / "run")).rates
+    assert rates == pytest.approx([kept[place] / examined[place] for place in range(3)])
+
+
+def test_a_trace_without_a_draft_is_one_clear_error(tmp_path):
+    pair = load_pair("lab-a")
+    settings = Settings(rule=TargetOnly(), max_new_tokens=3)
+    config = RunConfig(pair="lab-a", settings=settings)
+    with TraceWriter(tmp_path / "run", pair, config) as trace:
+        generate(pair.target, None, [[1, 2]], settings=settings, on_step=trace.add)
+    with pytest.raises(TraceError, match="nothing was drafted"):
+        Acceptance.of(read_trace(tmp_path / "run"))
+
+
+def test_a_device_by_name_by_number_and_by_file(tmp_path):
+    assert parse_hardware("h100:8", 2.5) == replace(HARDWARE["h100"], devices=8, price=2.5)
+    path = tmp_path / "mine.yaml"
+    values = {"name": "mine", "memory_gb": 16, "bandwidth_gbs": 20, "tflops": 0.5}
+    path.write_text(yaml.safe_dump({**values, "products": [[1, 1e9], [4, 9e8]]}))
+    assert parse_hardware(str(path)).products == ((1.0, 1e9), (4.0, 9e8))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("h99", "no device known"), ("h100:0", "no number"), ("h100:x", "no number")],
+)
+def test_unknown_devices_are_one_clear_error(text, says):
+    with pytest.raises(ConfigError, match=says):
+        parse_hardware(text)
+
+
+def test_a_file_with_another_field_is_one_clear_error(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nspeed: 3\n")
+    with pytest.raises(ConfigError, match="describes no hardware"):
+        parse_hardware(str(path))
+
+
+def test_rates_go_on_beyond_the_last_place_seen():
+    kept = Acceptance(rates=(0.9, 0.5))
+    assert kept.emitted(0) == 1
+    assert kept.emitted(3) == pytest.approx(1 + 0.9 + 0.45 + 0.225)
+    with pytest.raises(ConfigError, match="no share"):
+        Acceptance(rates=(math.nan,))
