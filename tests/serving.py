@@ -127,11 +127,12 @@ class LabServer(_Threads):
             "completion_tokens": len(text.token_ids),
         }
         if not self.plain:
-            usage["speculative"] = {
-                "drafted": counts.proposed,
-                "examined": counts.examined,
-                "accepted": counts.accepted,
-                "penalised": counts.penalised,
+            usage["completion_tokens_details"] = {
+                "target_forwards": counts.blocks,
+                "drafted_tokens": counts.proposed,
+                "examined_tokens": counts.examined,
+                "accepted_tokens": counts.accepted,
+                "penalised_tokens": counts.penalised,
             }
         written = {"message": {"content": text.text}} if chat else {"text": text.text}
         reason = "length" if text.finish_reason == "length" else "stop"

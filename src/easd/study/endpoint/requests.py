@@ -9,12 +9,13 @@ from easd.study.endpoint.dialects import DIALECTS
 from easd.study.endpoint.settings import SAMPLING, EndpointSystem
 from easd.study.tasks import Item, Task
 
-# What easd's server adds to `usage`, and our columns.
+# Our columns, and what easd's server says in `usage.completion_tokens_details`.
 _COUNTS = {
-    "proposed": "drafted",
-    "examined": "examined",
-    "accepted": "accepted",
-    "penalised": "penalised",
+    "blocks": "target_forwards",
+    "proposed": "drafted_tokens",
+    "examined": "examined_tokens",
+    "accepted": "accepted_tokens",
+    "penalised": "penalised_tokens",
 }
 
 
@@ -71,7 +72,7 @@ def read_answer(answer: Any, *, chat: bool) -> dict[str, Any]:
         raise ValueError("no text")
     reason = choice.get("finish_reason")
     usage = dict(answer.get("usage") or {})
-    counts = dict(usage.get("speculative") or {})
+    counts = dict(usage.get("completion_tokens_details") or {})
     return {
         "text": text.encode(errors="replace").decode(),  # JSON can hold half a character.
         "finish_reason": reason if isinstance(reason, str) else None,

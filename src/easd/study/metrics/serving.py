@@ -9,15 +9,15 @@ from easd.study.metrics.intervals import share_of
 from easd.study.metrics.speed import drafting, speed
 
 _SPEED = ("batch", "units", "tokens_per_second", "improvement")
-_DRAFTING = ("acceptance", "utilisation")
+_DRAFTING = ("acceptance", "utilisation", "block_efficiency")
 
 
 def serving(frames: Frames) -> pd.DataFrame:
     """Throughput and waiting times of systems on servers, and drafting where a server tells it.
 
     Columns: task, system, batch, units, tokens_per_second and improvement with their intervals,
-    request_p50, request_p95, acceptance, utilisation and penalty_rate with their intervals. Empty
-    where no server decoded.
+    request_p50, request_p95, acceptance, utilisation, block_efficiency and penalty_rate with their
+    intervals. Empty where no server decoded.
     """
     if not frames.is_remote:
         return pd.DataFrame()

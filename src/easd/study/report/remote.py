@@ -21,6 +21,7 @@ _SERVING = (
     "request_p95",
     "acceptance",
     "utilisation",
+    "block_efficiency",
     "penalty_rate",
 )
 
@@ -38,8 +39,8 @@ def served(frames: Frames, table: pd.DataFrame) -> Section:
         "no random numbers, unless their server draws alike from equal seeds."
     )
     sentences.append(
-        "Servers tell no tokens, entropies or forwards; firing rates, thresholds, refused tokens "
-        "and operations are left out."
+        "Servers tell no tokens and no entropies; firing rates, thresholds, refused tokens and "
+        "operations are left out."
     )
     return Section(
         name="serving",
