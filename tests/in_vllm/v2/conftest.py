@@ -13,13 +13,12 @@ else:
     collect_ignore_glob = ["test_*.py"]
 
 
-def start(easd=None):
+def start(easd=None, **arguments):
     """An engine; with `easd` in its additional_config where given."""
     from vllm import LLM
 
     engine = LLM(
-        **ARGUMENTS,
-        max_num_seqs=8,
+        **{**ARGUMENTS, "max_num_seqs": 8, **arguments},
         speculative_config=SPECULATION,
         additional_config={} if easd is None else {"easd": easd},
     )
@@ -43,3 +42,16 @@ def never():
 def gated():
     """The gate opens at about a third of the positions."""
     return start({"tau_h": 0.05, "tau_o": 0.4})
+
+
+@pytest.fixture(scope="session")
+def busy():
+    """As `gated`, with more of what servers use, and fewer slots than requests."""
+    return start(
+        {"tau_h": 0.05, "tau_o": 0.4},
+        enable_prefix_caching=True,
+        enable_chunked_prefill=True,
+        max_num_batched_tokens=24,
+        max_num_seqs=3,
+        logprobs_mode="processed_logprobs",
+    )

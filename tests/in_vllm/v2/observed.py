@@ -18,6 +18,8 @@ def verifications(engine):
         for row, slot in enumerate(slots.tolist()):
             start, end = cumulative[row : row + 2].tolist()
             drafts += [(start + k, slot, k) for k in range(end - start - 1)]
+        if not drafts:  # prompts only
+            return inner(target, draft, tokens, cumulative, pos, slots, *args, **kwargs)
         at, slot, position = torch.tensor(drafts).unbind(-1)
         temperature = args[2]
         divisor = torch.where(temperature == 0, 1.0, temperature)[slot, None]

@@ -1,9 +1,14 @@
 """The plugin in an engine with the V2 model runner."""
 
+import pytest
 from in_vllm.observed import PROMPTS, sampled, statistics
 from in_vllm.v2.observed import verifications
+from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
 from easd.core.rules import EASD
+from easd.integrations.vllm import worker_v2
+
+VOCAB = 109
 
 RULE = EASD(tau_h=0.05, tau_o=0.4)
 LOOSER = EASD(tau_h=0.2, tau_o=0.2)
@@ -13,10 +18,10 @@ RULES = [RULE, RULE, None, LOOSER]
 def mixed(**fields):
     """One of each kind, with lengths that make the batch ragged."""
     return [
-        sampled(max_tokens=24, seed=1, **fields),
+        sampled(max_tokens=24, seed=1, temperature=2.0, **fields),
         sampled(max_tokens=20, temperature=0.0, **fields),
-        sampled(max_tokens=16, seed=2, temperature=0.7, **fields),
-        sampled(max_tokens=12, seed=3, top_k=10, top_p=0.95, temperature=1.3, **fields),
+        sampled(max_tokens=16, seed=2, **fields),
+        sampled(max_tokens=12, seed=3, top_k=10, top_p=0.95, temperature=0.6, **fields),
     ]
 
 
@@ -28,41 +33,54 @@ def ruled():
     return params
 
 
-def answers(engine, params):
-    asked = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+def answers(engine, params, prompts=PROMPTS):
+    asked = [{"prompt_token_ids": prompt} for prompt in prompts]
     return [done.outputs[0] for done in engine.generate(asked, params, use_tqdm=False)]
 
 
-def tokens(engine, params):
-    return [list(answer.token_ids) for answer in answers(engine, params)]
+@pytest.fixture(scope="module")
+def plain(stock):
+    return answers(stock, mixed(logprobs=1))
 
 
-def test_a_gate_that_never_opens_changes_no_token_and_no_log_probability(stock, never):
-    before = statistics(never)
-    for ours, theirs in zip(
-        answers(never, mixed(logprobs=1)), answers(stock, mixed(logprobs=1)), strict=True
-    ):
+def test_a_gate_that_never_opens_changes_no_token_and_no_log_probability(plain, never):
+    for ours, theirs in zip(answers(never, mixed(logprobs=1)), plain, strict=True):
         assert ours.token_ids == theirs.token_ids
         assert ours.logprobs == theirs.logprobs
-    after = statistics(never)
-    assert after["examined"] > before["examined"]
-    assert after["penalised"] == 0
+    counts = statistics(never)
+    assert counts["examined"] > 10
+    assert counts["penalised"] == 0
 
 
-def test_requests_that_switch_it_off_get_what_stock_gives(stock, gated):
+def test_requests_that_switch_it_off_get_what_stock_gives(plain, gated):
     before = statistics(gated)
-    plain = tokens(stock, mixed())
-    assert tokens(gated, mixed(extra_args={"easd": False})) == plain
+    found = answers(gated, mixed(extra_args={"easd": False}))
+    assert [each.token_ids for each in found] == [each.token_ids for each in plain]
     assert statistics(gated) == before
-    assert tokens(gated, mixed()) != plain
 
 
 def test_penalties_are_those_of_the_core_and_never_keep_the_token(gated):
-    before = statistics(gated)
-    with verifications(gated) as seen:
-        tokens(gated, ruled())
+    check_penalties(gated, PROMPTS, ruled(), RULES)
+
+
+def test_penalties_in_slots_used_again_and_steps_cut_in_pieces(busy, monkeypatch):
+    """Prompts in chunks and from the cache, requests that wait for a slot, small chunks of rows."""
+    monkeypatch.setattr(rejection_sampler, "MAX_CHUNK_BYTES", 5 * VOCAB * 4)
+    monkeypatch.setattr(worker_v2, "LOGITS_AT_ONCE", 2 * VOCAB)
+    prompts = [[3 + n % 40 for n in range(length)] for length in (20, 20, 30, 7, 9, 5)]
+    params = [*ruled(), *ruled()][1:7]
+    for each in params:
+        each.logprobs = 1
+    check_penalties(busy, prompts, params, [*RULES, *RULES][1:7])
+
+
+def check_penalties(engine, prompts, params, rules):
+    """Every verification of the engine against `rules`, and the counts against what was seen."""
+    before = statistics(engine)
+    with verifications(engine) as seen:
+        answers(engine, params, prompts)
     order = sorted({name for call in seen for name in call.requests}, key=_number)
-    rule_of = dict(zip(order, RULES, strict=True))
+    rule_of = dict(zip(order, rules, strict=True))
     counted = dict.fromkeys(before, 0)
     for call in seen:
         step, _, _ = call.step()
@@ -79,15 +97,21 @@ def test_penalties_are_those_of_the_core_and_never_keep_the_token(gated):
                     counted[condition] += int(values[row, position])
                 if penalised[position]:
                     counted["penalised"] += 1
-                    assert emitted == position + 1  # refused: nothing follows its replacement
-                    assert call.output[row, position] != step.draft_tokens[row, position]
-                    if call.greedy[row]:
-                        others = step.target_probs[row, position].clone()
-                        others[step.draft_tokens[row, position]] = 0
-                        assert call.output[row, position] == others.argmax()
-    after = statistics(gated)
+                    check_penalty(call, step, row, position)
+    after = statistics(engine)
     assert {name: after[name] - before[name] for name in counted} == counted
     assert 10 < counted["penalised"] < counted["examined"]
+
+
+def check_penalty(call, step, row, position):
+    """Refused: the token's replacement follows, and nothing else."""
+    emitted = call.output[row]
+    assert int((emitted >= 0).sum()) == position + 1
+    assert emitted[position] != step.draft_tokens[row, position]
+    if call.greedy[row]:
+        others = step.target_probs[row, position].clone()
+        others[step.draft_tokens[row, position]] = 0
+        assert emitted[position] == others.argmax()
 
 
 def _number(name):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from easd.core.rules import EASD
 from easd.errors import ConfigError
+from easd.integrations.vllm.batch import Batch
 from easd.integrations.vllm.gate import Gates, Tally, ask, rows_of
 from easd.integrations.vllm.serving import Serving
 
@@ -36,15 +37,6 @@ LOGITS_AT_ONCE = 2**26
 """How many entries of the vocabulary the gate is asked about at a time, to bound its memory."""
 
 logger = logging.getLogger("vllm.easd")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Which rule each row of the step follows; `rule_of` [B] is -1 where none."""
-
-    rules: tuple[EASD, ...]
-    rule_of: Tensor
-    tally: Tally
 
 
 _batch: ContextVar[Batch | None] = ContextVar("easd_batch_v2", default=None)
@@ -68,19 +60,8 @@ class Slots:
         """The rules of the rows with these slots; None where no row has one."""
         wanted = tuple(self._rules[slot] for slot in slots)
         if wanted != self._last[0]:
-            self._last = (wanted, self._assign(wanted))
+            self._last = (wanted, Batch.of(wanted, self.tally, self._device))
         return self._last[1]
-
-    def _assign(self, wanted: tuple[EASD | None, ...]) -> Batch | None:
-        rules = tuple(dict.fromkeys(rule for rule in wanted if rule is not None))
-        if not rules:
-            return None
-        index = {rule: number for number, rule in enumerate(rules)}
-        on_host = torch.tensor([-1 if rule is None else index[rule] for rule in wanted])
-        if self._device.type == "cuda":
-            on_host = on_host.pin_memory()
-        rule_of = on_host.to(self._device, non_blocking=True)
-        return Batch(rules=rules, rule_of=rule_of, tally=self.tally)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
