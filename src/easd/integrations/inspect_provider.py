@@ -23,7 +23,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from easd.engine.chat import encode
+from easd.engine.chat import encode_turns
 from easd.engine.generate import context_limit, make_engine, make_requests
 from easd.engine.loop import Engine
 from easd.engine.models import PAIRS
@@ -159,21 +159,7 @@ class EasdAPI(ModelAPI):
 
     def _encode(self, messages: list[ChatMessage]) -> list[int]:
         turns = [{"role": message.role, "content": _text(message)} for message in messages]
-        tokenizer = self.pair.tokenizer
-        has_template = bool(tokenizer.chat_template)
-        chat = has_template if self.run.chat is None else self.run.chat
-        if chat and not has_template:
-            raise ConfigError("this tokenizer has no chat template; use -M chat=false")
-        if chat:
-            return tokenizer.apply_chat_template(  # type: ignore[return-value]
-                turns, add_generation_prompt=True, return_dict=False
-            )
-        if len(turns) > 1:
-            raise ConfigError(
-                f"the conversation has {len(turns)} messages and no chat template; "
-                "without one a model continues a single message"
-            )
-        return encode(turns[0]["content"], tokenizer, chat=False)
+        return encode_turns(turns, self.pair.tokenizer, chat=self.run.chat)
 
     def _requests(self, ids: list[int], settings: Settings) -> list[Request]:
         room = None if self._limit is None else self._limit - len(ids)

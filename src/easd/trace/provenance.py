@@ -21,7 +21,7 @@ def provenance(pair: Pair, config: RunConfig) -> dict[str, Any]:
     """Everything that is known before the first step, in types that JSON knows."""
     return {
         "config": config.to_dict(),
-        "signals": _signals(config),
+        "signals": signals(config),
         **surroundings(pair),
     }
 
@@ -55,7 +55,7 @@ def _models(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _signals(config: RunConfig) -> dict[str, Any]:
+def signals(config: RunConfig) -> dict[str, Any]:
     """Where the signals of the tokens table come from."""
     settings = config.settings
     rule = settings.rule

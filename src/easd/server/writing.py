@@ -1,0 +1,85 @@
+"""Text out of tokens, as far as it can no longer change."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from easd.engine.request import FinishReason
+
+_PART = "\ufffd"  # What the first bytes of a character decode to.
+# A character has at most four bytes, and tokens that decode to nothing may stand among theirs.
+_LONGEST_PART = 8
+
+
+class Writing:
+    """One text that grows by tokens.
+
+    Nothing is released that a later token could change: no part of a character, and no beginning of
+    a stop string. What follows the text's end never comes out at all.
+
+    Attributes:
+        text: what has been decoded, up to the end.
+        finished: why the text ended.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+        self.text = ""
+        self.finished: FinishReason | None = None
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._ids: list[int] = []
+        self._ends: list[int] = []  # Length of the text after each token.
+        # Tokens up to `_standing` are in the text; those from `_context` on are decoded again with
+        # what follows, because a token's text may depend on the one before.
+        self._context = self._standing = 0
+        self._before = ""
+        self._released = 0
+
+    def add(self, tokens: Sequence[int], finished: FinishReason | None) -> str:
+        """Takes in tokens; returns the text that has become certain."""
+        self.finished = finished
+        for token in tokens[:-1] if finished == "eos" else tokens:
+            self._ids.append(token)
+            self._extend(whole=False)
+            self._ends.append(len(self.text))
+        if finished:
+            self._extend(whole=True)
+        if finished == "stop":
+            found = [self.text.find(string) for string in self._stop]
+            self.text = self.text[: min((at for at in found if at >= 0), default=None)]
+        certain = len(self.text) - (0 if finished else self._beginning_of_stop())
+        piece = self.text[self._released : certain]
+        self._released = max(self._released, certain)
+        return piece
+
+    @property
+    def num_released(self) -> int:
+        """How many tokens have all their text released."""
+        return bisect_right(self._ends, self._released)
+
+    def offset(self, token: int) -> int:
+        """Where in the text a token begins."""
+        return self._ends[token - 1] if token else 0
+
+    def _extend(self, *, whole: bool) -> None:
+        window = self._decode(self._context)
+        partial = window.endswith(_PART) and len(self._ids) - self._standing < _LONGEST_PART
+        if (partial and not whole) or len(window) <= len(self._before):
+            return
+        self.text += window[len(self._before) :]
+        self._context, self._standing = self._standing, len(self._ids)
+        self._before = self._decode(self._context)
+
+    def _decode(self, first: int) -> str:
+        return str(self._tokenizer.decode(self._ids[first:], skip_special_tokens=True))
+
+    def _beginning_of_stop(self) -> int:
+        """How much of the text's end may be the beginning of a stop string."""
+        longest = max(map(len, self._stop), default=1) - 1
+        for length in range(min(longest, len(self.text)), 0, -1):
+            if any(string.startswith(self.text[-length:]) for string in self._stop):
+                return length
+        return 0
