@@ -130,3 +130,15 @@ def retold(trace, texts):
 @pytest.fixture(scope="session")
 def hostile(traces):
     return lambda texts: retold(traces["easd"], texts)
+
+
+@pytest.fixture(scope="session")
+def violations():
+    """What axe has against a page: rule and elements."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def found(page):
+        rules = axe.run(page).response["violations"]
+        return [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in rules]
+
+    return found

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from playwright.sync_api import expect
 
 from easd.core.conditions import conditions_met
 from easd.trace.schema import EMITTED, EXAMINED
 from easd.trace.visible import visible
 
+expect = pytest.importorskip("playwright.sync_api").expect
 TOP_N = 5
 HOSTILE = [
     "</script><script>document.title='owned'</script>",
@@ -42,15 +42,9 @@ def tokens(page, panel=0):
     return page.locator(".panel").nth(panel).locator(".t")
 
 
-def violations(page):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    found = axe.run(page).response["violations"]
-    return [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1360])
-def test_axe_finds_nothing(show, traces, scheme, width):
+def test_axe_finds_nothing(show, traces, violations, scheme, width):
     page = show(*traces.values(), width=width, scheme=scheme)
     for summary in page.locator("summary").all():
         summary.click()
@@ -336,7 +330,7 @@ def first_difference(one, other):
 
 def long(trace, least):
     """The trace's texts as one text, over and over."""
-    rows = [row for row in trace.tokens.to_pylist()]
+    rows = trace.tokens.to_pylist()
     per_round = sum(row["outcome"] in EMITTED for row in rows)
     steps = max(row["step"] for row in rows) + 1
     texts = sorted(rows, key=lambda row: row["sample"])

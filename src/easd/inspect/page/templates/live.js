@@ -5,7 +5,6 @@ import { count, percent } from "./words.js";
 
 const RULES_PATH = "/easd/rules";
 const DECODE_PATH = "/easd/decode";
-const RULE_FIELDS = ["tau_h", "tau_o"];
 
 export class Live {
   #page;
@@ -21,17 +20,21 @@ export class Live {
       this.#decode();
     });
     this.#form.elements.rule.addEventListener("change", () => this.#showFields());
+    this.#form.elements.key.addEventListener("change", () => this.#load());
     byId("stop").addEventListener("click", () => this.#running?.abort());
     this.#load();
   }
 
   async #load() {
+    byId("problem").textContent = "";
     try {
       const { rules, pair, defaults } = await (await this.#fetch(RULES_PATH)).json();
       this.#rules = rules;
+      Object.assign(rules[defaults.rule.name].fields, defaults.rule);
       const fields = this.#form.elements;
       fields.rule.replaceChildren(...Object.keys(rules).map((name) => make("option", { value: name, text: name })));
-      for (const name of ["gamma", "temperature", "seed"]) fields[name].value = defaults[name];
+      fields.rule.value = defaults.rule.name;
+      for (const name of ["temperature", "seed"]) fields[name].value = defaults[name];
       fields.max_tokens.value = defaults.max_new_tokens ?? 128;
       for (const box of fields.compare) box.disabled = !(box.value in rules);
       byId("title").textContent = pair;
@@ -41,14 +44,14 @@ export class Live {
     }
   }
 
-  /** Offers the fields that the chosen rule has. */
+  /** Offers the numbers that the chosen rule has. */
   #showFields() {
-    const elements = this.#form.elements;
-    const { fields, summary, lossless } = this.#rules[elements.rule.value];
-    for (const name of RULE_FIELDS) {
-      elements[name].disabled = !(name in fields);
-      elements[name].value = fields[name] ?? "";
-    }
+    const { fields, summary, lossless } = this.#rules[this.#form.elements.rule.value];
+    const numbers = Object.entries(fields).filter(([, value]) => typeof value === "number");
+    const inputs = numbers.map(([name, value]) =>
+      make("label", { text: name === "tau_h" ? "tau_h, nats" : name }, make("input", { name, type: "number", step: "any", value })),
+    );
+    byId("rule-fields").replaceChildren(...inputs);
     byId("rule-summary").textContent = `${summary} ${lossless ? "Lossless: the text follows the target’s law." : "Changes what the target would say."}`;
   }
 
@@ -103,9 +106,11 @@ export class Live {
 
   #body(rule) {
     const elements = this.#form.elements;
-    const speculative = { rule, gamma: elements.gamma.valueAsNumber };
+    const speculative = { rule };
     if (rule === elements.rule.value) {
-      for (const name of RULE_FIELDS) if (!elements[name].disabled) speculative[name] = elements[name].valueAsNumber;
+      for (const { name, valueAsNumber } of byId("rule-fields").querySelectorAll("input")) {
+        if (Number.isFinite(valueAsNumber)) speculative[name] = valueAsNumber;
+      }
     }
     const prompt = elements.prompt.value;
     return {

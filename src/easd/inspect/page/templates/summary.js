@@ -5,18 +5,7 @@ import { count, number, percent, setting } from "./words.js";
 
 /** Elements for a run's head; `summary` is what `easd.trace.summary` gives. */
 export function summaryOf(run, summary, texts) {
-  const { config } = run;
-  const settings = [
-    count(texts, "text"),
-    `gamma ${config.gamma}`,
-    `temperature ${setting(config.temperature)}`,
-    `seed ${config.seed}`,
-    `${config.noise} noise`,
-  ];
-  const elements = [make("p", { class: "soft", text: settings.join(" · ") })];
-  if (summary) elements.push(figures(summary), time(summary));
-  elements.push(everything(config));
-  return elements;
+  return [settings(run.config, texts), ...(summary ? [figures(summary), time(summary)] : [])];
 }
 
 function figures(summary) {
@@ -47,15 +36,22 @@ function time(summary) {
   return make("div", { class: "times" }, bar, make("p", { class: "soft" }, ...words));
 }
 
-/** All settings of the run, for those who ask. */
-function everything(config) {
+/** The settings that matter most, and all of them for those who ask. */
+function settings(config, texts) {
   const { rule, ...rest } = config;
   const { name, ...fields } = rule;
+  const most = [
+    count(texts, "text"),
+    `gamma ${config.gamma}`,
+    `temperature ${setting(config.temperature)}`,
+    `seed ${config.seed}`,
+    `${config.noise} noise`,
+  ];
   const lines = [["rule", name], ...Object.entries(fields), ...Object.entries(rest)];
   return make(
     "details",
     {},
-    make("summary", { text: "all settings" }),
+    make("summary", { text: most.join(" · ") }),
     make("dl", { class: "settings" }, ...lines.flatMap(([key, value]) => [make("dt", { text: key }), make("dd", { text: setting(value) })])),
   );
 }
