@@ -4,6 +4,7 @@ Run by `make test-vllm` in an environment of its own; elsewhere there is nothing
 """
 
 import os
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,13 +83,39 @@ def gated():
 
 
 @pytest.fixture(scope="session")
+def ahead():
+    """As `gated`, with steps scheduled before the last one is done."""
+    with scheduling_ahead():
+        return start({"tau_h": 0.05, "tau_o": 0.4})
+
+
+@pytest.fixture(scope="session")
 def busy():
-    """As `gated`, with more of what servers use."""
-    return start(
-        {"tau_h": 0.05, "tau_o": 0.4},
-        enable_prefix_caching=True,
-        enable_chunked_prefill=True,
-        max_num_batched_tokens=32,
-        max_num_seqs=8,
-        logprobs_mode="processed_logprobs",
-    )
+    """As `ahead`, with more of what servers use."""
+    with scheduling_ahead():
+        return start(
+            {"tau_h": 0.05, "tau_o": 0.4},
+            enable_prefix_caching=True,
+            enable_chunked_prefill=True,
+            max_num_batched_tokens=32,
+            max_num_seqs=8,
+            logprobs_mode="processed_logprobs",
+        )
+
+
+@contextmanager
+def scheduling_ahead():
+    """Asynchronous scheduling, which vLLM can do on CPU but turns off there."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    stock = CpuPlatform.check_and_update_config
+
+    def check_and_update_config(config):
+        stock(config)
+        config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)
+    try:
+        yield
+    finally:
+        CpuPlatform.check_and_update_config = stock

@@ -61,6 +61,13 @@ def test_penalties_with_cached_prefixes_chunked_prompts_and_processed_logprobs(b
         check_penalties(busy, long, params, [RULE] * len(long))
 
 
+@pytest.mark.parametrize("kind", ["sampled", "greedy", "truncated", "mixed"])
+def test_scheduling_ahead_changes_no_token(gated, ahead, kind):
+    assert ahead.llm_engine.engine_core.engine_core.batch_queue_size == 2
+    params = mixed() if kind == "mixed" else sampled(**SETTINGS[kind])
+    assert decode(ahead, params) == decode(gated, params)
+
+
 def check_penalties(engine, prompts, params, rules):
     """Every verification of the engine against `rules`, and the counts against what was seen."""
     before = statistics(engine)

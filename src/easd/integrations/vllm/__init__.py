@@ -24,9 +24,11 @@ def register() -> None:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = stock(self, *args, **kwargs)
         if _is_configured(config):
+            from easd.integrations.vllm.endpoint import count_in_metrics
             from easd.integrations.vllm.start import prepare
 
             prepare(config)
+            count_in_metrics()
         return config
 
     create_engine_config.asks_easd = True  # type: ignore[attr-defined]
