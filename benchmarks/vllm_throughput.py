@@ -1,0 +1,148 @@
+"""Tokens per second of the plugin inside vLLM over vLLM's own speculation, interleaved in one run.
+
+    export LD_PRELOAD=$PWD/.venv-vllm/lib/libiomp5.so OMP_NUM_THREADS=1
+    export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
+    .venv-vllm/bin/python benchmarks/vllm_throughput.py --pair smollm2 --batch 1
+
+Two engines in one process: one never heard of easd, the other has the plugin. Where the gate never
+opens both emit the same tokens, so that the ratio is what asking the gate costs; where it opens,
+tokens are refused, too, and the ratio is what users see. Seconds are those of the processor, which
+other processes disturb less. The draft of `smollm2` has its target's full head here: vLLM knows no
+reduced one. The allocator keeps its memory, as with the tcmalloc that vLLM's manual asks for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import statistics
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from time import process_time
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="ERROR",
+    VLLM_NO_USAGE_STATS="1",
+)
+
+import torch
+import vllm  # pyright: ignore
+from common import PROMPTS, describe, interval, quiet
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+from vllm.v1.sample import rejection_sampler  # pyright: ignore
+
+from easd.integrations.vllm import cpu_expand
+from easd.pairs.packaged import unpack
+from easd.pairs.smollm2 import HEAD_TOKEN_IDS, SMOLLM2, draft_folder
+
+# Where the gate refuses some of the tokens, as a user's setting would.
+OPENING = {"lab-a": {"tau_h": 0.05, "tau_o": 0.8}, "smollm2": {"tau_h": 1.5, "tau_o": 0.8}}
+NEVER = {"tau_h": 1e9}  # the gate is asked everything all the same
+
+
+def folders(pair: str, scratch: Path) -> tuple[Path, Path]:
+    """Target and draft as vLLM loads them."""
+    if pair == "lab-a":
+        lab = Path(str(files("easd.pairs") / "data" / pair))
+        return lab / "target", lab / "draft"
+    target, ours, draft = unpack(SMOLLM2, print), draft_folder(), scratch / "draft"
+    shutil.copytree(target, draft, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    shutil.copy(ours / "config.json", draft)
+    tensors = load_file(ours / "model.safetensors")
+    del tensors[HEAD_TOKEN_IDS]
+    embedding = load_file(target / "model.safetensors")["model.embed_tokens.weight"]
+    tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding.clone()}
+    save_file(tensors, draft / "model.safetensors", {"format": "pt"})
+    return target, draft
+
+
+def start(target: Path, draft: Path, args: argparse.Namespace, easd: dict | None) -> vllm.LLM:
+    engine = vllm.LLM(
+        model=str(target),
+        dtype="float32",
+        max_model_len=64 if args.pair == "lab-a" else 256,
+        seed=0,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        speculative_config={
+            "method": "draft_model",
+            "model": str(draft),
+            "num_speculative_tokens": args.gamma,
+            "draft_sample_method": "probabilistic",
+        },
+        additional_config={} if easd is None else {"easd": easd},
+    )
+    cpu_expand.mend(rejection_sampler)  # without it stock's sampled text is garbage (vllm#55005)
+    return engine
+
+
+def prompts(target: Path, args: argparse.Namespace) -> list[list[int]]:
+    if args.pair == "lab-a":
+        return [[3 + 7 * row % 90, 5, 10 + row, 9] for row in range(args.batch)]
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    turns = [[{"role": "user", "content": PROMPTS[row % 8]}] for row in range(args.batch)]
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+
+
+def decode(engine: vllm.LLM, asked: list, easd: object, tokens: int, seed: int) -> float:
+    """Tokens per second."""
+    torch.manual_seed(seed)
+    params = vllm.SamplingParams(
+        temperature=1.0,
+        max_tokens=tokens,
+        ignore_eos=True,
+        extra_args=None if easd is None else {"easd": easd},
+    )
+    begin = process_time()
+    done = engine.generate(asked, params, use_tqdm=False)
+    seconds = process_time() - begin
+    return sum(len(answer.outputs[0].token_ids) for answer in done) / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pair", choices=list(OPENING), default="smollm2")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--gamma", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=40, help="new tokens a prompt")
+    parser.add_argument("--rounds", type=int, default=12)
+    args = parser.parse_args()
+    quiet()
+    with tempfile.TemporaryDirectory() as scratch:
+        target, draft = folders(args.pair, Path(scratch))
+        stock = start(target, draft, args, None)
+        plugin = start(target, draft, args, NEVER)
+    asked = [{"prompt_token_ids": ids} for ids in prompts(target, args)]
+    systems = {
+        "stock": (stock, None),
+        "switched off": (plugin, False),
+        "gate never opens": (plugin, NEVER),
+        "gate opens": (plugin, OPENING[args.pair]),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in systems}
+    for round_ in range(args.rounds + 1):
+        for name in random.Random(round_).sample(list(systems), len(systems)):
+            speed = decode(systems[name][0], asked, systems[name][1], args.tokens, round_)
+            if round_ > 0:  # the first warms up
+                speeds[name].append(speed)
+    print(f"{args.pair}, batch {args.batch}, gamma {args.gamma}; vLLM {vllm.__version__}")
+    print(describe())
+    for name, found in speeds.items():
+        ratios = [ours / theirs for ours, theirs in zip(found, speeds["stock"], strict=True)]
+        middle, low, high = interval(ratios)
+        print(
+            f"{name:18} {statistics.median(found):8.1f} tok/s, "
+            f"over stock {middle:.3f} [{low:.3f}, {high:.3f}]"
+        )
+    print("counted:", plugin.collective_rpc("easd_statistics")[0])
+
+
+if __name__ == "__main__":
+    main()
