@@ -10,7 +10,7 @@ from typer import Option
 
 app = typer.Typer()
 
-_MODELS, _LOAD = "Models", "Load"
+_MODELS, _LOAD, _SYSTEMS, _OUTPUT = "Models", "Load", "Systems", "Output"
 
 
 @app.command()
@@ -81,4 +81,128 @@ def plan(
         texts=tuple(texts or (1, 8, 32, 128, 512)),
         gammas=tuple(gamma or (1, 3, 5, 8)),
         context=context,
+    ).run()
+
+
+@app.command()
+def bench(
+    *,
+    pair: Annotated[
+        str | None,
+        Option(
+            help="An embedded pair; see `easd pairs`.",
+            show_default="smollm2",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, Option(help="The target: a hub id or a folder.", rich_help_panel=_MODELS)
+    ] = None,
+    draft: Annotated[
+        str | None, Option(help="The draft: a hub id or a folder.", rich_help_panel=_MODELS)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        Option(
+            help="Of the weights.",
+            show_default="float32 on a CPU, else the checkpoint's",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        Option(
+            help="cpu, cuda, cuda:1 or mps.",
+            show_default="a GPU where there is one",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    threads: Annotated[int | None, Option(help="torch's threads.", rich_help_panel=_MODELS)] = None,
+    task: Annotated[
+        str, Option(help="Whose prompts; see `easd tasks`.", rich_help_panel=_LOAD)
+    ] = "gsm8k",
+    data: Annotated[
+        Path | None, Option(help="A file with the task's items.", rich_help_panel=_LOAD)
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        Option(help="Texts at once; may be repeated.", show_default="1", rich_help_panel=_LOAD),
+    ] = None,
+    context: Annotated[
+        list[int] | None,
+        Option(
+            help="Tokens that prompts are cut or repeated to; may be repeated.",
+            show_default="as they are",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    tokens: Annotated[int, Option(help="Tokens of each text.", rich_help_panel=_LOAD)] = 64,
+    texts: Annotated[
+        int, Option(help="Texts for each place of the batch.", rich_help_panel=_LOAD)
+    ] = 2,
+    temperature: Annotated[float, Option(help="0 is greedy.", rich_help_panel=_LOAD)] = 1.0,
+    rounds: Annotated[
+        int, Option(help="How often each takes its turn.", rich_help_panel=_LOAD)
+    ] = 5,
+    system: Annotated[
+        list[str] | None,
+        Option(
+            help="target, assisted, speculative, adaptive, easd, easd-maximal, easd-adaptive or "
+            "prompt-lookup; may be repeated.",
+            show_default="all",
+            rich_help_panel=_SYSTEMS,
+        ),
+    ] = None,
+    gamma: Annotated[
+        list[int] | None,
+        Option(
+            help="Draft tokens of a block; may be repeated.",
+            show_default="4",
+            rich_help_panel=_SYSTEMS,
+        ),
+    ] = None,
+    tau_h: Annotated[
+        float, Option(help="Entropy threshold in nats.", rich_help_panel=_SYSTEMS)
+    ] = 1.5,
+    profile: Annotated[
+        bool, Option("--profile", help="Let torch's profiler look, too.", rich_help_panel=_OUTPUT)
+    ] = False,
+    roofline: Annotated[
+        bool,
+        Option(
+            "--roofline",
+            help="Measure the machine and hold the forwards against it.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    out: Annotated[Path, Option(help="A new folder for the run.", rich_help_panel=_OUTPUT)],
+) -> None:
+    """Time every way to decode, in turn on the same prompts: ratios with intervals."""
+    from easd.bench.systems import KINDS
+    from easd.sessions.bench import Benchmark
+    from easd.study.config import StudyConfig
+
+    batches = tuple(batch or (1,))
+    items = {"name": task, "limit": max(batches) * texts}
+    models = {"pair": pair, "target": target, "draft": draft, "dtype": dtype, "device": device}
+    Benchmark(
+        study=StudyConfig.from_dict(
+            {
+                **{name: value for name, value in models.items() if value is not None},
+                "temperature": temperature,
+                "tasks": [{**items, "data": str(data)} if data else items],
+            }
+        ),
+        kinds=tuple(system or KINDS),
+        batches=batches,
+        contexts=tuple(context or ()),
+        gammas=tuple(gamma or (4,)),
+        rounds=rounds,
+        tokens=tokens,
+        texts=texts,
+        tau_h=tau_h,
+        threads=threads,
+        out=out,
+        profile=profile,
+        roofline=roofline,
     ).run()
