@@ -1,15 +1,19 @@
-"""Engines with vLLM's V2 model runner; `in_vllm/test_v2.py` runs what is here."""
+"""Engines with vLLM's V2 model runner, which wants a GPU.
+
+On one, run `pytest -m vllm -W ignore tests/in_vllm/v2`; without, `in_vllm/test_v2.py` runs what is here.
+"""
 
 import os
 
 import pytest
+import torch
 from in_vllm.conftest import ARGUMENTS, SPECULATION
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     from in_vllm.v2.interpreter import prepare
 
     prepare()
-else:
+elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
 
@@ -18,7 +22,7 @@ def start(easd=None, **arguments):
     from vllm import LLM
 
     engine = LLM(
-        **{**ARGUMENTS, "max_num_seqs": 8, **arguments},
+        **{**ARGUMENTS, "max_num_seqs": 8, "gpu_memory_utilization": 0.1, **arguments},
         speculative_config=SPECULATION,
         additional_config={} if easd is None else {"easd": easd},
     )

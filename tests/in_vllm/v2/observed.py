@@ -23,10 +23,10 @@ def verifications(engine):
         at, slot, position = torch.tensor(drafts).unbind(-1)
         temperature = args[2]
         divisor = torch.where(temperature == 0, 1.0, temperature)[slot, None]
+        names = [runner.req_states.index_to_req_id[slot] for slot in slots.tolist()]
         before = {
-            "requests": [runner.req_states.index_to_req_id[slot] for slot in slots.tolist()],
             "counts": cumulative.diff().long() - 1,
-            "draft_tokens": tokens[at + 1].clone(),
+            "draft_tokens": tokens[at + 1],
             "draft_probs": (draft[slot, position] / divisor).softmax(-1),
             "target_logits": target[at],
             "greedy": temperature[slots] == 0,
@@ -34,8 +34,9 @@ def verifications(engine):
         whole = target.clone()
         output, kept = inner(target, draft, tokens, cumulative, pos, slots, *args, **kwargs)
         assert torch.equal(target, whole)  # log-probabilities are taken from it
-        behind = torch.arange(output.shape[1]) >= kept[:, None]
-        seen.append(Verified(**before, output=output.masked_fill(behind, -1)))
+        behind = torch.arange(output.shape[1], device=output.device) >= kept[:, None]
+        values = {**before, "output": output.masked_fill(behind, -1)}
+        seen.append(Verified(requests=names, **{name: each.cpu() for name, each in values.items()}))
         return output, kept
 
     rejection_sampler.rejection_sample = rejection_sample

@@ -85,7 +85,7 @@ class Drafted:
         """
         total = tokens.shape[0] - idx_mapping.shape[0]
         row, position = rows_of(cu_num_logits.diff().long() - 1, total)
-        at = cu_num_logits.long()[row] + position
+        at = torch.arange(total, device=row.device) + row  # after each row, its last logits
         return cls(
             row=row,
             position=position,
