@@ -39,6 +39,11 @@ def serve(serving: Serving, host: str, port: int) -> None:
     host, port = taken.getsockname()[:2]
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     console.print(Text(f"{pair.name} at http://{where}"), soft_wrap=True)
+    http_server(app).run([taken])
+
+
+def http_server(app: App, *, grace: float = GRACE_SECONDS) -> uvicorn.Server:
+    """A server for an app; what still runs `grace` seconds after a signal is ended."""
     config = uvicorn.Config(
         app.asgi(),
         http=Connection,
@@ -46,17 +51,18 @@ def serve(serving: Serving, host: str, port: int) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(GRACE_SECONDS) + 5,
+        timeout_graceful_shutdown=int(grace) + 5,
     )
-    _Server(config, app).run([taken])
+    return _Server(config, app, grace)
 
 
 class _Server(uvicorn.Server):
     """Lets what runs come to its end when a signal asks to stop; a second one does not wait."""
 
-    def __init__(self, config: uvicorn.Config, app: App) -> None:
+    def __init__(self, config: uvicorn.Config, app: App, grace: float) -> None:
         super().__init__(config)
         self._app = app
+        self._grace = grace
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -64,7 +70,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.scheduler.close(GRACE_SECONDS)
+        self._app.scheduler.close(self._grace)
         await super().shutdown(sockets)
 
 

@@ -31,7 +31,9 @@ class Writing:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
-        self._ends: list[int] = []  # Length of the text after each token.
+        # Where in the text each token begins, and how long the text is with all of it.
+        self._starts: list[int] = []
+        self._ends: list[int] = []
         # Tokens up to `_standing` are in the text; those from `_context` on are decoded again with
         # what follows, because a token's text may depend on the one before.
         self._context = self._standing = 0
@@ -43,8 +45,8 @@ class Writing:
         self.finished = finished
         for token in tokens[:-1] if finished == "eos" else tokens:
             self._ids.append(token)
+            self._starts.append(len(self.text))
             self._extend(whole=False)
-            self._ends.append(len(self.text))
         if finished:
             self._extend(whole=True)
         if finished == "stop":
@@ -62,16 +64,19 @@ class Writing:
 
     def offset(self, token: int) -> int:
         """Where in the text a token begins."""
-        return self._ends[token - 1] if token else 0
+        return self._starts[token]
 
     def _extend(self, *, whole: bool) -> None:
         window = self._decode(self._context)
         partial = window.endswith(_PART) and len(self._ids) - self._standing < _LONGEST_PART
-        if (partial and not whole) or len(window) <= len(self._before):
+        grows = len(window) > len(self._before)
+        if not whole and (partial or not grows):
             return
-        self.text += window[len(self._before) :]
-        self._context, self._standing = self._standing, len(self._ids)
-        self._before = self._decode(self._context)
+        if grows:
+            self.text += window[len(self._before) :]
+            self._context, self._standing = self._standing, len(self._ids)
+            self._before = self._decode(self._context)
+        self._ends += [len(self.text)] * (len(self._ids) - len(self._ends))
 
     def _decode(self, first: int) -> str:
         return str(self._tokenizer.decode(self._ids[first:], skip_special_tokens=True))
