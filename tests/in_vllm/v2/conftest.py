@@ -1,6 +1,6 @@
 """Engines with vLLM's V2 model runner, which wants a GPU.
 
-On one, run `pytest -m vllm -W ignore tests/in_vllm/v2`; without, `in_vllm/test_v2.py` runs what is here.
+On one, run `pytest -m vllm -W ignore tests/in_vllm/v2`; elsewhere, `in_vllm/test_v2.py` does.
 """
 
 import os

@@ -1,8 +1,8 @@
 """EASD in workers that run vLLM's V2 model runner, CUDA's default.
 
 V2 keeps what the draft said as logits before the temperature, of all requests in one tensor
-[slots, K, V]; a request has a slot as long as it runs. Two places are changed, the first two of one
-engine's own objects, the last in calls of that engine only:
+[slots, K, V]; a request has a slot as long as it runs. Three places are changed, two of one
+engine's own objects and the last in calls of that engine only:
 
 * `Sampler.add_request` finds the rule of the request that gets a slot;
 * `RejectionSampler._verify` says which slots a step is about;
@@ -37,7 +37,6 @@ LOGITS_AT_ONCE = 2**26
 """How many entries of the vocabulary the gate is asked about at a time, to bound its memory."""
 
 logger = logging.getLogger("vllm.easd")
-
 
 _batch: ContextVar[Batch | None] = ContextVar("easd_batch_v2", default=None)
 
