@@ -38,7 +38,8 @@ def short_waits(monkeypatch):
 
 
 def evaluate(url, folder, on_unit=None, **changes):
-    link = {name: changes.pop(name) for name in list(changes) if name in ("timeout", "retries")}
+    link = {n: changes.pop(n) for n in ("timeout", "retries", "concurrency") if n in changes}
+    link = {"concurrency": 8, **link}
     values = {"tasks": ["lab-a:30"], "chunk": 10, "systems": SYSTEMS, **changes}
     study = EndpointStudy.from_dict({"endpoint": {"url": url, **link}, **values})
     tasks = [task.load() for task in study.tasks]
@@ -99,7 +100,7 @@ def test_requests_say_all_that_was_set_and_no_more_at_once_than_allowed(server, 
     assert {path for path, _ in server.seen} == {"/completions"}
     assert texts[0]["speculative"] == {"rule": "speculative"}
     assert len({(r["seed"], r["prompt"]) for r in texts}) == len({r["seed"] for r in texts}) == 60
-    assert 1 < server.most_under_way <= 16
+    assert 1 < server.most_under_way <= 8
 
 
 def test_run_json_says_who_decoded(server, run):
@@ -276,10 +277,12 @@ def test_a_server_that_tells_nothing_can_be_reported_on(server, easd, tmp_path, 
         (["--dialect", "vllm", "--system", "easd"], "does not look at what a request says"),
         (["--dialect", "vllm", "--system", "draft"], "needs a server of their own|does not look"),
         (["--concurrency", "0"], "concurrency = 0"),
+        (["--concurrency", "65"], "more than chunk = 64"),
+        (["--endpoint", "http://127.0.0.1:99999/v1"], "no address of an endpoint"),
         (["--set", "endpoint.timeout=soon"], "'soon' is no number of seconds"),
         (["--set", "endpoint.tries=1"], "no field 'tries'"),
         (["--pair", "lab-a"], "'pair' cannot be set for an endpoint"),
-        (["--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
+        (["--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY holds no key"),
         (["--temperature", "-1"], "temperature = -1"),
     ],
 )
@@ -317,7 +320,7 @@ def test_a_run_of_another_endpoint_or_of_a_pair_is_refused(server, refused, tmp_
     with running(LabServer()) as other:
         line = refused(
             *("eval", "--endpoint", other.url, "--task", "lab-a:30", "--set", "chunk=10"),
-            *("--out", tmp_path / "run"),
+            *("--concurrency", "8", "--out", tmp_path / "run"),
         )
     assert "holds a run with another endpoint" in line
     line = refused(

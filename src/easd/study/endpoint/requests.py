@@ -9,6 +9,7 @@ from easd.study.endpoint.dialects import DIALECTS
 from easd.study.endpoint.settings import SAMPLING, EndpointSystem
 from easd.study.tasks import Item, Task
 
+_MOST = 2**31 - 1
 # Our columns, and what easd's server says in `usage.completion_tokens_details`.
 _COUNTS = {
     "blocks": "target_forwards",
@@ -84,4 +85,4 @@ def read_answer(answer: Any, *, chat: bool) -> dict[str, Any]:
 
 def _count(values: dict[str, Any], name: str) -> int | None:
     found = values.get(name)
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and 0 <= found <= _MOST else None

@@ -33,11 +33,11 @@ class Server:
     dialect: str | None = None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        if not _is_address(self.url):
             raise ConfigError(
                 f"url = {self.url!r} is no address of an endpoint; write http://host:port/v1"
             )
+        parts = urlsplit(self.url)
         path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
         object.__setattr__(self, "url", urlunsplit(parts._replace(path=path, fragment="")))
         if self.dialect is not None and self.dialect not in DIALECTS:
@@ -60,15 +60,15 @@ class Server:
         """What goes with every request.
 
         Raises:
-            ConfigError: The variable of the key is not set.
+            ConfigError: The variable holds no key.
         """
         if self.api_key_env is None:
             return {}
-        key = os.environ.get(self.api_key_env)
-        if not key:
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not (key and key.isascii() and key.isprintable()):
             raise ConfigError(
-                f"the environment variable {self.api_key_env} is not set; it should hold the key "
-                f"of {self.shown}"
+                f"the environment variable {self.api_key_env} holds no key; set it to that of "
+                f"{self.shown}"
             )
         return {"Authorization": f"Bearer {key}"}
 
@@ -95,6 +95,17 @@ class Link:
                 )
         if not self.timeout > 0:
             raise ConfigError(f"timeout = {self.timeout:g} gives no time; use more than 0 seconds")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port_fits = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https") and bool(parts.hostname) and port_fits and not parts.query
+    )
 
 
 def parse_endpoint(spec: Any) -> tuple[Server, Link]:

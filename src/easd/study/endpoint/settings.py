@@ -79,6 +79,14 @@ class EndpointStudy(Grid[EndpointSystem]):
     sampling: Mapping[str, Any]
     chat: bool | None = None
 
+    def __post_init__(self) -> None:
+        Grid.__post_init__(self)
+        if self.chunk < self.link.concurrency:
+            raise ConfigError(
+                f"concurrency = {self.link.concurrency} is more than chunk = {self.chunk}, the "
+                "requests that are sent together; raise chunk or lower concurrency"
+            )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, fill: Fill = dict) -> EndpointStudy:
         """Builds a study from a mapping with `endpoint`.

@@ -28,7 +28,7 @@ def system_settings(frames: Frames) -> pd.DataFrame:
 
 
 def shared_settings(frames: Frames) -> pd.DataFrame:
-    """What all systems share: models, decoding, versions, hardware, state of the checkout.
+    """What all systems share: models, decoding, client, versions, hardware, state of the checkout.
 
     Columns: part, name, value.
     """
@@ -37,6 +37,7 @@ def shared_settings(frames: Frames) -> pd.DataFrame:
         "run": {name: run.get(name) for name in ("status", "started", "ended", "format")},
         "models": run.get("models"),
         "decoding": {k: v for k, v in (run.get("config") or {}).items() if k != "tasks"},
+        "client": run.get("client"),
         "versions": run.get("versions"),
         "hardware": run.get("hardware"),
         "checkout": run.get("git"),
