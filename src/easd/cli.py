@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 # Imported by studies only; see the extra `study` in pyproject.toml.
-_OF_STUDIES = ("datasets", "jinja2", "math_verify", "matplotlib", "pandas", "scipy")
+_OF_STUDIES = ("datasets", "httpx2", "jinja2", "math_verify", "matplotlib", "pandas", "scipy")
 # Imported by `easd serve` only; see the extra `serve`.
 _OF_SERVER = ("fastapi", "prometheus_client", "starlette", "uvicorn")
 
