@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -206,6 +207,21 @@ def test_arrows_up_and_down_change_the_line(show, traces):
     assert top() > first
     page.keyboard.press("ArrowUp")
     assert top() == first
+
+
+def test_the_threshold_is_drawn_at_the_same_height_in_every_line(show, traces):
+    page = show(traces["easd"], width=360)
+    tops, pitch = page.evaluate(
+        """() => {
+          const row = document.querySelector("#panels .row");
+          const tops = [...row.querySelectorAll(".t")].map((t) => t.getClientRects()[0].top);
+          const size = getComputedStyle(row, "::after").backgroundSize;
+          return [[...new Set(tops)], Number(size.match(/([0-9.]+)px$/)[1])];
+        }"""
+    )
+    assert len(tops) > 2
+    assert pitch == int(pitch)  # Browsers round the size of a repeated background.
+    assert {after - before for before, after in pairwise(tops)} == {pitch}
 
 
 def test_the_first_difference_is_marked(show, traces):

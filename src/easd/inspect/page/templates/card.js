@@ -81,7 +81,7 @@ function acceptance(token, noise) {
   if (!row || row.accept_prob === null) return null;
   const meter = make("div", { class: "meter accept", "aria-hidden": "true" }, share(row.accept_prob));
   let test = `uniform ${number(row.uniform, 3)}`;
-  if (noise === "shared") test += "; noise is shared, so kept where draft and text draw the same";
+  if (noise === "shared") test += "; noise is shared, so no test";
   else meter.append(tick(row.uniform));
   return make("div", { class: "line" }, make("span", { text: "accept probability" }), meter, make("strong", { text: probability(row.accept_prob) }), make("small", { text: test }));
 }

@@ -30,6 +30,7 @@ class Page {
         this.#thresholds = { ...this.#thresholds, ...read(event.target.value) };
         this.refresh();
       });
+      byId(id).addEventListener("change", () => this.announce(this.#panels.map((panel) => `${panel.name}: ${panel.caught.textContent}`).join(" ")));
     }
     byId("recorded").addEventListener("click", () => {
       this.#thresholds = this.#recorded;
@@ -105,15 +106,20 @@ class Page {
     const top = Math.max(...this.#panels.map((panel) => panel.usual), 2 * recorded, 0.5);
     const highest = Math.max(...this.#panels.map((panel) => panel.highest), top);
     byId("tau-h").max = String(Math.ceil(100 * highest) / 100);
-    byId("tau-h-value").textContent = `tau_h ${number(this.#thresholds.tauH)} nats`;
     const topN = Math.max(...this.#panels.map((panel) => panel.run.signals.top_n));
-    byId("tau-o-value").textContent = `${this.#thresholds.leastShared} of ${topN}`;
+    this.#tell("tau-h", `tau_h ${number(this.#thresholds.tauH)} nats`);
+    this.#tell("tau-o", `${this.#thresholds.leastShared} of ${topN}`);
     for (const panel of this.#panels) {
       panel.top = top;
       panel.apply(this.#of(panel));
     }
     this.#markDifferences();
     this.#showCard();
+  }
+
+  #tell(slider, value) {
+    byId(`${slider}-value`).textContent = value;
+    byId(slider).setAttribute("aria-valuetext", value);
   }
 
   #of(panel) {
@@ -135,8 +141,10 @@ class Page {
     this.#panels.forEach((panel, i) => {
       panel.clear();
       const text = this.#runs[i].texts.find((one) => one.request === request);
-      panel.state.textContent = text ? "" : "This run has no such text.";
-      if (!text) return;
+      if (text?.prompt !== prompt) {
+        panel.state.textContent = text ? "This run had another prompt." : "This run has no such text.";
+        return;
+      }
       panel.add(text.rows);
       panel.state.textContent = `${count(panel.text.tokens.length, "token")}, ${ending(text)}`;
       panel.text.finished = text.finish_reason !== null;
@@ -149,9 +157,9 @@ class Page {
     const [first, ...others] = this.#panels;
     if (!others.length) return;
     const found = others.map((panel) => firstDifference(first.text, panel.text));
-    others.forEach((panel, i) => panel.markDifference(found[i], first.name));
+    others.forEach((panel, i) => panel.markDifference(found[i], first));
     const earliest = found.reduce((best, at, i) => (at !== null && at < (found[best] ?? Infinity) ? i : best), 0);
-    first.markDifference(found[earliest], others[earliest].name);
+    first.markDifference(found[earliest], others[earliest]);
   }
 
   #point(panel, index, how) {

@@ -54,9 +54,9 @@ export class Overview {
     const ribbon = { accepted: colour.line, drawn: colour.line, replacement: colour.replacement, bonus: colour.bonus, penalised: colour.penalty };
     const height = (entropy) => Math.min((entropy ?? 0) / top, 1) * HALF;
     // Outcomes that matter are drawn last, so that a crowded strip does not hide them.
-    const order = { accepted: 0, drawn: 0, bonus: 1, replacement: 2, penalised: 3 };
-    const indices = [...tokens.keys()].sort((a, b) => order[fate(tokens[a])] - order[fate(tokens[b])] || a - b);
-    for (const i of indices) {
+    const byFate = { accepted: [], drawn: [], bonus: [], replacement: [], penalised: [] };
+    tokens.forEach((token, i) => byFate[fate(token)].push(i));
+    for (const i of Object.values(byFate).flat()) {
       const token = tokens[i];
       const row = token.refused ?? token.row;
       const left = Math.floor((i * this.#width) / tokens.length);

@@ -89,7 +89,7 @@ export class Panel {
   /** Marks what the gate would catch; touches only tokens for which that changes. */
   apply(thresholds) {
     this.list.style.setProperty("--top", this.top);
-    for (const line of this.list.children) line.style.setProperty("--tau", thresholds.tauH);
+    for (const line of this.list.children) line.style.setProperty("--tau", Math.min(thresholds.tauH, this.top));
     this.text.tokens.forEach((token, i) => {
       const row = examinedRow(token);
       const caught = row !== null && isCaught(conditionsMet(row, thresholds), this.asked);
@@ -109,8 +109,8 @@ export class Panel {
     return `◆ catches ${share({ examined, caught })}${whole}. Met alone: ${alone}.`;
   }
 
-  /** Shows where this text leaves another system's; `index` null where it does not. */
-  markDifference(index, other) {
+  /** Shows where this text leaves another panel's; `index` null where it does not. */
+  markDifference(index, { name: other, run }) {
     if (this.#marked === `${index} ${other}`) return;
     this.#marked = `${index} ${other}`;
     this.list.querySelector(".difference")?.remove();
@@ -125,6 +125,8 @@ export class Panel {
     const jump = make("button", { type: "button", text: `First difference from ${other}: token ${index + 1}` });
     jump.addEventListener("click", () => this.focus(index));
     this.difference.replaceChildren(jump);
+    const shared = run.config.noise === "shared" && this.run.config.noise === "shared";
+    if (!shared) this.difference.append(" by chance, too: noise is not shared");
   }
 
   focus(index) {
