@@ -72,6 +72,8 @@ def running(pair: Pair, config: RunConfig, *, grace: float = 30.0, **options):
     app = App(pair, Serving(config=config, **options))
     server = http_server(app, grace=grace)
     taken = socket.create_server(("127.0.0.1", 0))
+    # What the system buffers for clients that do not read would hold a whole text.
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
     thread = threading.Thread(target=server.run, args=([taken],))
     thread.start()
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MOST_TEXTS = 128  # Of one request, as OpenAI has it.
 MOST_LOGPROBS = 20
@@ -26,7 +26,15 @@ _NOTHING: dict[str, Any] = {
     "tools": [],
 }
 
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
+
+def _encodable(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("half of a surrogate pair is no character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -52,14 +60,14 @@ class TextPart(Body):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Body):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
     name: str | None = None
 
     @property
@@ -149,7 +157,7 @@ class ChatBody(Completing):
 class CompletionBody(Completing):
     """Texts to continue: one or several, as text or as token ids."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
 
@@ -158,7 +166,7 @@ class DecodeBody(Sampling):
 
     model: str | None = None
     messages: list[Message] = Field(default_factory=list)
-    prompt: str | None = None
+    prompt: Text | None = None
     noise: Literal["shared", "independent"] = "shared"
 
     @model_validator(mode="after")

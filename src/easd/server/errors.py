@@ -112,7 +112,9 @@ def install_handlers(app: FastAPI) -> None:
     async def unrouted(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = error.detail
-        if error.status_code in (404, 405):
+        if error.status_code == 400:
+            message = "the body is not JSON that can be read"
+        elif error.status_code in (404, 405):
             message = f"there is no {request.method} {request.url.path}; see /openapi.json"
         return Refusal(error.status_code, message, headers=error.headers).response()
 
@@ -140,7 +142,7 @@ def _unfit(errors: Sequence[Any]) -> Refusal:
         )
     if kind == "missing":
         return Refusal(400, f"{param or 'the body'} is missing", param=param, code="missing_field")
-    reason = first["msg"]
+    reason = first["msg"].removeprefix("Value error, ")
     return Refusal(
         400,
         f"{param or 'the body'} does not fit: {reason[0].lower()}{reason[1:]}",

@@ -30,16 +30,16 @@ def serve(serving: Serving, host: str, port: int) -> None:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     console = Console(stderr=True)
-    taken = _bind(host, port)
-    with console.status("loading") as status:
-        pair = load(serving.config, lambda line: status.update(Text(visible(line))))
-    app = App(pair, serving)
-    if not _is_loopback(host) and serving.api_key is None:
-        console.print(Text("note: anyone who reaches this address can use it; see --api-key"))
-    host, port = taken.getsockname()[:2]
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    console.print(Text(f"{pair.name} at http://{where}"), soft_wrap=True)
-    http_server(app).run([taken])
+    with _bind(host, port) as taken:
+        with console.status("loading") as status:
+            pair = load(serving.config, lambda line: status.update(Text(visible(line))))
+        server = http_server(App(pair, serving))
+        if not _is_loopback(host) and serving.api_key is None:
+            console.print(Text("note: anyone who reaches this address can use it; see --api-key"))
+        host, port = taken.getsockname()[:2]
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        console.print(Text(f"{pair.name} at http://{where}"), soft_wrap=True)
+        server.run([taken])
 
 
 def http_server(app: App, *, grace: float = GRACE_SECONDS) -> uvicorn.Server:
@@ -81,6 +81,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         taken.bind((host, port))
     except (OSError, OverflowError) as error:
+        taken.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"cannot listen at {host} port {port} ({reason}); choose another "

@@ -158,6 +158,8 @@ class Reader:
 
     def prompts(self, given: str | Sequence[Any]) -> list[list[int]]:
         """Token ids of one prompt or several."""
+        if isinstance(given, list) and not given:
+            raise InputError("there is no prompt; give at least one")
         several = not isinstance(given, str) and not (given and isinstance(given[0], int))
         return [
             self._pair.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
