@@ -118,7 +118,7 @@ def test_sliders_catch_what_the_gate_would(show, traces, tau_h, shared):
     every = [row for row in trace.tokens.to_pylist() if row["outcome"] in EXAMINED]
     for rows, scope in (
         ([row for row in every if row["sample"] == 0], r"catches (\d+) of (\d+)"),
-        (every, r"whole run (\d+) of (\d+)"),
+        (every, r"all texts (\d+) of (\d+)"),
     ):
         caught = sum(np.logical_and.reduce(list(met(rows, tau_h, shared).values())))
         line = page.locator(".caught-line").inner_text()
@@ -136,7 +136,7 @@ def test_the_recorded_thresholds_catch_where_the_gate_was_open(show, traces):
     slide(page, "#tau-h", page.locator("#tau-h").get_attribute("max"))
     assert page.locator("#panels .t.caught").count() == 0
     page.locator("#recorded").click()
-    assert page.locator("#panels .t.caught").count() == opened
+    expect(page.locator("#panels .t.caught")).to_have_count(int(opened))
 
 
 def test_hover_shows_what_a_penalty_removed(show, traces):
@@ -245,6 +245,27 @@ def test_the_first_difference_is_marked(show, traces):
         first_difference(*[[r["token"] for r in of_request(t, s)] for t in systems[:2]]) is not None
         for s in range(6)
     )
+
+
+def test_the_same_rule_twice_has_two_names(show, traces):
+    page = show(traces["easd"], traces["easd"])
+    second = page.locator(".panel").nth(1)
+    assert second.locator("h2").inner_text().startswith("easd 2 ")
+    assert second.get_by_text("no difference from easd", exact=True).count() == 1
+
+
+def test_differences_by_chance_are_called_so(show, traces):
+    run = traces["target"].run
+    independent = {**run, "config": {**run["config"], "noise": "independent"}}
+    page = show(traces["easd"], replace(traces["target"], run=independent))
+    for text in range(6):
+        page.locator("#texts").select_option(str(text))
+        for panel in page.locator(".panel").all():
+            differs = panel.get_by_role("button", name="First difference").count()
+            assert panel.get_by_text("noise is not shared").count() == differs
+            if differs:
+                return
+    raise AssertionError("all texts are equal")
 
 
 def test_texts_are_shown_and_never_obeyed(show, hostile):

@@ -23,12 +23,14 @@ _MODULES = (
     "summary",
     "card",
     "overview",
+    "lines",
+    "moves",
     "panel",
     "live",
     "main",
 )
 
-_IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
+_IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export ", re.MULTILINE)
 
 

@@ -35,7 +35,9 @@ export function card(panel, index, thresholds) {
 export function story(token) {
   const refused = token.refused && `‘${named(token.refused.text)}’`;
   const row = `‘${named(token.row.text)}’`;
-  const dropped = token.dropped.length ? ` Drafted behind it and dropped: ${token.dropped.map((one) => named(one.text)).join(" ")}` : "";
+  const dropped = token.dropped.length
+    ? ` Drafted behind it and dropped: ${token.dropped.map((one) => named(one.text)).join(" ")}`
+    : "";
   switch (fate(token)) {
     case "accepted":
       return "Drafted, examined and kept.";
@@ -53,12 +55,25 @@ export function story(token) {
 /** The drafted token and what stands in the text, with both models' probabilities. */
 function candidates(token) {
   const lines = token.refused
-    ? [["removed", token.refused], ["instead", token.row]]
+    ? [
+        ["removed", token.refused],
+        ["instead", token.row],
+      ]
     : [[token.row.outcome === "accepted" ? "drafted" : "drawn", token.row]];
   return make(
     "table",
     { class: "numbers" },
-    make("thead", {}, make("tr", {}, ...["", "token", "draft", "target"].map((text) => make(text ? "th" : "td", { text, scope: text ? "col" : undefined })))),
+    make(
+      "thead",
+      {},
+      make(
+        "tr",
+        {},
+        ...["", "token", "draft", "target"].map((text) =>
+          make(text ? "th" : "td", { text, scope: text ? "col" : undefined }),
+        ),
+      ),
+    ),
     make(
       "tbody",
       {},
@@ -79,21 +94,45 @@ function candidates(token) {
 function acceptance(token, noise) {
   const row = examinedRow(token);
   if (!row || row.accept_prob === null) return null;
-  const meter = make("div", { class: "meter accept", "aria-hidden": "true" }, share(row.accept_prob));
+  const meter = make(
+    "div",
+    { class: "meter accept", "aria-hidden": "true" },
+    share(row.accept_prob),
+  );
   let test = `uniform ${number(row.uniform, 3)}`;
   if (noise === "shared") test += "; noise is shared, so no test";
   else meter.append(tick(row.uniform));
-  return make("div", { class: "line" }, make("span", { text: "accept probability" }), meter, make("strong", { text: probability(row.accept_prob) }), make("small", { text: test }));
+  return make(
+    "div",
+    { class: "line" },
+    make("span", { text: "accept probability" }),
+    meter,
+    make("strong", { text: probability(row.accept_prob) }),
+    make("small", { text: test }),
+  );
 }
 
 function signals(row, thresholds, top) {
   const entropy = (model) => {
     const value = row[`${model}_entropy`];
-    const meter = make("div", { class: `meter ${model}`, "aria-hidden": "true" }, share(value / top), tick(thresholds.tauH / top));
-    return make("div", { class: "line" }, make("span", { text: `${model} entropy` }), meter, make("strong", { text: value === null ? "not asked" : `${number(value)} nats` }));
+    const meter = make(
+      "div",
+      { class: `meter ${model}`, "aria-hidden": "true" },
+      share(value / top),
+      tick(thresholds.tauH / top),
+    );
+    return make(
+      "div",
+      { class: "line" },
+      make("span", { text: `${model} entropy` }),
+      meter,
+      make("strong", { text: value === null ? "not asked" : `${number(value)} nats` }),
+    );
   };
   const shared = sharedTop(row, thresholds.topN);
-  const dots = Array.from({ length: thresholds.topN }, (_, i) => make("i", { class: i < (shared ?? 0) ? "on" : "" }));
+  const dots = Array.from({ length: thresholds.topN }, (_, i) =>
+    make("i", { class: i < (shared ?? 0) ? "on" : "" }),
+  );
   return make(
     "div",
     { class: "lines" },
@@ -104,7 +143,9 @@ function signals(row, thresholds, top) {
       { class: "line" },
       make("span", { text: "overlap" }),
       make("div", { class: "dots", "aria-hidden": "true" }, ...dots),
-      make("strong", { text: shared === null ? "not asked" : `${shared} of ${thresholds.topN} shared` }),
+      make("strong", {
+        text: shared === null ? "not asked" : `${shared} of ${thresholds.topN} shared`,
+      }),
     ),
   );
 }
@@ -112,12 +153,26 @@ function signals(row, thresholds, top) {
 /** What the gate would say at the thresholds of the sliders. */
 function verdict(token, thresholds, asked) {
   const row = examinedRow(token);
-  if (!row) return make("p", { class: "verdict", text: "Not examined: the gate is asked of draft tokens." });
+  if (!row)
+    return make("p", {
+      class: "verdict",
+      text: "Not examined: the gate is asked of draft tokens.",
+    });
   const met = conditionsMet(row, thresholds);
   const caught = isCaught(met, asked);
-  const line = make("p", { class: caught ? "verdict caught" : "verdict" }, make("strong", { text: caught ? "◆ gate open " : "◇ gate closed " }));
+  const line = make(
+    "p",
+    { class: caught ? "verdict caught" : "verdict" },
+    make("strong", { text: caught ? "◆ gate open " : "◇ gate closed " }),
+  );
   for (const name of CONDITIONS) {
-    line.append(make("span", { class: "condition", text: `${met[name] ? "✓" : "✗"} ${CONDITION_NAMES[name]}${asked.includes(name) ? "" : " (not asked)"}` }), " ");
+    line.append(
+      make("span", {
+        class: "condition",
+        text: `${met[name] ? "✓" : "✗"} ${CONDITION_NAMES[name]}${asked.includes(name) ? "" : " (not asked)"}`,
+      }),
+      " ",
+    );
   }
   return line;
 }
@@ -129,18 +184,31 @@ function favourites(token, row, vocabulary) {
       "table",
       { class: `top ${model}` },
       make("caption", { text: `${model}’s favourites` }),
-      make("tbody", {}, ...row[`${model}_top_tokens`].map((id, i) => favourite(id, row[`${model}_top_probs`][i]))),
+      make(
+        "tbody",
+        {},
+        ...row[`${model}_top_tokens`].map((id, i) => favourite(id, row[`${model}_top_probs`][i])),
+      ),
     );
   const favourite = (id, prob) => {
     const place = id === token.row.token ? "chosen" : id === token.refused?.token ? "removed" : "";
-    const word = make("th", { scope: "row", class: `word ${place}` }, named(vocabulary.get(id) ?? `#${id}`));
+    const word = make(
+      "th",
+      { scope: "row", class: `word ${place}` },
+      named(vocabulary.get(id) ?? `#${id}`),
+    );
     if (shared.includes(id)) word.prepend(make("span", { class: "both", text: "● " }));
     const line = make("tr", {}, word, make("td", { text: probability(prob) }));
     line.style.backgroundSize = `${100 * prob}% 100%`;
     return line;
   };
   const models = ["draft", "target"].filter((model) => row[`${model}_top_tokens`].length);
-  const legend = make("p", { class: "soft" }, make("span", { class: "both", text: "● " }), "among the favourites of both; underlined: in the text");
+  const legend = make(
+    "p",
+    { class: "soft" },
+    make("span", { class: "both", text: "● " }),
+    "among the favourites of both; underlined: in the text",
+  );
   return make("div", { class: "tops" }, ...models.map(table), legend);
 }
 

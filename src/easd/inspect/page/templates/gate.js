@@ -1,7 +1,11 @@
 // The gate's conditions over recorded signals, as `easd.core.conditions` asks them.
 
 export const CONDITIONS = ["draft_entropy", "target_entropy", "overlap"];
-export const CONDITION_NAMES = { draft_entropy: "draft unsure", target_entropy: "target unsure", overlap: "they agree" };
+export const CONDITION_NAMES = {
+  draft_entropy: "draft unsure",
+  target_entropy: "target unsure",
+  overlap: "they agree",
+};
 
 /** The least number of shared top tokens that meets tau_o; 4/5 > 0.8 fails in binary. */
 export function requiredShared(tauO, topN) {
@@ -31,7 +35,11 @@ export function isCaught(met, asked) {
 
 /** Counts over examined rows: all, caught, and those that meet each condition. */
 export function replay(rows, thresholds, asked) {
-  const found = { examined: rows.length, caught: 0, met: Object.fromEntries(CONDITIONS.map((name) => [name, 0])) };
+  const found = {
+    examined: rows.length,
+    caught: 0,
+    met: Object.fromEntries(CONDITIONS.map((name) => [name, 0])),
+  };
   for (const row of rows) {
     const met = conditionsMet(row, thresholds);
     for (const name of CONDITIONS) found.met[name] += met[name];

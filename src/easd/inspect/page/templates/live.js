@@ -32,7 +32,9 @@ export class Live {
       this.#rules = rules;
       Object.assign(rules[defaults.rule.name].fields, defaults.rule);
       const fields = this.#form.elements;
-      fields.rule.replaceChildren(...Object.keys(rules).map((name) => make("option", { value: name, text: name })));
+      fields.rule.replaceChildren(
+        ...Object.keys(rules).map((name) => make("option", { value: name, text: name })),
+      );
       fields.rule.value = defaults.rule.name;
       for (const name of ["temperature", "seed"]) fields[name].value = defaults[name];
       fields.max_tokens.value = defaults.max_new_tokens ?? 128;
@@ -49,10 +51,15 @@ export class Live {
     const { fields, summary, lossless } = this.#rules[this.#form.elements.rule.value];
     const numbers = Object.entries(fields).filter(([, value]) => typeof value === "number");
     const inputs = numbers.map(([name, value]) =>
-      make("label", { text: name === "tau_h" ? "tau_h, nats" : name }, make("input", { name, type: "number", step: "any", value })),
+      make(
+        "label",
+        { text: name === "tau_h" ? "tau_h, nats" : name },
+        make("input", { name, type: "number", step: "any", value }),
+      ),
     );
     byId("rule-fields").replaceChildren(...inputs);
-    byId("rule-summary").textContent = `${summary} ${lossless ? "Lossless: the text follows the target’s law." : "Changes what the target would say."}`;
+    byId("rule-summary").textContent =
+      `${summary} ${lossless ? "Lossless: the text follows the target’s law." : "Changes what the target would say."}`;
   }
 
   async #decode() {
@@ -62,15 +69,19 @@ export class Live {
     byId("stop").disabled = false;
     this.#page.start();
     const elements = this.#form.elements;
-    const others = [...elements.compare].filter((box) => box.checked && box.value !== elements.rule.value);
+    const others = [...elements.compare].filter(
+      (box) => box.checked && box.value !== elements.rule.value,
+    );
     try {
       // One after the other: each has the machine for itself, so that speeds compare.
-      for (const rule of [elements.rule.value, ...others.map((box) => box.value)]) await this.#one(rule, running.signal);
+      for (const rule of [elements.rule.value, ...others.map((box) => box.value)])
+        await this.#one(rule, running.signal);
     } catch (error) {
+      if (this.#running !== running) return; // Another decoding has begun.
       if (error.name === "AbortError") this.#page.announce("stopped");
       else this.#fail(error);
     }
-    if (this.#running === running) byId("stop").disabled = true;
+    byId("stop").disabled = true;
   }
 
   async #one(rule, signal) {
@@ -96,7 +107,9 @@ export class Live {
         panel.text.finished = true;
         panel.showSummary(event.summary, 1);
         this.#page.showPrompt(event.sample.prompt);
-        this.#page.announce(`${rule}: ${count(event.summary.tokens, "token")}, acceptance rate ${percent(event.summary.acceptance_rate)}`);
+        this.#page.announce(
+          `${rule}: ${count(event.summary.tokens, "token")}, acceptance rate ${percent(event.summary.acceptance_rate)}`,
+        );
       } else {
         throw new Error(event.error.message);
       }
@@ -149,6 +162,7 @@ async function* events(response) {
     if (done) return;
     const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
     rest = lines.pop();
-    for (const line of lines) if (line.startsWith("data: {")) yield JSON.parse(line.slice("data: ".length));
+    for (const line of lines)
+      if (line.startsWith("data: {")) yield JSON.parse(line.slice("data: ".length));
   }
 }

@@ -13,6 +13,7 @@ const DEFAULTS = { tau_h: 1.5, tau_o: 0.8 };
 const ANNOUNCE_AFTER = 400; // ms; quick steps through a text are not all read out.
 
 class Page {
+  #runs = []; // Recorded ones.
   #panels = [];
   #recorded = { tauH: DEFAULTS.tau_h, leastShared: 4 };
   #thresholds = this.#recorded;
@@ -30,7 +31,11 @@ class Page {
         this.#thresholds = { ...this.#thresholds, ...read(event.target.value) };
         this.refresh();
       });
-      byId(id).addEventListener("change", () => this.announce(this.#panels.map((panel) => `${panel.name}: ${panel.caught.textContent}`).join(" ")));
+      byId(id).addEventListener("change", () =>
+        this.announce(
+          this.#panels.map((panel) => `${panel.name}: ${panel.caught.textContent}`).join(" "),
+        ),
+      );
     }
     byId("recorded").addEventListener("click", () => {
       this.#thresholds = this.#recorded;
@@ -49,15 +54,23 @@ class Page {
       const panel = this.panel(one.run, new Map(one.vocabulary));
       panel.showSummary(one.summary, one.texts_in_run);
       for (const text of one.texts) text.rows = rowsOf(text.tokens);
-      if (one.texts.length > 1) panel.examined = one.texts.flatMap((text) => examinedRows(text.rows));
+      if (one.texts.length > 1)
+        panel.examined = one.texts.flatMap((text) => examinedRows(text.rows));
     }
     const { texts, texts_in_run: all } = runs[0];
     byId("choice").hidden = texts.length < 2;
     byId("texts").replaceChildren(
-      ...texts.map((text, i) => make("option", { value: String(i), text: `${text.sample}: ${named(text.text ?? "(cut off)").slice(0, 60)}` })),
+      ...texts.map((text, i) =>
+        make("option", {
+          value: String(i),
+          text: `${text.sample}: ${named(text.text ?? "(cut off)").slice(0, 60)}`,
+        }),
+      ),
     );
-    if (texts.length > 1 && all > texts.length) byId("choice").append(make("small", { text: ` the first ${texts.length} of ${all}` }));
-    byId("title").textContent = `${visible(runs[0].run.models.pair)} · ${runs.map((one) => one.run.config.rule.name).join(", ")}`;
+    if (texts.length > 1 && all > texts.length)
+      byId("choice").append(make("small", { text: ` the first ${texts.length} of ${all}` }));
+    byId("title").textContent =
+      `${visible(runs[0].run.models.pair)} · ${runs.map((one) => one.run.config.rule.name).join(", ")}`;
     this.#showText(0);
   }
 
@@ -67,18 +80,27 @@ class Page {
     this.#focused = this.#pointed = null;
     byId("panels").replaceChildren();
     byId("shown").hidden = false;
-    byId("card").replaceChildren(make("p", { class: "soft", text: "Point at a token, or move to it with the arrow keys." }));
+    byId("card").replaceChildren(
+      make("p", { class: "soft", text: "Point at a token, or move to it with the arrow keys." }),
+    );
   }
 
   /** A new panel for a run; the first rule with thresholds sets the sliders. */
   panel(run, vocabulary) {
-    const panel = new Panel({ run, vocabulary }, (...where) => this.#point(...where));
+    const rule = run.config.rule.name;
+    const same = this.#panels.filter((one) => one.run.config.rule.name === rule).length;
+    const name = same ? `${rule} ${same + 1}` : rule;
+    const panel = new Panel({ name, run, vocabulary }, (...where) => this.#point(...where));
     this.#panels.push(panel);
     byId("panels").append(panel.element);
     const source = this.#panels.find((one) => "tau_h" in one.run.config.rule) ?? this.#panels[0];
+    if (source !== panel) return panel;
     const { tau_h: tauH = DEFAULTS.tau_h, tau_o: tauO = DEFAULTS.tau_o } = source.run.config.rule;
     const topN = source.run.signals.top_n;
-    this.#recorded = { tauH: tauH === "inf" ? Infinity : tauH, leastShared: requiredShared(tauO, topN) };
+    this.#recorded = {
+      tauH: tauH === "inf" ? Infinity : tauH,
+      leastShared: requiredShared(tauO, topN),
+    };
     this.#thresholds = this.#recorded;
     this.#setSliders();
     return panel;
@@ -142,7 +164,9 @@ class Page {
       panel.clear();
       const text = this.#runs[i].texts.find((one) => one.request === request);
       if (text?.prompt !== prompt) {
-        panel.state.textContent = text ? "This run had another prompt." : "This run has no such text.";
+        panel.state.textContent = text
+          ? "This run had another prompt."
+          : "This run has no such text.";
         return;
       }
       panel.add(text.rows);
@@ -158,7 +182,10 @@ class Page {
     if (!others.length) return;
     const found = others.map((panel) => firstDifference(first.text, panel.text));
     others.forEach((panel, i) => panel.markDifference(found[i], first));
-    const earliest = found.reduce((best, at, i) => (at !== null && at < (found[best] ?? Infinity) ? i : best), 0);
+    const earliest = found.reduce(
+      (best, at, i) => (at !== null && at < (found[best] ?? Infinity) ? i : best),
+      0,
+    );
     first.markDifference(found[earliest], others[earliest]);
   }
 
@@ -167,7 +194,8 @@ class Page {
     if (how === "focus") {
       this.#focused = where;
       clearTimeout(this.#told);
-      this.#told = setTimeout(() => this.announce(story(panel.text.tokens[index])), ANNOUNCE_AFTER);
+      const told = story(panel.text.tokens[index]);
+      this.#told = setTimeout(() => this.announce(told), ANNOUNCE_AFTER);
     }
     this.#pointed = where;
     this.#showCard();
@@ -175,8 +203,10 @@ class Page {
 
   #showCard() {
     const where = this.#pointed ?? this.#focused;
-    for (const panel of this.#panels) panel.overview.point(where?.panel === panel ? where.index : null);
-    if (where) byId("card").replaceChildren(...card(where.panel, where.index, this.#of(where.panel)));
+    for (const panel of this.#panels)
+      panel.overview.point(where?.panel === panel ? where.index : null);
+    if (where)
+      byId("card").replaceChildren(...card(where.panel, where.index, this.#of(where.panel)));
   }
 
   #themes() {
@@ -191,20 +221,26 @@ class Page {
     dark.addEventListener("change", (event) => show(event.matches));
     show(dark.matches);
   }
-
-  #runs = [];
 }
 
 /** How a text ended, and whether its answer is right where that is known. */
 function ending({ finish_reason: reason, correct, answer }) {
-  const how = { eos: "ended by itself", stop: "ended at a stop", length: "cut at max_new_tokens" }[reason] ?? "cut off before it ended";
-  const grade = correct === null || correct === undefined ? "" : `; answer ${named(answer ?? "none")}: ${correct ? "right" : "wrong"}`;
+  const how =
+    { eos: "ended by itself", stop: "ended at a stop", length: "cut at max_new_tokens" }[reason] ??
+    "cut off before it ended";
+  const grade =
+    correct === null || correct === undefined
+      ? ""
+      : `; answer ${named(answer ?? "none")}: ${correct ? "right" : "wrong"}`;
   return how + grade;
 }
 
 const data = JSON.parse(byId("data").textContent);
 byId("glossary").append(
-  ...data.definitions.flatMap(([name, unit, definition]) => [make("dt", {}, `${name} `, make("small", { text: unit })), make("dd", { text: definition })]),
+  ...data.definitions.flatMap(([name, unit, definition]) => [
+    make("dt", {}, `${name} `, make("small", { text: unit })),
+    make("dd", { text: definition }),
+  ]),
 );
 const page = new Page();
 if (data.runs) page.open(data);

@@ -46,7 +46,9 @@ export function examinedRow(token) {
 /** Rows of a table that is stored by columns. */
 export function rowsOf(columns) {
   const names = Object.keys(columns);
-  return columns[names[0]].map((_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]])));
+  return columns[names[0]].map((_, i) =>
+    Object.fromEntries(names.map((name) => [name, columns[name][i]])),
+  );
 }
 
 /** Index of the first token that differs, as far as both are there; null where none does. */

@@ -21,21 +21,29 @@ export class Overview {
       this.#width = Math.floor(entry.contentRect.width);
       this.#draw();
     }).observe(this.element);
-    const index = (event) => Math.min(Math.floor((event.offsetX / this.#width) * this.count), this.count - 1);
-    this.#canvas.addEventListener("pointermove", (event) => this.count && onPoint(index(event), false));
+    const index = (event) =>
+      Math.min(Math.floor((event.offsetX / this.#width) * this.count), this.count - 1);
+    this.#canvas.addEventListener(
+      "pointermove",
+      (event) => this.count && onPoint(index(event), false),
+    );
     this.#canvas.addEventListener("click", (event) => this.count && onPoint(index(event), true));
   }
 
   show(tokens, caught, { tauH, top }) {
     this.count = tokens.length;
-    this.#canvas.setAttribute("aria-label", `Entropies of draft, upwards, and target, downwards, over ${tokens.length} tokens; full height is ${top.toFixed(1)} nats, tau_h ${tauH.toFixed(2)}`);
+    this.#canvas.setAttribute(
+      "aria-label",
+      `Entropies of draft, upwards, and target, downwards, over ${tokens.length} tokens; full height is ${top.toFixed(1)} nats, tau_h ${tauH.toFixed(2)}`,
+    );
     this.#draw = () => this.#paint(tokens, caught, Math.min(tauH / top, 1), top);
     this.#draw();
   }
 
   point(index) {
     this.#cursor.hidden = index === null;
-    if (index !== null) this.#cursor.style.transform = `translateX(${((index + 0.5) / this.count) * this.#width}px)`;
+    if (index !== null)
+      this.#cursor.style.transform = `translateX(${((index + 0.5) / this.count) * this.#width}px)`;
   }
 
   repaint() {
@@ -50,8 +58,19 @@ export class Overview {
     const pen = this.#canvas.getContext("2d");
     pen.scale(ratio, ratio);
     const style = getComputedStyle(this.#canvas);
-    const colour = Object.fromEntries(["draft", "target", "penalty", "replacement", "bonus", "line", "soft"].map((name) => [name, style.getPropertyValue(`--${name}`)]));
-    const ribbon = { accepted: colour.line, drawn: colour.line, replacement: colour.replacement, bonus: colour.bonus, penalised: colour.penalty };
+    const colour = Object.fromEntries(
+      ["draft", "target", "penalty", "replacement", "bonus", "line", "soft"].map((name) => [
+        name,
+        style.getPropertyValue(`--${name}`),
+      ]),
+    );
+    const ribbon = {
+      accepted: colour.line,
+      drawn: colour.line,
+      replacement: colour.replacement,
+      bonus: colour.bonus,
+      penalised: colour.penalty,
+    };
     const height = (entropy) => Math.min((entropy ?? 0) / top, 1) * HALF;
     // Outcomes that matter are drawn last, so that a crowded strip does not hide them.
     const byFate = { accepted: [], drawn: [], bonus: [], replacement: [], penalised: [] };
@@ -60,7 +79,12 @@ export class Overview {
       const token = tokens[i];
       const row = token.refused ?? token.row;
       const left = Math.floor((i * this.#width) / tokens.length);
-      const wide = Math.max(Math.floor(((i + 1) * this.#width) / tokens.length) - left - (this.#width > 3 * tokens.length ? 1 : 0), 1);
+      const wide = Math.max(
+        Math.floor(((i + 1) * this.#width) / tokens.length) -
+          left -
+          (this.#width > 3 * tokens.length ? 1 : 0),
+        1,
+      );
       const up = height(row.draft_entropy);
       pen.fillStyle = caught[i] ? colour.penalty : colour.draft;
       pen.fillRect(left, HALF - up, wide, up);

@@ -3,7 +3,8 @@
 import { fate } from "./model.js";
 import { visible } from "./visible.js";
 
-export const number = (value, digits = 2) => (value === null || value === undefined ? "none" : value.toFixed(digits));
+export const number = (value, digits = 2) =>
+  value === null || value === undefined ? "none" : value.toFixed(digits);
 
 /** A probability; one too small for three digits says so. */
 export function probability(value) {
@@ -11,7 +12,8 @@ export function probability(value) {
   return value > 0 && value < 0.0005 ? "<0.001" : value.toFixed(3);
 }
 
-export const percent = (share) => (share === null || share === undefined ? "none" : `${(100 * share).toFixed(1)} %`);
+export const percent = (share) =>
+  share === null || share === undefined ? "none" : `${(100 * share).toFixed(1)} %`;
 
 export const count = (found, what) => `${found} ${what}${found === 1 ? "" : "s"}`;
 
@@ -19,7 +21,9 @@ export const count = (found, what) => `${found} ${what}${found === 1 ? "" : "s"}
 export function setting(value) {
   if (Array.isArray(value)) return value.map(setting).join(" + ") || "none";
   if (value === null) return "by default";
-  return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(4))) : visible(String(value));
+  return typeof value === "number" && !Number.isInteger(value)
+    ? String(Number(value.toPrecision(4)))
+    : visible(String(value));
 }
 
 const THRESHOLDS = ["tau_h", "tau_o", "top_n", "rate"];
