@@ -139,6 +139,17 @@ def test_the_recorded_thresholds_catch_where_the_gate_was_open(show, traces):
     expect(page.locator("#panels .t.caught")).to_have_count(int(opened))
 
 
+def test_an_entropy_at_the_threshold_is_not_above_it(show, traces):
+    trace = traces["easd"]
+    entropies = [row["draft_entropy"] for row in rows_of(trace) if row["outcome"] in EXAMINED]
+    tau_h = sorted(entropies)[len(entropies) // 2]
+    rule = {**trace.run["config"]["rule"], "tau_h": tau_h, "conditions": ["draft_entropy"]}
+    run = {**trace.run, "config": {**trace.run["config"], "rule": rule}}
+    page = show(replace(trace, run=run))
+    above = sum(entropy > tau_h for entropy in entropies)
+    assert f"catches {above} of {len(entropies)} " in page.locator(".caught-line").inner_text()
+
+
 def test_hover_shows_what_a_penalty_removed(show, traces):
     trace = traces["easd"]
     page = show(trace)
