@@ -19,6 +19,7 @@ import random
 import shutil
 import statistics
 import tempfile
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from time import process_time
@@ -91,8 +92,25 @@ def prompts(target: Path, args: argparse.Namespace) -> list[list[int]]:
     return tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
 
 
-def decode(engine: vllm.LLM, asked: list, easd: object, tokens: int, seed: int) -> float:
-    """Tokens per second."""
+class Stopwatch:
+    """Seconds spent in `rejection_sample`, the gate's with the stock kernels'."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._inner = rejection_sampler.rejection_sample
+        rejection_sampler.rejection_sample = self
+
+    def __call__(self, *args, **kwargs) -> torch.Tensor:
+        begin = process_time()
+        output = self._inner(*args, **kwargs)
+        self.seconds += process_time() - begin
+        return output
+
+
+def decode(
+    engine: vllm.LLM, easd: object, asked: list, tokens: int, seed: int
+) -> tuple[int, float]:
+    """Tokens and seconds."""
     torch.manual_seed(seed)
     params = vllm.SamplingParams(
         temperature=1.0,
@@ -103,11 +121,16 @@ def decode(engine: vllm.LLM, asked: list, easd: object, tokens: int, seed: int) 
     begin = process_time()
     done = engine.generate(asked, params, use_tqdm=False)
     seconds = process_time() - begin
-    return sum(len(answer.outputs[0].token_ids) for answer in done) / seconds
+    return sum(len(answer.outputs[0].token_ids) for answer in done), seconds
+
+
+def counts(engine: vllm.LLM) -> Counter:
+    """Of the plugin, since its engine started."""
+    return Counter(engine.collective_rpc("easd_statistics")[0])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", choices=list(OPENING), default="smollm2")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--gamma", type=int, default=3)
@@ -127,11 +150,19 @@ def main() -> None:
         "gate opens": (plugin, OPENING[args.pair]),
     }
     speeds: dict[str, list[float]] = {name: [] for name in systems}
+    shares: dict[str, list[float]] = {name: [] for name in systems}
+    counted: dict[str, Counter] = {name: Counter() for name in systems}
+    watch = Stopwatch()
     for round_ in range(args.rounds + 1):
         for name in random.Random(round_).sample(list(systems), len(systems)):
-            speed = decode(systems[name][0], asked, systems[name][1], args.tokens, round_)
+            watch.seconds = 0.0
+            engine, easd = systems[name]
+            before = counts(plugin)
+            tokens, seconds = decode(engine, easd, asked, args.tokens, round_)
             if round_ > 0:  # the first warms up
-                speeds[name].append(speed)
+                speeds[name].append(tokens / seconds)
+                shares[name].append(watch.seconds / seconds)
+                counted[name] += counts(plugin) - before
     print(f"{args.pair}, batch {args.batch}, gamma {args.gamma}; vLLM {vllm.__version__}")
     print(describe())
     for name, found in speeds.items():
@@ -139,9 +170,10 @@ def main() -> None:
         middle, low, high = interval(ratios)
         print(
             f"{name:18} {statistics.median(found):8.1f} tok/s, "
-            f"over stock {middle:.3f} [{low:.3f}, {high:.3f}]"
+            f"over stock {middle:.3f} [{low:.3f}, {high:.3f}], "
+            f"{100 * statistics.median(shares[name]):.1f} % of it in rejection_sample"
         )
-    print("counted:", plugin.collective_rpc("easd_statistics")[0])
+    print("where it opens:", dict(counted["gate opens"]))
 
 
 if __name__ == "__main__":
