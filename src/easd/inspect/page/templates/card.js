@@ -94,11 +94,7 @@ function candidates(token) {
 function acceptance(token, noise) {
   const row = examinedRow(token);
   if (!row || row.accept_prob === null) return null;
-  const meter = make(
-    "div",
-    { class: "meter accept", "aria-hidden": "true" },
-    share(row.accept_prob),
-  );
+  const meter = make("div", { class: "meter", "aria-hidden": "true" }, share(row.accept_prob));
   let test = `uniform ${number(row.uniform, 3)}`;
   if (noise === "shared") test += "; noise is shared, so no test";
   else meter.append(tick(row.uniform));
