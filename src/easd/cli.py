@@ -237,7 +237,7 @@ def generate(
         Option(
             help="End a block early where the draft's probability of all its tokens falls below "
             "this.",
-            show_default="0",
+            show_default="0.0",
             rich_help_panel=_DECODING,
         ),
     ] = None,

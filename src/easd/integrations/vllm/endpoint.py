@@ -89,8 +89,8 @@ async def _counts(client: Any) -> dict[int, dict[str, int]]:
     """What each engine counted, by its rank; with data parallelism there are several."""
     core = client.engine_core
     answers = await core.call_utility_all_async("collective_rpc", "easd_statistics", None, (), None)
-    # Every worker of a tensor-parallel group verifies the same tokens.
-    counts = [workers[0] for workers in answers]
+    # Every worker of a tensor-parallel group verifies the same tokens, of a pipeline the last.
+    counts = [workers[-1] for workers in answers]
     return dict(zip(core.engine_ranks_managed, counts, strict=True))
 
 

@@ -10,11 +10,9 @@ engine only:
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache, wraps
 from operator import is_
 from typing import Any
@@ -23,23 +21,13 @@ import torch
 from torch import Tensor
 from vllm.v1.worker.worker_base import WorkerWrapperBase  # pyright: ignore
 
-from easd.core.rules import EASD
-from easd.errors import ConfigError
 from easd.integrations.vllm import KEY, cpu_expand, worker_v2
+from easd.integrations.vllm.batch import Batch
 from easd.integrations.vllm.gate import Tally, ask, penalise_, rows_of
+from easd.integrations.vllm.seams import check_signatures
 from easd.integrations.vllm.serving import Serving
 
 logger = logging.getLogger("vllm.easd")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Which rule each row of the step follows; `rule_of` [B] is -1 where none."""
-
-    rules: tuple[EASD, ...]
-    rule_of: Tensor
-    tally: Tally
-
 
 _batch: ContextVar[Batch | None] = ContextVar("easd_batch", default=None)
 
@@ -68,17 +56,8 @@ class Assignment:
         known, _ = self._last
         if len(params) != len(known) or not all(map(is_, params, known)):
             rules = [self._serving.rule_for(each.extra_args) for each in params]
-            self._last = (params, self._assign(rules))
+            self._last = (params, Batch.of(rules, self.tally, self._runner.device))
         return self._last[1]
-
-    def _assign(self, wanted: Sequence[EASD | None]) -> Batch | None:
-        rules = tuple(dict.fromkeys(rule for rule in wanted if rule is not None))
-        if not rules:
-            return None
-        index = {rule: number for number, rule in enumerate(rules)}
-        numbers = [-1 if rule is None else index[rule] for rule in wanted]
-        rule_of = _to_device(numbers, self._runner.device)
-        return Batch(rules=rules, rule_of=rule_of, tally=self.tally)
 
 
 def attach(runner: Any, serving: Serving) -> None:
@@ -130,14 +109,7 @@ def check_seams(runner: Any, rejection_sampler: Any) -> None:
             "hidden_states sampling_metadata",
         ),
     }
-    for name, (function, wanted) in known.items():
-        names = () if function is None else tuple(inspect.signature(function).parameters)
-        count = len(wanted.split())
-        if names[:count] != tuple(wanted.split()):
-            raise ConfigError(
-                f"this vLLM's {name}({', '.join(names)}) is not the one easd builds on "
-                f"({', '.join(wanted.split())}); install a tested version"
-            )
+    check_signatures(known)
 
 
 def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:

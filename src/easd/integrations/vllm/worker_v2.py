@@ -11,7 +11,6 @@ engine's own objects and the last in calls of that engine only:
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,9 +23,9 @@ import torch
 from torch import Tensor
 
 from easd.core.rules import EASD
-from easd.errors import ConfigError
 from easd.integrations.vllm.batch import Batch
 from easd.integrations.vllm.gate import Gates, Tally, ask, rows_of
+from easd.integrations.vllm.seams import check_signatures
 from easd.integrations.vllm.serving import Serving
 
 CERTAIN = 6e4
@@ -157,14 +156,7 @@ def check_seams(worker: Any, sampler: Any, rejection_sampler: Any, speculator: A
             "",
         ),
     }
-    for name, (function, wanted) in known.items():
-        names = () if function is None else tuple(inspect.signature(function).parameters)
-        expected = tuple(wanted.split())
-        if function is None or names[: len(expected)] != expected:
-            raise ConfigError(
-                f"this vLLM's {name}({', '.join(names)}) is not the one easd builds on "
-                f"({', '.join(expected)}); install a tested version"
-            )
+    check_signatures(known)
 
 
 def follow(slots: Slots, verifier: Any) -> None:
