@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from easd.config import rule_to_dict
@@ -49,6 +49,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         429: "The queue is full; Retry-After says when to try again",
         503: "The server is shutting down",
     }.items()
+}
+
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer, or its events", "content": {"text/event-stream": {}}},
+    **_ERRORS,
 }
 
 
@@ -97,7 +102,7 @@ class App:
             body_seconds=BODY_SECONDS,
         )
         self._add_routes(app)
-        app.openapi = lambda: _openapi(app)
+        app.openapi = lambda: _openapi(app, self.pair.name)
         return app
 
     @asynccontextmanager
@@ -108,15 +113,15 @@ class App:
         self._reading.shutdown(wait=False)
 
     def _add_routes(self, app: FastAPI) -> None:
-        app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_ERRORS)(
+        app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_STREAMED)(
             self.chat
         )
-        app.post("/v1/completions", response_model=Completion, responses=_ERRORS)(self.complete)
+        app.post("/v1/completions", response_model=Completion, responses=_STREAMED)(self.complete)
         app.get("/v1/models", response_model=Models)(self.models)
         app.get("/v1/models/{model:path}", response_model=Model, responses={404: _ERRORS[404]})(
             self.model
         )
-        app.post("/easd/decode", response_class=_Events, responses=_ERRORS)(self.decode)
+        app.post("/easd/decode", response_class=StreamingResponse, responses=_STREAMED)(self.decode)
         app.get("/easd/rules")(self.rules)
         app.get("/health", responses={503: _ERRORS[503]})(self.health)
         app.get("/version")(self.version)
@@ -321,12 +326,14 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T 
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description, with this server's answer to bodies that do not fit."""
+def _openapi(app: FastAPI, model: str) -> dict[str, Any]:
+    """FastAPI's description, with the one model, and what bodies that do not fit are answered."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+        for body in (ChatBody, CompletionBody):
+            schema["components"]["schemas"][body.__name__]["properties"]["model"]["enum"] = [model]
         app.openapi_schema = schema
     return app.openapi_schema
