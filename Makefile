@@ -24,7 +24,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 # Everything a change must pass.
-check: lint test test-wheel
+check: lint test docs test-wheel test-vllm
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from easd.cli_speed import app as speed
 from easd.cli_serve import app as server
+from easd.cli_speed import app as speed
 from easd.cli_study import app as studies
 from easd.errors import ConfigError, EasdError
 
