@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -29,8 +27,6 @@ def encode(
         ConfigError: A chat or a system message is wanted and there is no template.
         InputError: The prompt is empty.
     """
-    if not prompt.strip():
-        raise InputError("the prompt is empty; give at least one word to go on from")
     turns = [{"role": "user", "content": prompt}]
     if system is not None:
         turns.insert(0, {"role": "system", "content": system})
@@ -38,7 +34,7 @@ def encode(
 
 
 def encode_turns(
-    turns: Sequence[Mapping[str, str]],
+    turns: list[dict[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     chat: bool | None = None,
@@ -52,8 +48,10 @@ def encode_turns(
 
     Raises:
         ConfigError: A chat is wanted or needed and there is no template.
-        InputError: The template refuses these turns.
+        InputError: The last turn is empty, or the template refuses them.
     """
+    if not turns[-1]["content"].strip():
+        raise InputError("the prompt is empty; give at least one word to go on from")
     has_template = bool(tokenizer.chat_template)
     chat = has_template if chat is None else chat
     if chat and not has_template:
@@ -61,7 +59,7 @@ def encode_turns(
     if chat:
         try:
             return tokenizer.apply_chat_template(  # type: ignore[return-value]
-                list(turns), add_generation_prompt=True, return_dict=False
+                turns, add_generation_prompt=True, return_dict=False
             )
         except TemplateError as error:
             raise InputError(f"the chat template refuses this conversation ({error})") from None
