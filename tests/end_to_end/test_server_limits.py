@@ -295,7 +295,7 @@ def test_models_that_break_fail_their_requests_alone(server):
         try:
             with torch.no_grad():
                 weight.fill_(float("nan"))
-            refusal(broken.complete("w5", max_tokens=4), 400, "NaN")
+            refusal(broken.complete("w5", max_tokens=4), 500, "NaN")
             (error,) = events(broken.complete("w5", max_tokens=4, stream=True))
             assert "NaN" in error["error"]["message"]
         finally:

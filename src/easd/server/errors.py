@@ -13,9 +13,11 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from easd.errors import EasdError
+from easd.errors import ConfigError, EasdError, InputError, RuleError
 
 _log = logging.getLogger("easd.server")
+
+_CLIENTS = (ConfigError, InputError, RuleError)
 
 _TYPES = {
     401: "authentication_error",
@@ -78,9 +80,11 @@ class Refusal(Exception):
         """What a client is told of an error."""
         if isinstance(error, Refusal):
             return error
-        if isinstance(error, EasdError):
+        if isinstance(error, _CLIENTS):
             return cls(400, str(error))
         _log.error("a request failed", exc_info=error)
+        if isinstance(error, EasdError):
+            return cls(500, str(error))
         return cls(500, "the server failed at this request; its log says why")
 
     def response(self) -> Response:
