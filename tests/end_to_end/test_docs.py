@@ -1,0 +1,153 @@
+"""What the documentation says can be done can be done, and its site builds."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+from enumeration import check_law, steps
+from http_server import running
+
+import easd
+from easd.cli import app
+from easd.config import load_config
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = typer.main.get_command(app).commands
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The page's fenced blocks of these languages; those that include a file are left out."""
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [text for language, text in found if language in languages and "--8<--" not in text]
+
+
+def commands(page: Path, *languages: str) -> list[list[str]]:
+    """The arguments of every `easd` command in the page's blocks."""
+    lines = "".join(blocks(page, *languages)).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines if line.startswith("easd ")]
+    return [arguments for _, *arguments in words]
+
+
+@cache
+def smollm2():
+    return easd.load_pair("smollm2")
+
+
+def readme(names, stack, folder):
+    """The second block is about models that the reader has."""
+    pair = smollm2()
+    names |= {"target": pair.target, "draft": pair.draft}
+    names["inputs"] = pair.tokenizer("What is 17 times 6?", return_tensors="pt")
+    pair.target.generation_config.max_new_tokens = 8
+    stack.callback(setattr, pair.target.generation_config, "max_new_tokens", None)
+
+
+def evidence(names, stack, folder):
+    """The page's run, with other models and a shorter task."""
+    run = folder / "runs" / "first"
+    command = ["eval", "--pair", "lab-a", "--task", "lab-a:10", "--quiet", "--out", run]
+    with pytest.raises(SystemExit):
+        app(list(map(str, command)))
+
+
+def server(names, stack, folder):
+    """A server where the page says that one listens; only the port is another."""
+    config = load_config(None, {"pair": "smollm2"})
+    return {":8000": f":{stack.enter_context(running(smollm2(), config)).port}"}
+
+
+PREPARED = {"README.md": readme, "evidence.md": evidence, "server.md": server}
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    # Dataclasses look their module up.
+    monkeypatch.setitem(sys.modules, "page", type(sys)("page"))
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Those of smollm2's own generation settings.
+        other = PREPARED.get(page.name, lambda *_: {})(names, stack, tmp_path) or {}
+        for text in blocks(page, "python"):
+            for ours, theirs in other.items():
+                text = text.replace(ours, theirs)
+            exec(compile(text, str(page), "exec"), names)
+
+
+def test_the_rule_of_the_page_has_the_law_it_says():
+    names = {"__name__": "page"}
+    sys.modules["page"] = type(sys)("page")
+    try:
+        exec(blocks(DOCS / "writing-a-rule.md", "python")[0], names)
+    finally:
+        del sys.modules["page"]
+    for _, step in steps():
+        check_law(names["Unison"](), step)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page, "sh", "")], ids=lambda page: page.name
+)
+def test_the_commands_of_a_page_exist(page):
+    for name, *arguments in commands(page, "sh", ""):
+        COMMANDS[name].make_context(f"easd {name}", list(arguments))
+
+
+def test_ten_minutes_do_what_they_say(easd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = [" ".join("".join(easd(*words)).split()) for words in commands(DOCS / "start.md", "sh")]
+    told = dict(
+        zip(("decoded", "inspected", "page", "diagnosed", "calibrated"), said, strict=False)
+    )
+    assert "target forwards" in told["decoded"]
+    assert re.search(r"removed instead .* 55 To ", told["inspected"])
+    assert "<html" in (tmp_path / "first.html").read_text()
+    assert "EASD will hurt on this pair at tau_h 0.34" in told["diagnosed"]
+    assert "gate open │ 2.0" in told["calibrated"]
+    report = (tmp_path / "runs" / "mine" / "report" / "report.md").read_text()
+    assert "easd hurts on lab-a" in report
+    assert "not to be told apart" in report
+
+
+@pytest.mark.parametrize("name", ["make_http", "make_columns"])
+def test_generated_pages_are_current(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), f"stale; run python docs/{name}.py"
+
+
+def test_the_mathematics_has_a_law_for_every_rule():
+    page = (DOCS / "mathematics.md").read_text()
+    assert [name for name in easd.RULES if f"`{name}`" not in page] == []
+
+
+def test_the_reference_has_every_public_name_and_rule():
+    pages = "".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
+    documented = set(re.findall(r"^::: \S+\.(\w+)$", pages, re.MULTILINE))
+    wanted = {*easd.__all__, *(kind.__name__ for kind in easd.RULES.values())}
+    assert wanted <= documented
+
+
+def test_the_site_builds_without_a_broken_link_and_asks_nothing_of_other_hosts(tmp_path):
+    pytest.importorskip("mkdocs", reason="the documentation's tool is missing: make setup")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    asked = re.compile(r"""(?:src="|url\(["']?|<link [^>]*href=")(?:https?:)?//""")
+    for path in tmp_path.rglob("*"):
+        if path.suffix in {".html", ".css"}:
+            assert not asked.search(path.read_text(encoding="utf-8")), path
