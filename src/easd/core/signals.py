@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def entropy(probs: Tensor) -> Tensor:
     """
     tiny = torch.finfo(probs.dtype).tiny
     parts = [part.clamp_min(tiny).log_().mul_(part).sum(-1) for part in probs.split(_SLICE, -1)]
-    return 0 - torch.stack(parts).sum(0)  # a bare minus would turn 0 into -0
+    return 0 - reduce(torch.add, parts)  # a bare minus would turn 0 into -0
 
 
 def top_tokens(probs: Tensor, n: int) -> tuple[Tensor, Tensor]:
