@@ -1,5 +1,7 @@
 """Write docs/http.md from the server's own OpenAPI description: `python docs/make_http.py`."""
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,9 @@ def page() -> str:
         for method, operation in operations.items():
             lines += route(f"{method.upper()} {path}", operation)
     lines.append("## Objects\n")
-    for name, schema in description["components"]["schemas"].items():
-        lines += described(name, schema)
+    schemas = description["components"]["schemas"]
+    for name in sorted(reached(description["paths"], schemas)):
+        lines += described(name, schemas[name])
     return "\n".join(lines).strip() + "\n"
 
 
@@ -73,6 +76,17 @@ def described(name: str, schema: dict[str, Any]) -> Iterator[str]:
         default = "required" if field in schema.get("required", ()) else shown(about.get("default"))
         yield f"| `{field}` | {kind(about)} | {default} | {about.get('description', '')} |"
     yield ""
+
+
+def reached(start: Any, schemas: dict[str, Any]) -> set[str]:
+    """The objects that `start` names, and those that these name, and so on."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(waiting.pop())))
+        waiting += [schemas[name] for name in named - found]
+        found |= named
+    return found
 
 
 def shown(default: Any) -> str:
