@@ -304,6 +304,18 @@ def test_models_that_break_fail_their_requests_alone(server):
         assert broken.complete("w5", max_tokens=4).status_code == 200
 
 
+def test_an_observer_that_fails_fails_its_request_alone(monkeypatch):
+    monkeypatch.setattr("easd.server.page_events.tokens_table", None)
+    with endless_server(batch_size=2) as server:
+        url = server.url + COMPLETIONS
+        with httpx.stream("POST", url, json=long_text(max_tokens=100)) as other:
+            lines = other.iter_lines()
+            next(lines)
+            told = events(server.post(DECODE, {"prompt": "w5", "max_tokens": 9}))
+            assert [event["type"] for event in told] == ["run", "error"]
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+
+
 def raw(server, *chunks):
     """A connection that has sent these bytes."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)

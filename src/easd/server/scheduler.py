@@ -14,7 +14,6 @@ from typing import Any
 from easd.engine.loop import Engine, StepRecord
 from easd.engine.request import Counts, FinishReason, Request
 from easd.engine.settings import Settings
-from easd.errors import EasdError
 from easd.server.errors import Refusal
 from easd.server.metrics import Metrics
 
@@ -187,7 +186,7 @@ class Scheduler:
             if kind not in self._engines:
                 try:
                     self._engines[kind] = self._make_engine(job.settings, self._num_rows)
-                except EasdError as error:
+                except Exception as error:
                     self._fail(job, Refusal.of(error))
                     continue
             slot = _Slot(job, index, kind)
@@ -213,8 +212,13 @@ class Scheduler:
             self._cancelled = [slot for slot in self._cancelled if slot.kind != kind]
             return
         for key, update in updates:
-            if key in self._running:  # Else cancelled meanwhile.
-                self._deliver(self._running[key], update)
+            slot = self._running.get(key)
+            if slot is None:
+                continue  # Cancelled meanwhile.
+            if isinstance(update.seen, Exception):
+                self._fail(slot.job, Refusal.of(update.seen))
+            else:
+                self._deliver(slot, update)
         if not engine.busy:
             del self._engines[kind]
         self._count()
@@ -258,9 +262,19 @@ def _advance(
         for place, (row, tokens) in enumerate(zip(record.rows, record.committed, strict=True)):
             key = id(row.request)
             step = _difference(row.counts, before.get(key, Counts()))
-            seen = observers[key](record, place) if key in observers else None
+            seen = _observed(observers.get(key), record, place)
             found.append((key, Update(0, tokens, row.finished, replace(row.counts), step, seen)))
     return found
+
+
+def _observed(observe: Observe | None, record: StepRecord, place: int) -> Any:
+    """What an observer makes of a step; its errors are its job's alone."""
+    if observe is None:
+        return None
+    try:
+        return observe(record, place)
+    except Exception as error:
+        return error
 
 
 def _difference(now: Counts, before: Counts) -> Counts:
