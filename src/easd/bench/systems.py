@@ -29,7 +29,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 LONGEST = 8  # Draft tokens of an adaptive block at most.
-LEAST_BLOCK_PROB = 0.4  # Near the best of `smollm2` and `lab-a`; see docs/speed.md.
+LEAST_BLOCK_PROB = 0.4  # See docs/speed.md.
 
 
 @dataclass(frozen=True, slots=True)

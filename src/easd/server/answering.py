@@ -147,6 +147,7 @@ class Answer(ABC, Generic[Whole]):
                 accepted_prediction_tokens=counts.accepted,
                 rejected_prediction_tokens=counts.proposed - counts.accepted,
                 drafted_tokens=counts.proposed,
+                examined_tokens=counts.examined,
                 accepted_tokens=counts.accepted,
                 penalised_tokens=counts.penalised,
                 target_forwards=counts.blocks,

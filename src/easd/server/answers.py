@@ -16,6 +16,7 @@ class TokensDetails(BaseModel):
         accepted_prediction_tokens: draft tokens in the texts.
         rejected_prediction_tokens: draft tokens that were proposed and are not in the texts.
         drafted_tokens, accepted_tokens: proposed, and kept.
+        examined_tokens: up to and including the first refusal of each block.
         penalised_tokens: refused by the rule's gate.
         target_forwards: verification steps, counted for each text.
     """
@@ -23,6 +24,7 @@ class TokensDetails(BaseModel):
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
     drafted_tokens: int
+    examined_tokens: int
     accepted_tokens: int
     penalised_tokens: int
     target_forwards: int
