@@ -512,8 +512,8 @@ def diagnose(
         list[float] | None,
         Option(
             help="Also judge the threshold at which the gate opens at this share of positions; may "
-            "be repeated.",
-            show_default="0.005 0.02 0.08",
+            "be repeated. Without --tau-h, the first one's is what --out keeps.",
+            show_default="0.02 0.005 0.08",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -552,11 +552,13 @@ def diagnose(
 
     values = _values({**locals(), "task": [task]})
     rule: Any = parse_rule({"name": "easd", "tau_o": tau_o, **({"tau_h": tau_h} if tau_h else {})})
+    rates = rate or [0.02, 0.005, 0.08]
     Diagnose(
         config=load_study(None, values),
         tau_h=rule.tau_h,
         tau_o=rule.tau_o,
-        rates=rate or (0.005, 0.02, 0.08),
+        rates=sorted(rates),
+        kept=None if tau_h else rates[0],
         out=out,
         positions=positions,
         as_json=as_json,

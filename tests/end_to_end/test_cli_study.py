@@ -123,9 +123,12 @@ def test_diagnose_prints_a_verdict_and_writes_what_eval_takes(easd, refused, fol
     assert {"a", "b"} < set(fields)
     text, _ = easd(
         *("diagnose", "--pair", "lab-a", "--device", "cpu", "--task", "lab-a:60"),
-        *("--rate", "0.05", "--json", "-q"),
+        *("--rate", "0.05", "--json", "-q", "--out", folder / "by-rate.json"),
     )
-    assert json.loads(text)["thresholds"][0]["tau_h"] == 1.5
+    given, by_rate = json.loads(text)["thresholds"]
+    assert (given["tau_h"], by_rate["wanted"]) == (1.5, 0.05)
+    kept = json.loads((folder / "by-rate.json").read_text())["fields"]
+    assert kept["tau_h"] == by_rate["tau_h"] < 1.5
     assert "TASK" in refused("diagnose", "--pair", "lab-a").upper()
 
 

@@ -35,6 +35,7 @@ class Diagnose:
         tau_h: threshold in nats to judge first.
         tau_o: overlap threshold.
         rates: firing rates to judge, too.
+        kept: the firing rate whose threshold the artefact holds; None for `tau_h` itself.
         out: path of the artefact, or None.
         positions: path of a Parquet file for the table of positions, or None.
         as_json: print everything as JSON.
@@ -44,6 +45,7 @@ class Diagnose:
     tau_h: float
     tau_o: float
     rates: Sequence[float]
+    kept: float | None = None
     out: Path | None = None
     positions: Path | None = None
     as_json: bool = False
@@ -81,13 +83,14 @@ class Diagnose:
         else:
             render(found, Console())
         if self.out is not None:
-            self._save(found, pair, task)
-            console.print(Text(f"written to {self.out}; use it with --calibration {self.out}"))
+            height = self._save(found, pair, task)
+            line = f"{self.out} holds tau_h {height:.3g} and the pool fitted there; use them with "
+            console.print(Text(f"{line}--calibration {self.out}"), soft_wrap=True)
 
-    def _save(self, found: Diagnosis, pair: Pair, task: Task) -> None:
-        """The best-sounding threshold is not chosen here: the first one asked about is."""
+    def _save(self, found: Diagnosis, pair: Pair, task: Task) -> float:
+        """Writes the threshold that was asked for, not the best-sounding one; returns it."""
         assert self.out is not None
-        chosen = found.thresholds[0]
+        chosen = next(each for each in found.thresholds if each.wanted == self.kept)
         fields: dict[str, Any] = {"tau_h": chosen.tau_h, "tau_o": self.tau_o}
         fields |= {"a": chosen.pool.a, "b": chosen.pool.b}
         Artefact(
@@ -99,6 +102,7 @@ class Diagnose:
             data=[data_of(task)],
             estimates=found.to_dict(),
         ).save(self.out)
+        return chosen.tau_h
 
 
 def references(
