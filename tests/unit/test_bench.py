@@ -59,12 +59,13 @@ def test_floors_count_weights_once_and_texts_each():
     plain = {"parameters": 10**6, "products": 10**6, "width": 4, "layers": 2, "vocab_size": 10}
     shape = Shape(name="x", cached=100, attended=200, **plain)
     machine = Machine(hardware=on, target=shape, draft=shape)
-    timings = pd.DataFrame([row(0, "target", batch=8, full=5, full_target=1.0)])
-    (floor,) = floors(timings, machine, 8, 50)
+    timings = pd.DataFrame([row(0, "target", batch=8, full=5, full_target=1.0, forwards=5)])
+    floor, step = floors(timings, machine, 8, 50)
     assert floor.gigabytes == pytest.approx((10**6 + 8 * 50 * 100) * 4 / 1e9)
     assert floor.gigaflops == pytest.approx(8 * (2 * 10**6 + 50 * 200) / 1e9)
     assert floor.least_ms == pytest.approx(1000 * floor.gigabytes)
     assert floor.taken_ms == pytest.approx(200)
+    assert (step.what, step.gigabytes) == ("step of target", floor.gigabytes)
 
 
 ARGUMENTS = ["bench", "--pair", "lab-a", "--task", "lab-a", "--tokens", "6", "--texts", "1"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from easd.planning import Machine, Shape
+from easd.trace.schema import PARTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floor:
-    """One forward of a whole batch.
+    """One forward, or one step, of a whole batch.
 
     Attributes:
         gigabytes: weights once, and the keys and values of every text.
@@ -30,7 +31,7 @@ class Floor:
 
 
 def floors(timings: pd.DataFrame, machine: Machine, batch: int, context: int) -> list[Floor]:
-    """The forwards of a cell: target alone, target over a block, draft.
+    """Forwards and whole steps of a cell: of the target alone and of each speculative system.
 
     Args:
         timings: of that cell.
@@ -39,38 +40,63 @@ def floors(timings: pd.DataFrame, machine: Machine, batch: int, context: int) ->
         context: tokens of a text, on average over the run.
     """
     found = []
-
-    def add(what: str, shape: Shape | None, tokens: int, seconds: float) -> None:
-        assert shape is not None
-        found.append(_floor(what, machine, shape, tokens, batch, context, 1000 * seconds))
-
     for name, rows in timings.groupby("system", sort=False):
         total = rows.sum(numeric_only=True)
-        if not total["full"]:
+        alone = name == "target"
+        if not total["full"] or not (alone or str(name).startswith("speculative")):
             continue
-        scoring = total["full_target"] / total["full"]
-        if name == "target":
-            add("target, 1 token", machine.target, 1, scoring)
-        elif str(name).startswith("speculative"):
-            tokens = round(total["full_proposed"] / total["full"]) + 1
-            add(f"target, {tokens} tokens", machine.target, tokens, scoring)
-            drafting = total["full_draft"] / total["full_proposed"]
-            add(f"draft, 1 token of {tokens - 1}", machine.draft, 1, drafting)
+        gamma = round(total["full_proposed"] / total["full"])
+        scoring = _forward(machine, machine.target, gamma + 1, batch, context)
+        label = f"target, {gamma + 1} token{'s' * (gamma > 0)}"
+        found.append(
+            replace(scoring, what=label, taken_ms=1000 * total["full_target"] / total["full"])
+        )
+        whole = scoring
+        if not alone:
+            assert machine.draft is not None
+            drafting = _forward(machine, machine.draft, 1, batch, context)
+            drawing = machine.hardware.vocabulary_seconds(
+                batch * machine.target.vocab_size, machine.hardware.draw_ns
+            )
+            drafting = replace(
+                drafting,
+                what="draft, 1 token",
+                forecast_ms=drafting.forecast_ms + 1000 * drawing,
+                taken_ms=1000 * total["full_draft"] / total["full_proposed"],
+            )
+            found.append(drafting)
+            whole = _sum(scoring, drafting, gamma)
+        seconds = sum(total[f"{part}_s"] for part in PARTS if part != "prefill")
+        found.append(
+            replace(
+                whole,
+                what=f"step of {name}",
+                forecast_ms=1000 * machine.step_seconds(batch, gamma, context),
+                taken_ms=1000 * seconds / total["forwards"],
+            )
+        )
     return found
 
 
-def _floor(
-    what: str, machine: Machine, shape: Shape, tokens: int, batch: int, context: int, taken: float
-) -> Floor:
+def _forward(machine: Machine, shape: Shape, tokens: int, batch: int, context: int) -> Floor:
     rows = batch * tokens
     size = (shape.products + batch * context * shape.cached) * shape.width
     operations = rows * (2 * shape.products + context * shape.attended)
     on = machine.hardware
     return Floor(
-        what=what,
+        what="",
         gigabytes=size / 1e9,
         gigaflops=operations / 1e9,
         least_ms=1000 * max(on.read_seconds(size), on.compute_seconds(operations)),
         forecast_ms=1000 * machine.forward_seconds(shape, batch, tokens, context),
-        taken_ms=taken,
+        taken_ms=0.0,
+    )
+
+
+def _sum(scoring: Floor, drafting: Floor, gamma: int) -> Floor:
+    return replace(
+        scoring,
+        gigabytes=scoring.gigabytes + gamma * drafting.gigabytes,
+        gigaflops=scoring.gigaflops + gamma * drafting.gigaflops,
+        least_ms=scoring.least_ms + gamma * drafting.least_ms,
     )

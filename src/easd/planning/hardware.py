@@ -12,6 +12,9 @@ import yaml
 
 from easd.errors import ConfigError
 
+# Over float32 entries: softmax, entropy, top tokens, noise, acceptance, residual.
+_PASSES = 12
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
@@ -26,6 +29,8 @@ class Hardware:
         layer_us: microseconds of a layer that neither bytes nor arithmetic explain.
         exchange_us: microseconds of one exchange between the devices; a layer has two.
         step_us: microseconds a step spends beside the forwards and the verification.
+        draw_ns, verify_ns: measured nanoseconds for each entry of the vocabulary to draw a draft
+            token, and to verify a position; unless given, a dozen passes over float32 in memory.
         price: of one device for an hour, in whatever currency.
         products: measured parameters a second of matrix products by number of rows, in the place
             of bandwidth and arithmetic; ((rows, parameters per second), ...).
@@ -41,6 +46,8 @@ class Hardware:
     layer_us: float = 15.0
     exchange_us: float = 10.0
     step_us: float = 300.0
+    draw_ns: float | None = None
+    verify_ns: float | None = None
     price: float | None = None
     products: tuple[tuple[float, float], ...] | None = None
 
@@ -76,6 +83,12 @@ class Hardware:
     def compute_seconds(self, operations: float) -> float:
         """Seconds for floating-point `operations`, spread over the devices."""
         return operations / (self.tflops * 1e12 * self.flops_share * self.devices)
+
+    def vocabulary_seconds(self, entries: float, measured_ns: float | None) -> float:
+        """Seconds to draw from or to verify distributions of so many entries; on every device."""
+        if measured_ns is not None:
+            return entries * measured_ns * 1e-9
+        return self.read_seconds(_PASSES * 4 * entries) * self.devices
 
     def layer_seconds(self) -> float:
         """Seconds of a layer that do not depend on its size."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch import nn
 from torch.utils.benchmark import Timer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from easd.core.rules import TargetOnly
+from easd.core.noise import Noise, race, request_key
+from easd.core.rules import EASD, TargetOnly
+from easd.core.types import Step
+from easd.core.verify import verify
 from easd.engine.generate import decode, make_requests
 from easd.engine.packing import PackedLinears
 from easd.engine.settings import Settings
@@ -23,6 +27,8 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _WIDTH = 1024
 _MATRICES = 48  # 200 MB of float32: far more than any cache keeps.
 _FEW, _MANY = 2, 10  # layers
+_ENTRIES = 65_536  # of a vocabulary
+_GAMMA = 4
 
 
 @torch.inference_mode()
@@ -52,6 +58,8 @@ def measure_here(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Har
         flops_share=1.0,
         layer_us=max(layer, 0.0) * 1e6,
         step_us=max(_step_seconds(few) - _FEW * layer, 0.0) * 1e6,
+        draw_ns=_draw_seconds(device) / _ENTRIES * 1e9,
+        verify_ns=_verify_seconds(device) / _ENTRIES / (_GAMMA + 1) * 1e9,
         products=tuple(products),
     )
 
@@ -87,6 +95,38 @@ def _step_seconds(model: LlamaForCausalLM) -> float:
     settings = Settings(rule=TargetOnly(), max_new_tokens=400)
     steps = decode(model, None, make_requests([model], [[1] * 8], settings, None), settings)
     return statistics.median(sum(record.seconds.values()) for record in steps)
+
+
+def _draw_seconds(device: str) -> float:
+    """A draft token from its logits."""
+    noise = _noise(device)
+    logits = torch.randn(1, _ENTRIES, device=device)
+    at = torch.zeros(1, dtype=torch.long, device=device)
+    return _seconds(lambda: race(logits.softmax(-1), noise.draft(at, _ENTRIES)))
+
+
+def _verify_seconds(device: str) -> float:
+    """A block from its logits, by an entropy-aware rule."""
+    noise = _noise(device)
+    logits = 3 * torch.randn(1, _GAMMA + 1, _ENTRIES, device=device)
+    draft_probs = (logits + torch.randn_like(logits)).softmax(-1)
+    step = Step(
+        draft_tokens=draft_probs[:, :_GAMMA].argmax(-1),
+        num_draft_tokens=torch.full((1,), _GAMMA, device=device),
+        draft_probs=draft_probs,
+        target_probs=logits.softmax(-1),
+    )
+    rule = EASD(coupling="maximal")
+
+    def verified() -> object:
+        return verify(rule, replace(step, target_probs=logits.softmax(-1)), noise)
+
+    return _seconds(verified)
+
+
+def _noise(device: str) -> Noise:
+    keys = torch.tensor([request_key(0, 0)], device=device)
+    return Noise(keys=keys, start=torch.zeros(1, dtype=torch.long, device=device))
 
 
 def _memory_gb(device: str) -> float:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from easd.planning.hardware import Hardware
 from easd.planning.shapes import Shape
 
-# Passes over [texts, gamma + 1, vocabulary] of float32: softmax, entropies, top tokens, acceptance
-# and residual, of two models; counted in `easd.core`, see `benchmarks/verify_cost.py`.
-_VERIFY_PASSES = 12
 _FLOAT32 = 4
 _USABLE = 0.9  # of the memory, as vLLM takes unless told otherwise.
 
@@ -35,14 +32,14 @@ class Machine:
 
     def step_seconds(self, texts: int, gamma: int, context: int) -> float:
         """One step: `gamma` draft forwards, one of the target, and the verification."""
-        verify = texts * (gamma + 1) * self.target.vocab_size * _FLOAT32
-        seconds = self.forward_seconds(self.target, texts, gamma + 1, context)
-        seconds += self.hardware.step_us * 1e-6
-        if gamma:
-            assert self.draft is not None
-            seconds += gamma * self.forward_seconds(self.draft, texts, 1, context)
-            seconds += self.hardware.read_seconds(_VERIFY_PASSES * verify)
-        return seconds
+        on, entries = self.hardware, texts * self.target.vocab_size
+        seconds = self.forward_seconds(self.target, texts, gamma + 1, context) + on.step_us * 1e-6
+        if not gamma:
+            return seconds + on.vocabulary_seconds(entries, on.draw_ns)
+        assert self.draft is not None
+        drawing = on.vocabulary_seconds(entries, on.draw_ns)
+        seconds += gamma * (self.forward_seconds(self.draft, texts, 1, context) + drawing)
+        return seconds + on.vocabulary_seconds((gamma + 1) * entries, on.verify_ns)
 
     def texts_that_fit(self, gamma: int, context: int) -> int:
         """How many texts of `context` tokens the memory holds beside the weights."""
