@@ -20,8 +20,10 @@ demo: setup
 	$(BIN)/easd generate --pair smollm2 --rule easd --tau-h 0.7 --temperature 0.5 --gamma 3 --max-new-tokens 160 --seed 1 \
 		"A baker makes 12 trays of 8 rolls and sells 70 of them. How many rolls are left? Think step by step."
 
+# Playwright keeps an event loop running in its process, so the browser gets one of its own.
 test: setup
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m browser
 
 # Everything a change must pass.
 check: lint test docs test-wheel test-vllm

@@ -69,7 +69,7 @@ ENDED = [
     ("prints", "while True: print('x' * 10**6)", "for more than"),
     ("many files", "i = 0\nwhile True:\n  open(str(i), 'w').close()\n  i += 1", "for more than"),
     ("unmoved", "import signal\nsignal.signal(24, signal.SIG_IGN)\nwhile True: pass",
-     "ran for more than 2 s"),
+     "for more than"),
     ("slow error", "class E(Exception):\n  def __str__(self): import time; time.sleep(99)\n"
      "raise E", "ran for more than 2 s"),
 ]  # fmt: skip
