@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from easd.cli_options import Device, Draft, Dtype, Pair, Target
 from easd.cli_serve import app as server
 from easd.cli_speed import app as speed
 from easd.cli_study import app as studies
@@ -28,7 +29,7 @@ _OF_STUDIES = ("datasets", "httpx2", "jinja2", "math_verify", "matplotlib", "pan
 # Imported by `easd serve` only; see the extra `serve`.
 _OF_SERVER = ("fastapi", "prometheus_client", "starlette", "uvicorn")
 
-_MODELS, _RULE, _DECODING, _OUTPUT = "Models", "Rule", "Decoding", "Input and output"
+_RULE, _DECODING, _OUTPUT = "Rule", "Decoding", "Input and output"
 
 
 @app.callback(invoke_without_command=True)
@@ -48,36 +49,11 @@ def generate(
         ),
     ] = None,
     *,
-    pair: Annotated[
-        str | None,
-        Option(
-            help="An embedded pair; see `easd pairs`.",
-            show_default="smollm2",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    target: Annotated[
-        str | None, Option(help="The target: a hub id or a folder.", rich_help_panel=_MODELS)
-    ] = None,
-    draft: Annotated[
-        str | None, Option(help="The draft: a hub id or a folder.", rich_help_panel=_MODELS)
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        Option(
-            help="Of the weights: float32, bfloat16, float16 or float64.",
-            show_default="float32 on a CPU, else the checkpoint's",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        Option(
-            help="cpu, cuda, cuda:1 or mps.",
-            show_default="a GPU where there is one",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
+    pair: Pair = None,
+    target: Target = None,
+    draft: Draft = None,
+    dtype: Dtype = None,
+    device: Device = None,
     file: Annotated[
         Path | None,
         Option(

@@ -8,34 +8,21 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from easd.cli_options import Device, Draft, Dtype, Pair, Target
+
 app = typer.Typer()
 
-_MODELS, _DEFAULTS, _SERVER = "Models", "Where a request says nothing", "Server"
+_DEFAULTS, _SERVER = "Where a request says nothing", "Server"
 
 
 @app.command()
 def serve(
     *,
-    pair: Annotated[
-        str | None,
-        Option(
-            help="An embedded pair; see `easd pairs`.",
-            show_default="smollm2",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    target: Annotated[
-        str | None, Option(help="The target: a hub id or a folder.", rich_help_panel=_MODELS)
-    ] = None,
-    draft: Annotated[
-        str | None, Option(help="The draft: a hub id or a folder.", rich_help_panel=_MODELS)
-    ] = None,
-    dtype: Annotated[
-        str | None, Option(help="Of the weights, as for `easd generate`.", rich_help_panel=_MODELS)
-    ] = None,
-    device: Annotated[
-        str | None, Option(help="cpu, cuda, cuda:1 or mps.", rich_help_panel=_MODELS)
-    ] = None,
+    pair: Pair = None,
+    target: Target = None,
+    draft: Draft = None,
+    dtype: Dtype = None,
+    device: Device = None,
     config: Annotated[
         Path | None,
         Option(

@@ -8,26 +8,28 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from easd.cli_options import MODELS, Device, Draft, Dtype, Pair, Target
+
 app = typer.Typer()
 
-_MODELS, _LOAD, _SYSTEMS, _OUTPUT = "Models", "Load", "Systems", "Output"
+_LOAD, _SYSTEMS, _OUTPUT = "Load", "Systems", "Output"
 
 
 @app.command()
 def plan(
     *,
     pair: Annotated[
-        str | None, Option(help="An embedded pair; see `easd pairs`.", rich_help_panel=_MODELS)
+        str | None, Option(help="An embedded pair; see `easd pairs`.", rich_help_panel=MODELS)
     ] = None,
     target: Annotated[
         str | None,
         Option(
             help="The target: a hub id, a folder or a config.json; its weights are not needed.",
-            rich_help_panel=_MODELS,
+            rich_help_panel=MODELS,
         ),
     ] = None,
     draft: Annotated[
-        str | None, Option(help="The draft, likewise.", rich_help_panel=_MODELS)
+        str | None, Option(help="The draft, likewise.", rich_help_panel=MODELS)
     ] = None,
     on: Annotated[
         str,
@@ -87,37 +89,12 @@ def plan(
 @app.command()
 def bench(
     *,
-    pair: Annotated[
-        str | None,
-        Option(
-            help="An embedded pair; see `easd pairs`.",
-            show_default="smollm2",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    target: Annotated[
-        str | None, Option(help="The target: a hub id or a folder.", rich_help_panel=_MODELS)
-    ] = None,
-    draft: Annotated[
-        str | None, Option(help="The draft: a hub id or a folder.", rich_help_panel=_MODELS)
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        Option(
-            help="Of the weights.",
-            show_default="float32 on a CPU, else the checkpoint's",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        Option(
-            help="cpu, cuda, cuda:1 or mps.",
-            show_default="a GPU where there is one",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    threads: Annotated[int | None, Option(help="torch's threads.", rich_help_panel=_MODELS)] = None,
+    pair: Pair = None,
+    target: Target = None,
+    draft: Draft = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Annotated[int | None, Option(help="torch's threads.", rich_help_panel=MODELS)] = None,
     task: Annotated[
         str, Option(help="Whose prompts; see `easd tasks`.", rich_help_panel=_LOAD)
     ] = "gsm8k",

@@ -9,45 +9,13 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from easd.cli_options import Device, Draft, Dtype, Pair, Target
+
 app = typer.Typer()
 
-_MODELS, _GRID, _DECODING, _OUTPUT = "Models", "Grid", "Decoding", "Output"
+_GRID, _DECODING, _OUTPUT = "Grid", "Decoding", "Output"
 _ENDPOINT = "Endpoint"
 
-Pair = Annotated[
-    str | None,
-    Option(
-        "--pair",
-        help="An embedded pair; see `easd pairs`.",
-        show_default="smollm2",
-        rich_help_panel=_MODELS,
-    ),
-]
-Target = Annotated[
-    str | None,
-    Option("--target", help="The target: a hub id or a folder.", rich_help_panel=_MODELS),
-]
-Draft = Annotated[
-    str | None, Option("--draft", help="The draft: a hub id or a folder.", rich_help_panel=_MODELS)
-]
-Dtype = Annotated[
-    str | None,
-    Option(
-        "--dtype",
-        help="Of the weights: float32, bfloat16, float16 or float64.",
-        show_default="float32 on a CPU, else the checkpoint's",
-        rich_help_panel=_MODELS,
-    ),
-]
-Device = Annotated[
-    str | None,
-    Option(
-        "--device",
-        help="cpu, cuda, cuda:1 or mps.",
-        show_default="a GPU where there is one",
-        rich_help_panel=_MODELS,
-    ),
-]
 TaskName = Annotated[
     list[str] | None,
     Option(
@@ -650,10 +618,11 @@ def _evaluate(
     artefact = read_artefact(calibration) if calibration else None
     fill = artefact.fill if artefact else dict
 
-    def grid(values: Mapping[str, Any]) -> StudyConfig:
-        return StudyConfig.from_dict(read_study(config, values), fill=fill)
-
     read = read_study(config, values)
+
+    def grid(values: Mapping[str, Any]) -> StudyConfig:
+        return StudyConfig.from_dict(values, fill=fill)
+
     if "endpoint" in read and then is None:
         from easd.sessions.endpoint import EndpointSession
         from easd.study.endpoint.settings import EndpointStudy
@@ -668,8 +637,8 @@ def _evaluate(
         ).run()
         return
     Study(
-        config=grid(values),
-        then=None if then is None else lambda: grid({**values, "systems": then()}),
+        config=grid(read),
+        then=None if then is None else lambda: grid({**read, "systems": then()}),
         out=out,
         allow_code_execution=allow_code_execution,
         artefact=artefact,

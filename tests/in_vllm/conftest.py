@@ -46,51 +46,54 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.vllm)
 
 
-def start(easd=None, **arguments):
-    """An engine; with `easd` in its additional_config where given."""
+@pytest.fixture(scope="session")
+def start():
+    """Makes an engine; with `easd` in its additional_config where given."""
     from vllm import LLM
+    from vllm.v1.sample import rejection_sampler
 
     from easd.integrations.vllm import cpu_expand
 
-    asked = {} if easd is None else {"easd": easd}
-    engine = LLM(
-        **{**ARGUMENTS, "max_num_seqs": 64, "speculative_config": SPECULATION, **arguments},
-        additional_config=asked,
-    )
-    # The stock engine beside ours needs its garbage-text bug mended as well to be compared with.
-    from vllm.v1.sample import rejection_sampler
+    def made(easd=None, **arguments):
+        asked = {} if easd is None else {"easd": easd}
+        engine = LLM(
+            **{**ARGUMENTS, "max_num_seqs": 64, "speculative_config": SPECULATION, **arguments},
+            additional_config=asked,
+        )
+        # The stock engine's garbage-text bug is mended as well, to have something to compare with.
+        cpu_expand.mend(rejection_sampler)
+        return engine
 
-    cpu_expand.mend(rejection_sampler)
-    return engine
+    return made
 
 
 @pytest.fixture(scope="session")
-def stock():
+def stock(start):
     """No EASD."""
     return start()
 
 
 @pytest.fixture(scope="session")
-def never():
+def never(start):
     """The gate never opens."""
     return start({"tau_h": "inf"})
 
 
 @pytest.fixture(scope="session")
-def gated():
+def gated(start):
     """The gate opens at about a third of the positions."""
     return start({"tau_h": 0.05, "tau_o": 0.4})
 
 
 @pytest.fixture(scope="session")
-def ahead():
+def ahead(start):
     """As `gated`, with steps scheduled before the last one is done."""
     with scheduling_ahead():
         return start({"tau_h": 0.05, "tau_o": 0.4})
 
 
 @pytest.fixture(scope="session")
-def busy():
+def busy(start):
     """As `ahead`, with more of what servers use."""
     with scheduling_ahead():
         return start(

@@ -17,39 +17,25 @@ elif not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
 
-def start(easd=None, **arguments):
-    """An engine; with `easd` in its additional_config where given."""
+@pytest.fixture(scope="session")
+def start():
+    """Makes an engine; `stock`, `never` and `gated` of the folder above are made by it, too."""
     from vllm import LLM
 
-    engine = LLM(
-        **{**ARGUMENTS, "max_num_seqs": 8, "gpu_memory_utilization": 0.1, **arguments},
-        speculative_config=SPECULATION,
-        additional_config={} if easd is None else {"easd": easd},
-    )
-    assert engine.llm_engine.vllm_config.use_v2_model_runner
-    return engine
+    def made(easd=None, **arguments):
+        engine = LLM(
+            **{**ARGUMENTS, "max_num_seqs": 8, "gpu_memory_utilization": 0.1, **arguments},
+            speculative_config=SPECULATION,
+            additional_config={} if easd is None else {"easd": easd},
+        )
+        assert engine.llm_engine.vllm_config.use_v2_model_runner
+        return engine
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def stock():
-    """No EASD."""
-    return start()
-
-
-@pytest.fixture(scope="session")
-def never():
-    """The gate never opens."""
-    return start({"tau_h": "inf"})
-
-
-@pytest.fixture(scope="session")
-def gated():
-    """The gate opens at about a third of the positions."""
-    return start({"tau_h": 0.05, "tau_o": 0.4})
-
-
-@pytest.fixture(scope="session")
-def busy():
+def busy(start):
     """As `gated`, with more of what servers use, and fewer slots than requests."""
     return start(
         {"tau_h": 0.05, "tau_o": 0.4},

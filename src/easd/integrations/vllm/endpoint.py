@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore
 
-from easd.errors import ConfigError
+from easd.integrations.vllm.seams import check_signatures
 
 SECONDS = 5
 """How long a scrape waits for engines, which answer between two steps."""
@@ -41,12 +41,8 @@ def count_in_metrics() -> None:
     """
     from vllm import plugins  # pyright: ignore
 
-    stock = getattr(plugins, "load_endpoint_plugins", None)
-    if stock is None:
-        raise ConfigError(
-            "this vLLM has no plugins.load_endpoint_plugins, which easd builds on; "
-            "install a tested version"
-        )
+    stock: Any = getattr(plugins, "load_endpoint_plugins", None)
+    check_signatures({"plugins.load_endpoint_plugins": (stock, "")})
     if getattr(stock, "adds_easd", False):
         return
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any
 
-from easd.errors import ConfigError, EasdError
+from easd.errors import EasdError
 from easd.integrations.vllm import KEY
+from easd.integrations.vllm.seams import check_signatures
 from easd.integrations.vllm.serving import Serving
 
 
@@ -16,17 +17,13 @@ def check_requests() -> None:
     What does not fit raises vLLM's `VLLMValidationError`: status 400 over HTTP.
 
     Raises:
-        ConfigError: This vLLM has no such check.
+        ConfigError: This vLLM's check is another.
     """
     from vllm.exceptions import VLLMValidationError  # pyright: ignore
     from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore
 
-    stock = getattr(InputProcessor, "_validate_params", None)
-    if stock is None:
-        raise ConfigError(
-            "this vLLM has no InputProcessor._validate_params, which easd builds on; "
-            "install a tested version"
-        )
+    stock: Any = getattr(InputProcessor, "_validate_params", None)
+    check_signatures({"InputProcessor._validate_params": (stock, "self params")})
     if getattr(stock, "asks_easd", False):
         return
 
