@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.markup import escape
+from transformers.utils import logging as hf_logging
 
 from easd.config import RunConfig
 from easd.engine.models import Pair, load_models, load_pair
 from easd.errors import ConfigError
 from easd.pairs.packaged import Report, silent
+from easd.trace.visible import visible
 
 
 def load(config: RunConfig, report: Report = silent) -> Pair:
@@ -27,6 +31,18 @@ def load(config: RunConfig, report: Report = silent) -> Pair:
         return load_pair(config.pair, **options)
     assert config.target is not None, "a config without a pair has a target"
     return load_models(config.target, config.draft, **options)
+
+
+def load_with_status(config: RunConfig, console: Console) -> Pair:
+    """Loads a config's pair behind a status line that says what takes long, and nothing else.
+
+    Raises:
+        EasdError: The device cannot be used, or a model cannot be loaded.
+    """
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    with console.status("loading") as status:
+        return load(config, lambda line: status.update(escape(visible(line))))
 
 
 def _checked_device(device: str | None) -> str | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pandas as pd
 from easd.bench.systems import Load, System, Timing, decode_once
 from easd.engine.models import Pair
 from easd.errors import TraceError
-from easd.trace.files import replace_file
+from easd.trace.files import now, replace_file, write_json
 from easd.trace.provenance import surroundings
 
 TIMINGS = "timings.parquet"
@@ -100,7 +98,7 @@ class Bench:
 
     def _describe(self) -> None:
         run = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": now(),
             "rounds": self.rounds,
             "tokens": self.tokens,
             "texts": self.texts,
@@ -110,9 +108,8 @@ class Bench:
             "systems": [asdict(system) for system in self.systems],
             **surroundings(self.pair),
         }
-        text = json.dumps(run, indent=2) + "\n"
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self.folder / DESCRIPTION, lambda to: to.write_text(text, encoding="utf-8"))
+        write_json(self.folder / DESCRIPTION, run)
 
 
 def read_timings(folder: Path) -> pd.DataFrame:

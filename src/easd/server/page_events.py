@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +17,7 @@ from easd.server.answering import event, updates
 from easd.server.errors import Refusal
 from easd.server.scheduler import Job
 from easd.server.writing import Writing
+from easd.trace.files import now
 from easd.trace.provenance import signals
 from easd.trace.rows import token_rows, tokens_table
 from easd.trace.schema import FORMAT, TOP
@@ -52,7 +52,7 @@ class Decoding:
             "format": FORMAT,
             "run": uuid4().hex[:12],
             "status": "running",
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": now(),
             "ended": None,
             "config": config.to_dict(),
             "signals": signals(config),

@@ -9,14 +9,12 @@ from types import FrameType
 import uvicorn
 from rich.console import Console
 from rich.text import Text
-from transformers.utils import logging as hf_logging
 
 from easd.errors import ConfigError
-from easd.loading import load
+from easd.loading import load_with_status
 from easd.server.app import App
 from easd.server.connections import Connection
 from easd.server.serving import Serving
-from easd.trace.visible import visible
 
 GRACE_SECONDS = 30.0
 
@@ -27,12 +25,9 @@ def serve(serving: Serving, host: str, port: int) -> None:
     Raises:
         EasdError: The models, the settings or the address do not do.
     """
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     console = Console(stderr=True)
     with _bind(host, port) as taken:
-        with console.status("loading") as status:
-            pair = load(serving.config, lambda line: status.update(Text(visible(line))))
+        pair = load_with_status(serving.config, console)
         server = http_server(App(pair, serving))
         if not _is_loopback(host) and serving.api_key is None:
             console.print(Text("note: anyone who reaches this address can use it; see --api-key"))

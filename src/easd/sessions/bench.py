@@ -19,9 +19,10 @@ from easd.bench.profile import profiled
 from easd.bench.systems import KINDS, Load
 from easd.engine.models import Pair
 from easd.errors import ConfigError
+from easd.loading import load_with_status
 from easd.planning import Machine, Shape, measure_here
 from easd.planning.measure import describe
-from easd.sessions.evaluate import load_quietly, load_tasks
+from easd.sessions.evaluate import load_tasks
 from easd.study.config import StudyConfig
 from easd.study.prompting import encode_item
 from easd.trace.schema import PARTS
@@ -68,7 +69,7 @@ class Benchmark:
             torch.set_num_threads(self.threads)
         console = Console()
         console.width = max(console.width, _WIDTH)
-        pair = load_quietly(self.study, Console(stderr=True))
+        pair = load_with_status(self.study.base, Console(stderr=True))
         bench = self._bench(pair)
         total = self.rounds * len(bench.cells) * len(bench.systems)
         with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from easd.sessions.evaluate import load_quietly, load_tasks, watch
+from easd.loading import load_with_status
+from easd.sessions.evaluate import load_tasks, watch
 from easd.study.artefact import Artefact, data_of, sampling
 from easd.study.calibration import (
     SOURCES,
@@ -59,7 +60,7 @@ class Calibration:
         """
         console = Console(stderr=True, quiet=self.quiet)
         tasks = load_tasks(self.config, console)
-        pair = load_quietly(self.config, console)
+        pair = load_with_status(self.config.base, console)
         watch(Evaluation(self.config, pair, tasks, self.run_folder), console)
         rule: Any = self.config.systems[0].settings.rule
         found = signals(read_run(self.run_folder).tokens, top_n=rule.top_n)

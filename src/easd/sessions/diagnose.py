@@ -15,7 +15,8 @@ from rich.text import Text
 
 from easd.engine.models import Pair
 from easd.errors import InputError
-from easd.sessions.evaluate import load_quietly, load_tasks
+from easd.loading import load_with_status
+from easd.sessions.evaluate import load_tasks
 from easd.study.artefact import Artefact, data_of, sampling
 from easd.study.config import StudyConfig
 from easd.study.diagnosis import Diagnosis, diagnose, render
@@ -59,7 +60,7 @@ class Diagnose:
         """
         console = Console(stderr=True, quiet=self.quiet)
         (task,) = load_tasks(self.config, console)
-        pair = load_quietly(self.config, console)
+        pair = load_with_status(self.config.base, console)
         texts = references(task, pair, self.config, console)
         with Progress(console=console, transient=True) as bar:
             reading = bar.add_task("reading the references with both models", total=None)

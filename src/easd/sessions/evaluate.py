@@ -19,10 +19,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
-from transformers.utils import logging as hf_logging
 
-from easd.engine.models import Pair
-from easd.sessions.loading import load_with_status
+from easd.loading import load_with_status
 from easd.study.artefact import Artefact
 from easd.study.config import StudyConfig
 from easd.study.evaluate import Evaluation
@@ -62,7 +60,7 @@ class Study:
         """
         console = Console(stderr=True, quiet=self.quiet)
         tasks = load_tasks(self.config, console, allow_code_execution=self.allow_code_execution)
-        pair = load_quietly(self.config, console)
+        pair = load_with_status(self.config.base, console)
         if self.artefact is not None and not self.force:
             self.artefact.check(fingerprints(pair), self.config.base.settings)
         watch(Evaluation(self.config, pair, tasks, self.out), console)
@@ -83,13 +81,6 @@ def load_tasks(
             console.print(Text(f"skipped: {task.name}: {line}", "yellow"), soft_wrap=True)
         tasks.append(task)
     return tasks
-
-
-def load_quietly(config: StudyConfig, console: Console) -> Pair:
-    """Loads the pair with nothing but a status line."""
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    return load_with_status(config.base, console)
 
 
 def watch(evaluation: UnitRun[Any], console: Console) -> None:

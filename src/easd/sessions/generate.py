@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
 from easd.config import RunConfig
 from easd.engine.chat import encode
@@ -24,8 +23,8 @@ from easd.engine.models import PAIRS
 from easd.engine.request import Row
 from easd.errors import InputError
 from easd.inspect.terminal import summary_panel
+from easd.loading import load_with_status
 from easd.pairs.lab import ALIASES
-from easd.sessions.loading import load_with_status
 from easd.study.artefact import Artefact
 from easd.trace.provenance import fingerprints
 from easd.trace.tally import Tally
@@ -63,8 +62,6 @@ class Session:
         Raises:
             EasdError: Something about the models, the prompts or the trace folder does not do.
         """
-        hf_logging.set_verbosity_error()
-        hf_logging.disable_progress_bar()
         console = Console(stderr=True, quiet=self.quiet)
         if self.trace is not None:
             claim_folder(self.trace)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from easd.config import RunConfig
 from easd.errors import ConfigError
-from easd.loading import load
+from easd.loading import load_with_status
 from easd.planning import (
     Acceptance,
     Cell,
@@ -83,7 +83,7 @@ class Plan:
 
     def _shapes(self) -> tuple[Shape, Shape]:
         if self.pair is not None and self.target is self.draft is None:
-            pair = load(RunConfig(pair=self.pair))
+            pair = load_with_status(RunConfig(pair=self.pair), Console(stderr=True))
             assert pair.draft is not None, "embedded pairs have both"
             return Shape.of(pair.target, f"{pair.name}'s target"), Shape.of(pair.draft, "its draft")
         if self.pair is None and self.target is not None and self.draft is not None:

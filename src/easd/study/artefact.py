@@ -13,7 +13,7 @@ from easd.core.rules import RULES
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
 from easd.study.tasks import Task
-from easd.trace.files import replace_file
+from easd.trace.files import write_json
 
 FORMAT = 1
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -54,8 +54,7 @@ class Artefact:
             TraceError: It cannot be written.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        replace_file(path, lambda to: to.write_text(text, encoding="utf-8"))
+        write_json(path, values)
 
     def check(self, fingerprints: Mapping[str, str | None], settings: Settings) -> None:
         """Refuses another pair, tokenizer, temperature or truncation.

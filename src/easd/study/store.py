@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from easd.errors import TraceError
 from easd.study.schema import FORMAT, SCHEMAS
-from easd.trace.files import replace_file
+from easd.trace.files import replace_file, write_json
 
 _TABLES = ("items", "tokens", "units", "samples")  # In the order of writing.
 
@@ -78,8 +78,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 def write_description(folder: Path, run: dict[str, Any]) -> None:
     """Writes run.json."""
-    text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
-    replace_file(folder / "run.json", lambda to: to.write_text(text, encoding="utf-8"))
+    write_json(folder / "run.json", run)
 
 
 def write_unit(folder: Path, name: str, tables: dict[str, pa.Table]) -> None:

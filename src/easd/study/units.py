@@ -13,7 +13,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic
 
@@ -25,6 +24,7 @@ from easd.study import store
 from easd.study.grid import Grid, S
 from easd.study.schema import FORMAT, ITEMS, SAMPLES, TOKENS, UNITS
 from easd.study.tasks import Item, Task
+from easd.trace.files import now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +209,7 @@ class UnitRun(ABC, Generic[S]):
             "format": FORMAT,
             "kind": "evaluation",
             "status": "running",
-            "started": _now(),
+            "started": now(),
             "ended": None,
             "config": self.config.to_dict(),
             "systems": [system.to_dict() for system in self.config.systems],
@@ -233,16 +233,16 @@ class UnitRun(ABC, Generic[S]):
             ("tasks", earlier["tasks"], run["tasks"]),
             ("models", earlier["models"].get("fingerprints"), run["models"].get("fingerprints")),
         ]
-        for name, before, now in pairs:
-            if before != now:
+        for name, before, after in pairs:
+            if before != after:
                 raise TraceError(
                     f"{str(self.folder)!r} holds a run with another {name} ({_short(before)}, now "
-                    f"{_short(now)}); name another folder, or the settings it was begun with"
+                    f"{_short(after)}); name another folder, or the settings it was begun with"
                 )
 
     def _close(self, status: str, **more: Any) -> None:
         store.write_description(
-            self.folder, {**self._run, "status": status, "ended": _now(), **more}
+            self.folder, {**self._run, "status": status, "ended": now(), **more}
         )
 
 
@@ -293,7 +293,3 @@ def _task_dict(task: Task) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from easd.errors import TraceError
 
@@ -25,3 +28,18 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             f"cannot write {str(path)!r} ({error.strerror or error}); what was written before "
             "stays readable"
         ) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON to be read by people, too.
+
+    Raises:
+        TraceError: It cannot be written.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, lambda to: to.write_text(text, encoding="utf-8"))
+
+
+def now() -> str:
+    """The time as run descriptions have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -22,7 +20,7 @@ from easd.engine.loop import StepRecord
 from easd.engine.models import Pair
 from easd.engine.request import Row
 from easd.errors import TraceError
-from easd.trace.files import replace_file
+from easd.trace.files import now, replace_file, write_json
 from easd.trace.provenance import provenance
 from easd.trace.rows import Columns, token_rows, tokens_table
 from easd.trace.schema import FORMAT, PARTS, SCHEMAS, TOP
@@ -84,7 +82,7 @@ class TraceWriter:
             "format": FORMAT,
             "run": self._id,
             "status": "running",
-            "started": _now(),
+            "started": now(),
             "ended": None,
             **provenance(pair, config),
         }
@@ -113,7 +111,7 @@ class TraceWriter:
             status = "failed"
             raise
         finally:
-            self._run |= {"status": status, "ended": _now()}
+            self._run |= {"status": status, "ended": now()}
             self._save_run()
 
     def add(self, record: StepRecord) -> None:
@@ -128,9 +126,9 @@ class TraceWriter:
             )
         )
         self._steps += 1
-        now = monotonic()
-        wait = max(_FLUSH_SECONDS, _FLUSH_SHARE * (now - self._begin))
-        if now - self._flushed >= wait or len(self._pending) >= _FLUSH_STEPS:
+        moment = monotonic()
+        wait = max(_FLUSH_SECONDS, _FLUSH_SHARE * (moment - self._begin))
+        if moment - self._flushed >= wait or len(self._pending) >= _FLUSH_STEPS:
             self._flush()
 
     def _tallied(self, record: StepRecord, names: list[list[str]]) -> list[Row]:
@@ -217,8 +215,7 @@ class TraceWriter:
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def _save_run(self) -> None:
-        text = json.dumps(self._run, indent=2, ensure_ascii=False) + "\n"
-        replace_file(self.folder / "run.json", lambda to: to.write_text(text, encoding="utf-8"))
+        write_json(self.folder / "run.json", self._run)
 
 
 def claim_folder(folder: str | Path) -> Path:
@@ -244,7 +241,3 @@ def claim_folder(folder: str | Path) -> Path:
             f"cannot write a trace to {str(folder)!r} (no permission); name another folder"
         )
     return folder
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
