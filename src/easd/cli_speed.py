@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer import Option
@@ -96,8 +96,13 @@ def bench(
     device: Device = None,
     threads: Annotated[int | None, Option(help="torch's threads.", rich_help_panel=MODELS)] = None,
     task: Annotated[
-        str, Option(help="Whose prompts; see `easd tasks`.", rich_help_panel=_LOAD)
-    ] = "gsm8k",
+        str | None,
+        Option(
+            help="Whose prompts; see `easd tasks`.",
+            show_default="a lab pair's own, else gsm8k",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
     data: Annotated[
         Path | None, Option(help="A file with the task's items.", rich_help_panel=_LOAD)
     ] = None,
@@ -113,13 +118,24 @@ def bench(
             rich_help_panel=_LOAD,
         ),
     ] = None,
-    tokens: Annotated[int, Option(help="Tokens of each text.", rich_help_panel=_LOAD)] = 64,
+    tokens: Annotated[
+        int | None,
+        Option(
+            help="Tokens of each text.",
+            show_default="64, or what the context window leaves",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
     texts: Annotated[
         int, Option(help="Texts for each place of the batch.", rich_help_panel=_LOAD)
     ] = 2,
     temperature: Annotated[float, Option(help="0 is greedy.", rich_help_panel=_LOAD)] = 1.0,
     rounds: Annotated[
-        int, Option(help="How often each takes its turn.", rich_help_panel=_LOAD)
+        int,
+        Option(
+            help="How often each takes its turn; a finished run can be given more.",
+            rich_help_panel=_LOAD,
+        ),
     ] = 5,
     system: Annotated[
         list[str] | None,
@@ -141,6 +157,14 @@ def bench(
     tau_h: Annotated[
         float, Option(help="Entropy threshold in nats.", rich_help_panel=_SYSTEMS)
     ] = 1.5,
+    clock: Annotated[
+        Literal["wall", "cpu"],
+        Option(
+            help="What ratios are made of: wall time, or processor time, which other processes "
+            "disturb less. With cpu use --threads 1: threads that wait for others count.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = "wall",
     profile: Annotated[
         bool, Option("--profile", help="Let torch's profiler look, too.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -152,14 +176,23 @@ def bench(
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
-    out: Annotated[Path, Option(help="A new folder for the run.", rich_help_panel=_OUTPUT)],
+    out: Annotated[
+        Path,
+        Option(
+            help="Folder of the run; one that was stopped goes on where it was.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ],
 ) -> None:
     """Time every way to decode, in turn on the same prompts: ratios with intervals."""
     from easd.bench.systems import KINDS
+    from easd.pairs import lab
     from easd.sessions.bench import Benchmark
     from easd.study.config import StudyConfig
 
     batches = tuple(batch or (1,))
+    own = lab.ALIASES.get(pair or "", pair)
+    task = task or (own if own in lab.RECIPES else "gsm8k")
     items = {"name": task, "limit": max(batches) * texts}
     models = {"pair": pair, "target": target, "draft": draft, "dtype": dtype, "device": device}
     Benchmark(
@@ -179,6 +212,7 @@ def bench(
         texts=texts,
         tau_h=tau_h,
         threads=threads,
+        clock=clock,
         out=out,
         profile=profile,
         roofline=roofline,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Literal
 
 import torch
@@ -67,15 +67,20 @@ class Timing:
     """One run of one system.
 
     Attributes:
-        seconds, tokens: of the whole run, prompts included in the first only.
+        seconds, cpu_seconds: of the whole run, prompts included, by the clock on the wall and by
+            the time that all threads of this process computed.
+        tokens: new ones.
         forwards: of the target, each for the whole batch; `blocks` counts each text's own.
         proposed, examined, accepted, penalised: draft tokens.
         full: steps with every row in use, and `full_draft`, `full_target` their seconds; a
             forward's time is only comparable there.
         parts: seconds by part of the step.
+
+    All seconds but `cpu_seconds` are wall time.
     """
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     tokens: int = 0
     forwards: int = 0
     blocks: int = 0
@@ -98,10 +103,13 @@ class Timing:
 def decode_once(
     system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load, seed: int
 ) -> Timing:
-    """Decodes every prompt once, with the clock running."""
-    if system.kind == "assisted":
-        return _assisted(system, pair, prompts, load, seed)
-    return _ours(system, pair, prompts, load, seed)
+    """Decodes every prompt once, with both clocks running."""
+    decode_all = _assisted if system.kind == "assisted" else _ours
+    begin, cpu_begin = perf_counter(), process_time()
+    timing = decode_all(system, pair, prompts, load, seed)
+    timing.cpu_seconds = process_time() - cpu_begin
+    timing.seconds = perf_counter() - begin
+    return timing
 
 
 def _settings(system: System, load: Load, seed: int) -> Settings:
@@ -132,7 +140,6 @@ def _ours(
     models = [pair.target, pair.draft]
     requests = make_requests(models, prompts, settings, pair.tokenizer)
     timing = Timing()
-    begin = perf_counter()
     for record in decode(pair.target, pair.draft, requests, settings):
         timing.forwards += 1
         timing.tokens += sum(map(len, record.committed))
@@ -150,7 +157,6 @@ def _ours(
                 timing.examined += row.counts.examined
                 timing.accepted += row.counts.accepted
                 timing.penalised += row.counts.penalised
-    timing.seconds = perf_counter() - begin
     return timing
 
 
@@ -168,7 +174,6 @@ def _assisted(
     if load.temperature:
         sampling = {"do_sample": True, "temperature": load.temperature, "top_k": 0, "top_p": 1.0}
     timing = Timing()
-    begin = perf_counter()
     for prompt in prompts:
         ids = torch.tensor([prompt], device=pair.target.device)
         output: Any = pair.target.generate(
@@ -180,5 +185,4 @@ def _assisted(
             **sampling,
         )
         timing.tokens += output.shape[1] - len(prompt)
-    timing.seconds = perf_counter() - begin
     return timing

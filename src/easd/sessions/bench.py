@@ -11,12 +11,15 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
+from rich.text import Text
 
 from easd.bench import Bench, Cell, Line, System, lines, read_timings
 from easd.bench.floors import floors
 from easd.bench.plots import plot
 from easd.bench.profile import profiled
 from easd.bench.systems import KINDS, Load
+from easd.bench.table import BASES, Clock
+from easd.engine.generate import context_limit
 from easd.engine.models import Pair
 from easd.errors import ConfigError
 from easd.loading import load_with_status
@@ -28,7 +31,7 @@ from easd.study.prompting import encode_item
 from easd.trace.schema import PARTS
 
 _WIDTH = 116
-BASES = ("target", "speculative", "assisted")
+_TOKENS = 64
 UNDRAFTED = ("target", "adaptive", "easd-adaptive")
 
 
@@ -40,6 +43,8 @@ class Benchmark:
         study: the pair and the task whose prompts are decoded.
         kinds: of systems; each that drafts blocks of one length takes part once for every gamma.
         batches, contexts, gammas: see `easd.bench.Cell`.
+        tokens: of each text; None for 64, or what the window leaves.
+        clock: that the ratios are made of.
         profile: whether torch's profiler looks at each system once.
         roofline: whether the machine is measured and its forwards held against it.
     """
@@ -50,35 +55,37 @@ class Benchmark:
     contexts: tuple[int, ...]
     gammas: tuple[int, ...]
     rounds: int
-    tokens: int
+    tokens: int | None
     texts: int
     tau_h: float
     threads: int | None
+    clock: Clock
     out: Path
     profile: bool
     roofline: bool
 
     def run(self) -> None:
-        """Decodes, writes the run's folder, and prints what came of it.
+        """Decodes what is missing, writes the run's folder, and prints what came of it.
 
         Raises:
-            EasdError: A setting does not fit, or the folder holds something.
+            EasdError: A setting does not fit, or the folder holds something else.
         """
         self._check()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        console = Console()
+        console, aside = Console(), Console(stderr=True)
         console.width = max(console.width, _WIDTH)
-        pair = load_with_status(self.study.base, Console(stderr=True))
+        pair = load_with_status(self.study.base, aside)
+        self._check_pair(pair, aside)
         bench = self._bench(pair)
         total = self.rounds * len(bench.cells) * len(bench.systems)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with Progress(console=aside, transient=True) as bar:
             task = bar.add_task("decoding", total=total)
             for _, cell, system, _ in bench.run():
                 bar.update(task, advance=1, description=f"{system.name}, {cell.batch} at once")
-        found = list(lines(read_timings(self.out), self._bases(bench.systems)))
+        found = list(lines(read_timings(self.out), self.clock))
         for cell in bench.cells:
-            console.print(_ratios(cell, found))
+            console.print(_ratios(cell, found, self.clock))
             console.print(_breakdown(cell, found))
         plot(found, self.out / "ratios.svg")
         if self.roofline:
@@ -92,23 +99,46 @@ class Benchmark:
     def _check(self) -> None:
         for name in ("batches", "contexts", "gammas", "rounds", "tokens", "texts"):
             values = getattr(self, name)
-            if min(values if isinstance(values, tuple) else (values,), default=1) < 1:
+            values = values if isinstance(values, tuple) else (values,)
+            if any(value is not None and value < 1 for value in values):
                 raise ConfigError(f"{name} = {values} holds less than 1; use 1 or more")
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"system {kind!r} is not known; choose from {', '.join(KINDS)}")
 
+    def _check_pair(self, pair: Pair, console: Console) -> None:
+        drafting = [kind for kind in self.kinds if kind not in ("target", "prompt-lookup")]
+        if pair.draft is None and drafting:
+            raise ConfigError(
+                f"{', '.join(drafting)}: no draft model given; name one, or leave these systems out"
+            )
+        if self.clock == "cpu":
+            if pair.target.device.type != "cpu":
+                raise ConfigError("clock = 'cpu' does not see what a GPU computes; use wall")
+            if torch.get_num_threads() > 1:
+                console.print(
+                    Text(
+                        f"torch has {torch.get_num_threads()} threads: the processor time of one "
+                        "that waits for others counts, too; --threads 1 has none",
+                        "yellow",
+                    ),
+                    soft_wrap=True,
+                )
+
     def _bench(self, pair: Pair) -> Bench:
         (task,) = load_tasks(self.study, Console(stderr=True))
         chat = self.study.base.chat
+        prompts = [encode_item(item, task, pair.tokenizer, chat) for item in task.items]
+        window = context_limit([pair.target, pair.draft])
+        left = window - max(self.contexts or map(len, prompts)) if window else _TOKENS
         return Bench(
             pair=pair,
-            prompts=[encode_item(item, task, pair.tokenizer, chat) for item in task.items],
+            prompts=prompts,
             cells=[Cell(b, c) for b in self.batches for c in self.contexts or (None,)],
             systems=list(self._systems()),
             folder=self.out,
             rounds=self.rounds,
-            tokens=self.tokens,
+            tokens=self.tokens or max(1, min(_TOKENS, left)),
             texts=self.texts,
             temperature=self.study.base.settings.temperature,
             tau_h=self.tau_h,
@@ -122,19 +152,11 @@ class Benchmark:
             else:
                 yield from (System(kind, gamma) for gamma in self.gammas)
 
-    def _bases(self, systems: Sequence[System]) -> tuple[str, ...]:
-        """The first system of each kind that others are compared with."""
-        firsts = {}
-        for system in systems:
-            firsts.setdefault(system.kind, system.name)
-        return tuple(firsts[base] for base in BASES if base in firsts)
-
     def _floors(self, bench: Bench, pair: Pair) -> Table:
-        assert pair.draft is not None
         machine = Machine(
             hardware=measure_here(pair.target.dtype, str(pair.target.device)),
             target=Shape.of(pair.target, "target"),
-            draft=Shape.of(pair.draft, "draft"),
+            draft=None if pair.draft is None else Shape.of(pair.draft, "draft"),
         )
         table = _table("forward", "texts", "GB", "GFLOP", "least", "forecast", "taken")
         table.title = f"milliseconds of a forward; {describe(machine.hardware)}"
@@ -146,7 +168,7 @@ class Benchmark:
                 else (timings["context"] == cell.context)
             )
             mean = sum(map(len, bench.prompts)) / len(bench.prompts)
-            context = round(cell.context or mean) + self.tokens // 2
+            context = round(cell.context or mean) + bench.tokens // 2
             chosen = timings[(timings["batch"] == cell.batch) & same]
             for floor in floors(chosen, machine, cell.batch, context):
                 numbers = (floor.gigabytes, floor.gigaflops, floor.least_ms, floor.forecast_ms)
@@ -157,7 +179,7 @@ class Benchmark:
     def _profiles(self, bench: Bench, pair: Pair):
         load = Load(
             batch=self.batches[0],
-            tokens=min(self.tokens, 32),
+            tokens=min(bench.tokens, 32),
             temperature=bench.temperature,
             tau_h=self.tau_h,
         )
@@ -174,12 +196,12 @@ def _title(cell: Cell) -> str:
     return f"{cell.batch} at once{prompts}"
 
 
-def _ratios(cell: Cell, found: Sequence[Line]) -> Table:
+def _ratios(cell: Cell, found: Sequence[Line], clock: Clock) -> Table:
     here = _here(cell, found)
-    bases = sorted({name for line in here for name in line.over}, key=_base_order)
-    over = [f"/ {base}" for base in bases]
-    table = _table("system", "tok/s", *over, "of theorem", "of bound")
-    table.title = f"{_title(cell)}: tokens a second, ratios round by round [95 %]"
+    bases = [base for base in BASES if any(base in line.over for line in here)]
+    per = "a second" if clock == "wall" else "a second of processor time"
+    table = _table("system", "tok/s", *(f"/ {base}" for base in bases), "of theorem", "of bound")
+    table.title = f"{_title(cell)}: tokens {per}, ratios round by round [95 %]"
     for line in here:
         ratios = [line.over.get(base) for base in bases]
         shares = [line.efficiency(limit) for limit in (line.theorem, line.bound)]
@@ -187,30 +209,38 @@ def _ratios(cell: Cell, found: Sequence[Line]) -> Table:
             line.system,
             f"{line.speed:.1f}",
             *("" if r is None else f"{r.value:.3f}\n{r.low:.3f} to {r.high:.3f}" for r in ratios),
-            *("" if share is None else f"{share:.2f}" for share in shares),
+            *(_number(share, 2) for share in shares),
         )
     return table
-
-
-def _base_order(name: str) -> int:
-    return BASES.index(name.partition(" ")[0])
 
 
 def _breakdown(cell: Cell, found: Sequence[Line]) -> Table:
-    table = _table("system", "kept", "penal.", "tok/fwd", *PARTS, "other")
-    table.title = f"{_title(cell)}: tokens, and the step's time in percent"
+    """Where tokens and time go, with the two factors of the ratio to `speculative`."""
+    columns = ("kept", "penal.", "tok/fwd", "ms/step", "x tok/step", "x steps/s")
+    table = _table("system", *columns, *PARTS, "other")
+    table.title = (
+        f"{_title(cell)}: tokens, steps (x: over speculative), and the step's time in percent"
+    )
     for line in _here(cell, found):
-        if line.parts is None:
+        if line.parts is None or line.step_ms is None:
             continue
         parts = [100 * line.parts[part] for part in PARTS]
+        over = line.over.get("speculative")
         table.add_row(
             line.system,
-            "" if line.acceptance is None else f"{line.acceptance:.3f}",
-            "" if line.penalty_rate is None else f"{line.penalty_rate:.4f}",
-            "" if line.per_forward is None else f"{line.per_forward:.2f}",
+            _number(line.acceptance, 3),
+            _number(line.penalty_rate, 4),
+            _number(line.per_forward, 2),
+            f"{line.step_ms:.3g}",
+            _number(over and over.tokens, 3),
+            _number(over and over.steps, 3),
             *(f"{part:.1f}" for part in (*parts, 100 - sum(parts))),
         )
     return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _table(first: str, *others: str) -> Table:
