@@ -8,7 +8,7 @@ import torch
 
 from easd.core.noise import (
     Noise,
-    _clocks_in_blocks,
+    _clocks,
     _exponential,
     _mix,
     race,
@@ -211,5 +211,19 @@ def test_clocks_in_blocks_are_the_whole_table_bit_for_bit():
     for vocab_size in (1, 6, 10_000, 49_157):
         tokens = torch.arange(vocab_size, dtype=torch.int32)
         expected = _exponential(_mix(keys, tokens))
-        assert torch.equal(_clocks_in_blocks(keys, vocab_size), expected)
-    assert _clocks_in_blocks(keys[:0], 5).shape == (0, 3, 5)
+        assert torch.equal(_clocks(keys, vocab_size), expected)
+    assert _clocks(keys[:0], 5).shape == (0, 3, 5)
+
+
+@pytest.mark.parametrize("coupling", ["independent", "shared"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_drawing_without_a_table_is_the_race(coupling, dtype):
+    run = noise(range(7), start=3, coupling=coupling)
+    at = torch.arange(4).expand(7, -1)
+    for vocab_size in (1, 6, 20_000):  # of 20,000 only three rows at a time stay in cache
+        probs = torch.rand(7, 4, vocab_size, dtype=dtype)
+        probs[..., ::3] = 0
+        probs[..., -1] = 0.1
+        for drawn, table in ((run.emitted, run.emit), (run.drafted, run.draft)):
+            assert torch.equal(drawn(probs, at), race(probs, table(at, vocab_size)))
+            assert torch.equal(drawn(probs[:, 2], at[:, 2]), drawn(probs, at)[:, 2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from easd.core.noise import Noise, race
+from easd.core.noise import Noise
 from easd.core.types import Decision, Judgement, Rule, Step
 
 
@@ -36,7 +36,7 @@ def _independent(
     num_accepted = _leading((uniforms < judgement.accept_prob) & step.has_draft()[:, :-1])
     penalised = _first_refusal_is_penalty(uniforms, step, judgement, num_accepted)
     probs = rule.replacement(step, judgement, num_accepted, penalised)
-    next_token = race(probs, noise.emit(num_accepted, probs.shape[-1]))
+    next_token = noise.emitted(probs, num_accepted)
     return num_accepted, next_token, penalised
 
 
@@ -44,9 +44,9 @@ def _shared(
     rule: Rule, step: Step, judgement: Judgement, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
     law = rule.law(step)
-    batch, positions, vocab_size = law.shape
+    batch, positions, _ = law.shape
     every = torch.arange(positions, device=law.device).expand(batch, -1)
-    wanted = race(law, noise.emit(every, vocab_size))
+    wanted = noise.emitted(law, every)
     num_accepted = _leading((wanted[:, :-1] == step.draft_tokens) & step.has_draft()[:, :-1])
     # Coupled this way a refusal has no acceptance test of its own to tell a penalty from a
     # rejection; a uniform over what is not accepted splits it in the rule's proportion.

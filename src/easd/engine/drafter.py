@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from easd.core.noise import Noise, race
+from easd.core.noise import Noise
 from easd.engine.distributions import Distributions, distributions
 from easd.engine.request import Row
 from easd.engine.slots import SlotModel
@@ -115,7 +115,7 @@ class ModelDrafter:
         if greedy:
             return probs.argmax(-1)
         at = torch.full((probs.shape[0],), position, device=probs.device)
-        return race(probs, noise.draft(at, self.vocab_size))
+        return noise.drafted(probs, at)
 
     @property
     def _dtype(self) -> torch.dtype:
