@@ -171,8 +171,8 @@ def generate(
         str | None,
         Option(
             help="Refuse every gated token (as_published) or keep as many as the same law allows "
-            "(maximal).",
-            show_default="as_published",
+            "(maximal); auto is maximal with --gate-bonus, where whole texts keep their law too.",
+            show_default="auto",
             rich_help_panel=_RULE,
         ),
     ] = None,

@@ -1,11 +1,13 @@
 """Every rule's closed-form law is what accept and replace emit, summed over all draft tokens."""
 
-from itertools import product
+from itertools import combinations, product
 
 import pytest
+import torch
 from enumeration import check_law, steps
 
-from easd.core.rules import RULES, make_rule
+from easd.core.conditions import ALL_CONDITIONS
+from easd.core.rules import RULES, at_gate, entropy_gate, make_rule
 from easd.core.rules.entropy_aware import EASD
 from easd.core.rules.gated import GatedRule
 from easd.core.rules.redirected import RedirectedRule
@@ -59,3 +61,38 @@ def redirected(name, kind):
 @pytest.mark.parametrize("rule", list(variants()))
 def test_accept_and_replace_yield_the_law(rule, kind):
     check_law(rule, dict(steps())[kind])
+
+
+@pytest.mark.parametrize("rule", list(variants()))
+def test_so_they_do_where_values_cannot_be_looked_at(rule, monkeypatch):
+    """On a GPU every position is computed, the gate open or not."""
+    for module in (at_gate, entropy_gate):
+        monkeypatch.setattr(module, "on_host", lambda values: False)
+    for _, step in steps():
+        check_law(rule, step)
+
+
+@pytest.mark.parametrize(
+    "conditions", [c for n in (1, 2, 3) for c in combinations(ALL_CONDITIONS, n)]
+)
+@pytest.mark.parametrize("entropy_of", ["sampling", "raw"])
+def test_asking_in_order_opens_the_same_gates(conditions, entropy_of):
+    opened = 0
+    for _, step in steps():
+        rule = EASD(tau_h=0.9, tau_o=0.6, conditions=conditions, entropy_of=entropy_of)
+        signals = rule.signals(step)
+        every = rule.opens(rule.conditions_met(signals))
+        assert torch.equal(signals["gate"] > 0, every)
+        opened += int(every.sum())
+    assert opened
+
+
+def test_deciding_measures_no_signal_that_nobody_reads(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(entropy_gate, "gate_signals", refuse)
+    step = dict(steps())["unlike"]
+    judgement = EASD(tau_h=0.9, tau_o=0.6).judge(step)
+    with pytest.raises(AssertionError, match="measured"):
+        dict(judgement.signals)

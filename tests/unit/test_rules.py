@@ -93,7 +93,7 @@ def test_ablations_differ_from_the_method_only_in_their_conditions():
         ("easd", {"redraw": "draft"}, ["redraw", "'draft'", "exclude, target"]),
         ("easd", {"penalise": "all"}, ["penalise", "'all'", "drafted, draft_top"]),
         ("easd", {"gate_on": "never"}, ["gate_on", "'never'", "proposed, accepted"]),
-        ("easd", {"coupling": "none"}, ["coupling", "'none'", "as_published, maximal"]),
+        ("easd", {"coupling": "none"}, ["coupling", "'none'", "auto, as_published, maximal"]),
         ("easd", {"entropy_of": "bits"}, ["entropy_of", "'bits'", "sampling, raw"]),
         ("easd", {"conditions": ()}, ["conditions", "()", "draft_entropy"]),
         ("easd", {"conditions": ("overlap", "x")}, ["conditions", "'x'", "target_entropy"]),
@@ -205,3 +205,17 @@ def test_a_fitted_pool_follows_the_draft_or_doubts_it():
     sampled = Pool(a=2, b=1, pick="sample", **gate).law(step)[0, 0]
     weights = target**2 * draft
     torch.testing.assert_close(sampled, (weights / weights.sum())[0, 0])
+
+
+def test_the_coupling_is_maximal_by_itself_where_whole_texts_keep_their_law():
+    coupled = {
+        (asked, bonus): EASD(gate_bonus=bonus, coupling=asked).speculates_towards_law
+        for asked in ("auto", "as_published", "maximal")
+        for bonus in (False, True)
+    }
+    assert [where for where, yes in coupled.items() if yes] == [
+        ("auto", True),
+        ("maximal", False),
+        ("maximal", True),
+    ]
+    assert EASD().coupling == "auto"

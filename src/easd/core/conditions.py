@@ -20,11 +20,17 @@ def conditions_met(
         tau_h: in nats.
         least_shared: see `required_shared`.
     """
+    limits: Any = {"tau_h": tau_h, "least_shared": least_shared}
     return {
-        "draft_entropy": draft_entropy > tau_h,
-        "target_entropy": target_entropy > tau_h,
-        "overlap": shared_top >= least_shared,
+        "draft_entropy": condition_met("draft_entropy", draft_entropy, **limits),
+        "target_entropy": condition_met("target_entropy", target_entropy, **limits),
+        "overlap": condition_met("overlap", shared_top, **limits),
     }
+
+
+def condition_met(condition: Condition, signal: Any, *, tau_h: float, least_shared: int) -> Any:
+    """Where a condition holds, given the signal that it asks for."""
+    return signal >= least_shared if condition == "overlap" else signal > tau_h
 
 
 def required_shared(tau_o: float, top_n: int) -> int:

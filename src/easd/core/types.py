@@ -7,6 +7,7 @@ row's bonus position, and everything after it is padding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -75,25 +76,30 @@ class Step:
         )
 
     def row(self, at: Tensor) -> Step:
-        """The step narrowed to one position a row: K = 0, probabilities [B, 1, V]."""
-        rows = torch.arange(at.shape[0], device=at.device)
+        """The step narrowed to position `at[b]` of each row b: K = 0, probabilities [B, 1, V]."""
+        return self.at(torch.arange(at.shape[0], device=at.device), at)
+
+    def at(self, rows: Tensor, positions: Tensor) -> Step:
+        """The step narrowed to n positions, each a row of its own: K = 0, probabilities [n, 1, V].
+
+        Args:
+            rows, positions: int64 [n].
+        """
 
         def pick(probs: Tensor | None) -> Tensor | None:
-            if probs is None:
-                return None
-            return probs[rows, at][:, None]
+            return None if probs is None else probs[rows, positions][:, None]
 
         target_probs, draft_probs = pick(self.target_probs), pick(self.draft_probs)
         assert target_probs is not None
         assert draft_probs is not None
         return Step(
-            draft_tokens=self.draft_tokens[:, :0],
-            num_draft_tokens=torch.zeros_like(self.num_draft_tokens),
+            draft_tokens=self.draft_tokens.new_zeros(rows.shape[0], 0),
+            num_draft_tokens=torch.zeros_like(rows),
             draft_probs=draft_probs,
             target_probs=target_probs,
             raw_draft_probs=pick(self.raw_draft_probs),
             raw_target_probs=pick(self.raw_target_probs),
-            greedy=self.greedy,
+            greedy=None if self.greedy is None else self.greedy[rows],
         )
 
 
@@ -107,7 +113,7 @@ class Judgement:
 
     accept_prob: Tensor  # [B, K]
     penalty_prob: Tensor  # [B, K]
-    signals: dict[str, Tensor]  # name -> [B, K+1]
+    signals: Mapping[str, Tensor]  # name -> [B, K+1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,5 +24,5 @@ class RandomRefusal(GatedRule):
         if not 0 <= self.rate <= 1:
             raise RuleError(f"rate = {self.rate} is not a probability; use a number in [0, 1]")
 
-    def signals(self, step: Step) -> dict[str, Tensor]:
+    def signals(self, step: Step) -> Mapping[str, Tensor]:
         return {"gate": torch.full_like(step.target_probs[..., 0], self.rate)}

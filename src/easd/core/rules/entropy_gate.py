@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from easd.core.conditions import ALL_CONDITIONS, Condition, conditions_met, required_shared
-from easd.core.rules.at_gate import check_choice
+from easd.core.conditions import (
+    ALL_CONDITIONS,
+    Condition,
+    condition_met,
+    conditions_met,
+    required_shared,
+)
+from easd.core.rules.at_gate import check_choice, on_host
 from easd.core.signals import entropy, shared_top_tokens
 from easd.core.types import NeedsRaw, Step
 from easd.errors import RuleError
 
 EntropyOf = Literal["sampling", "raw"]
+
+_SIGNALS = ("draft_entropy", "target_entropy", "shared_top")
+_BY_PRICE: tuple[Condition, ...] = ("overlap", "target_entropy", "draft_entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +78,35 @@ class EntropyGate:
         """The least number of shared top tokens that meets `tau_o`."""
         return required_shared(self.tau_o, self.top_n)
 
-    def signals(self, step: Step) -> dict[str, Tensor]:
-        signals = gate_signals(*self.gate_probs(step), self.top_n)
-        gate = self.opens(self.conditions_met(signals))
-        return {**signals, "gate": gate.to(step.target_probs.dtype)}
+    def signals(self, step: Step) -> Mapping[str, Tensor]:
+        probs = self.gate_probs(step)
+        dtype = step.target_probs.dtype
+        if on_host(step.target_probs):
+            gate = self._opens_in_order(*probs)
+            measured = _OnDemand(lambda: gate_signals(*probs, self.top_n))
+            return ChainMap({"gate": gate.to(dtype)}, measured)  # type: ignore[arg-type]
+        signals = gate_signals(*probs, self.top_n)
+        return {**signals, "gate": self.opens(self.conditions_met(signals)).to(dtype)}
 
-    def conditions_met(self, signals: dict[str, Tensor]) -> dict[Condition, Tensor]:
+    def _opens_in_order(self, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
+        """Asks the conditions by their price, each only where all before it hold; bool [B, K+1]."""
+        gate = torch.ones(target_probs.shape[:-1], dtype=torch.bool)
+        for condition in _BY_PRICE:
+            if condition not in self.conditions:
+                continue
+            at = ... if gate.all() else gate.nonzero(as_tuple=True)
+            if condition == "overlap":
+                signal = shared_top_tokens(draft_probs[at], target_probs[at], self.top_n)
+            else:
+                signal = entropy(
+                    (target_probs if condition == "target_entropy" else draft_probs)[at]
+                )
+            gate[at] = condition_met(
+                condition, signal, tau_h=self.tau_h, least_shared=self.required_shared
+            )
+        return gate
+
+    def conditions_met(self, signals: Mapping[str, Tensor]) -> dict[Condition, Tensor]:
         """Which conditions hold where, asked or not; from `gate_signals` with this `top_n`."""
         return conditions_met(
             signals["draft_entropy"],
@@ -91,6 +126,24 @@ class EntropyGate:
     def gate_probs(self, step: Step) -> tuple[Tensor, Tensor]:
         """The draft's and the target's distributions that the gate looks at, [B, K+1, V] each."""
         return step.raw() if self.entropy_of == "raw" else step.opinions()
+
+
+class _OnDemand(Mapping[str, Tensor]):
+    """The answers of `gate_signals`, computed when one is first read; decoding alone reads none."""
+
+    def __init__(self, measure: Callable[[], dict[str, Tensor]]) -> None:
+        self._measure = cache(measure)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in _SIGNALS:
+            raise KeyError(name)
+        return self._measure()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_SIGNALS)
+
+    def __len__(self) -> int:
+        return len(_SIGNALS)
 
 
 def gate_signals(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from easd.core.types import Judgement, Step
 Redraw = Literal["exclude", "target"]
 Penalise = Literal["drafted", "draft_top"]
 GateOn = Literal["proposed", "accepted"]
-Coupling = Literal["as_published", "maximal"]
+Coupling = Literal["auto", "as_published", "maximal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +40,14 @@ class GatedRule(AtGate):
         gate_on: whether the gate is asked of every proposed token or only of those that pass the
             acceptance test.
         coupling: `as_published` refuses every gated token; `maximal` runs speculative sampling
-            towards the law itself, which keeps the law and most of the tokens.
+            towards the law itself, which keeps the law and most of the tokens. `auto` is `maximal`
+            with `gate_bonus`, where whole texts keep their law too, and else `as_published`.
     """
 
     redraw: Redraw = "exclude"
     penalise: Penalise = "drafted"
     gate_on: GateOn = "proposed"
-    coupling: Coupling = "as_published"
+    coupling: Coupling = "auto"
 
     def __post_init__(self) -> None:
         check_choice("redraw", self.redraw, Redraw)
@@ -54,13 +55,16 @@ class GatedRule(AtGate):
         check_choice("gate_on", self.gate_on, GateOn)
         check_choice("coupling", self.coupling, Coupling)
 
+    @property
+    def speculates_towards_law(self) -> bool:
+        """Whether draft tokens are tested against the law, and not refused at an open gate."""
+        return self.coupling == "maximal" or (self.coupling == "auto" and self.gate_bonus)
+
     def judge(self, step: Step) -> Judgement:
-        signals = self.signals(step)
-        gate = signals["gate"] = self.close_undrafted(signals["gate"], step)
-        asked = gate[:, : step.draft_tokens.shape[1]]
-        if self.coupling == "maximal":
-            wanted = self._law(step, asked, step.draft_tokens[..., None])[..., 0]
-            accept_prob = acceptance(wanted, step)
+        gate, signals = self.asked(step)
+        asked = gate[:, :-1]
+        if self.speculates_towards_law:
+            accept_prob = self.towards_law(step, gate)
             penalty_prob = (1 - accept_prob) * asked
         else:
             passes = acceptance(drafted(step.target_probs, step), step)
@@ -71,12 +75,12 @@ class GatedRule(AtGate):
     def replacement(
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
+        gate = judgement.signals["gate"]
+        if self.speculates_towards_law:
+            return self.redrawn_towards_law(step, gate, at)
         row = step.row(at)
         target_probs, draft_probs = row.target_probs[:, 0], row.draft_probs[:, 0]
         bonus, penalised = step.is_bonus(at)[:, None], penalised[:, None]
-        gate = judgement.signals["gate"].gather(1, at[:, None])
-        if self.coupling == "maximal":
-            return residual(self._law(row, gate)[:, 0], torch.where(bonus, 0.0, draft_probs))
         # A rejection takes away what the draft has, a penalty all the target has at one token.
         taken = torch.where(bonus | penalised, 0.0, draft_probs)
         if self.redraw == "target" or step.draft_tokens.shape[1] == 0:
@@ -91,7 +95,8 @@ class GatedRule(AtGate):
                 best = self._second_best(row, token)[:, 0]
                 probs = torch.where(penalised & step.greedy[:, None], best, probs)
         if self.gate_bonus:
-            probs = torch.where(bonus, self._law(row, gate)[:, 0], probs)
+            law = self.mixed_law(row, gate.gather(1, at[:, None]), ~bonus)
+            probs = torch.where(bonus, law[:, 0], probs)
         return probs
 
     def _zeroed(self, step: Step, row: Step, at: Tensor) -> Tensor:
@@ -101,31 +106,28 @@ class GatedRule(AtGate):
         last = step.draft_tokens.shape[1] - 1
         return step.draft_tokens.gather(1, at.clamp_max(last)[:, None])
 
-    def law(self, step: Step) -> Tensor:
-        return self._law(step, self.close_undrafted(self.signals(step)["gate"], step))
+    def open_law(self, step: Step) -> Tensor:
+        return self._emitted(step, None)
 
-    def _law(self, step: Step, gate: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """(1 - g) p + g * open_law at the first k positions, for gate [B, k]; [B, k, V].
+    def open_probs(self, step: Step, tokens: Tensor) -> Tensor:
+        return self._emitted(step, tokens)
 
-        With `tokens` [B, k, n], only their probabilities: [B, k, n].
-        """
-        target_probs = step.target_probs[:, : gate.shape[1]]
-        asked = step.draft_probs[:, : gate.shape[1]]
+    def _emitted(self, step: Step, tokens: Tensor | None) -> Tensor:
+        asked = step.draft_probs
         if self.gate_on == "accepted":
-            asked = torch.minimum(target_probs, asked)
-        open_law = self._penalised_law(step, asked, tokens)
+            asked = torch.minimum(step.target_probs, asked)
+        law = self._penalised_law(step, asked, tokens)
         if self.gate_on == "accepted":
-            open_law = open_law + _pick(target_probs - asked, tokens)
-        return torch.lerp(_pick(target_probs, tokens), open_law, gate[..., None])
+            law = law + _pick(step.target_probs - asked, tokens)
+        return law
 
     def _penalised_law(self, step: Step, asked: Tensor, tokens: Tensor | None) -> Tensor:
         """Sum over x of asked(x) times the replacement distribution after penalising x."""
-        target_probs = step.target_probs[:, : asked.shape[1]]
-        total = asked.sum(-1, keepdim=True)
+        target_probs, total = step.target_probs, asked.sum(-1, keepdim=True)
         if self.redraw == "target":
             return total * _pick(target_probs, tokens)
         if self.penalise == "draft_top":
-            return total * _pick(self._redrawn_without_top(step, asked.shape[1]), tokens)
+            return total * _pick(self._redrawn_without_top(step), tokens)
         # p(y) * sum over x != y of asked(x) / (1 - p(x)); a certain x leaves nothing to redraw
         # from, and keeps p.
         complement = sum_of_others(target_probs)
@@ -136,22 +138,22 @@ class GatedRule(AtGate):
         if step.greedy is None:
             return law
         # A greedy draft is one-hot, so the drafted token is the draft's top token.
-        greedy_law = total * _pick(self._redrawn_without_top(step, asked.shape[1]), tokens)
+        greedy_law = total * _pick(self._redrawn_without_top(step), tokens)
         return torch.where(step.greedy[:, None, None], greedy_law, law)
 
-    def _redrawn_without_top(self, step: Step, length: int) -> Tensor:
-        """Replacement after a penalty on the draft's top token, at the first k positions."""
-        token = step.draft_probs[:, :length].argmax(-1)
-        sampled = exclude(step.target_probs[:, :length], token)
+    def _redrawn_without_top(self, step: Step) -> Tensor:
+        """Replacement after a penalty on the draft's top token, at every position."""
+        token = step.draft_probs.argmax(-1)
+        sampled = exclude(step.target_probs, token)
         if step.greedy is None:
             return sampled
         return torch.where(step.greedy[:, None, None], self._second_best(step, token), sampled)
 
     @staticmethod
     def _second_best(step: Step, token: Tensor) -> Tensor:
-        """The most probable token other than `token` [B, k], as a distribution [B, k, V]."""
+        """The most probable token other than `token` [B, K+1], as a distribution [B, K+1, V]."""
         assert step.raw_target_probs is not None, "greedy rows come with raw probabilities"
-        raw = step.raw_target_probs[:, : token.shape[1]]
+        raw = step.raw_target_probs
         second = raw.scatter(-1, token[..., None], -1.0).argmax(-1)
         return torch.zeros_like(raw).scatter(-1, second[..., None], 1.0)
 

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from easd.core.rules.at_gate import AtGate, check_choice
 from easd.core.rules.entropy_gate import EntropyGate
-from easd.core.rules.exact import acceptance, drafted
 from easd.core.rules.relaxed import check_lenience, lenient_law
-from easd.core.signals import most_probable, residual
+from easd.core.signals import most_probable
 from easd.core.types import Judgement, Step
 from easd.errors import RuleError
 
@@ -33,34 +32,16 @@ MOST_POWER = 100
 class RedirectedRule(EntropyGate, AtGate):
     """Speculates towards `open_law` where the gate is open, and towards the target elsewhere."""
 
-    @abstractmethod
-    def open_law(self, step: Step) -> Tensor:
-        """Distribution [B, K+1, V] of the emitted token where the gate is open."""
-
-    def closed_law(self, step: Step, drafted: Tensor) -> Tensor:
-        """The same where it is closed; `drafted` [B, K+1] tells drafted from bonus positions."""
-        return step.target_probs
-
     def judge(self, step: Step) -> Judgement:
-        signals = self.signals(step)
-        gate = signals["gate"] = self.close_undrafted(signals["gate"], step)
-        accept_prob = acceptance(drafted(self._law(step, gate, step.has_draft()), step), step)
-        penalty_prob = (1 - accept_prob) * gate[:, : accept_prob.shape[1]]
+        gate, signals = self.asked(step)
+        accept_prob = self.towards_law(step, gate)
+        penalty_prob = (1 - accept_prob) * gate[:, :-1]
         return Judgement(accept_prob=accept_prob, penalty_prob=penalty_prob, signals=signals)
 
     def replacement(
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
-        row, refused = step.row(at), ~step.is_bonus(at)[:, None]
-        law = self._law(row, judgement.signals["gate"].gather(1, at[:, None]), refused)
-        return residual(law[:, 0], row.draft_probs[:, 0] * refused)
-
-    def law(self, step: Step) -> Tensor:
-        gate = self.close_undrafted(self.signals(step)["gate"], step)
-        return self._law(step, gate, step.has_draft())
-
-    def _law(self, step: Step, gate: Tensor, drafted: Tensor) -> Tensor:
-        return torch.lerp(self.closed_law(step, drafted), self.open_law(step), gate[..., None])
+        return self.redrawn_towards_law(step, judgement.signals["gate"], at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,8 @@ def _served(rule: object) -> EASD:
             f"rule {type(rule).__name__} is not served in vLLM; use 'easd' or one of its ablations"
         )
     published = {field.name: field.default for field in fields(GatedRule)}
+    if rule.coupling == "as_published":
+        del published["coupling"]  # what auto comes to without a gated bonus
     for name, value in {**published, "entropy_of": "sampling"}.items():
         if getattr(rule, name) != value:
             raise ConfigError(
