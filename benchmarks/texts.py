@@ -1,0 +1,88 @@
+"""Writes what every rule writes under shared noise, or compares it with an earlier commit's.
+
+An optimisation must not change a text. Run it before (in a checkout of the earlier commit, with its
+`src` on PYTHONPATH) and after:
+
+    python benchmarks/texts.py --pair smollm2 --out before.json
+    python benchmarks/texts.py --pair smollm2 --against before.json
+
+In floating point another order of adding can swap two tokens whose clocks ring almost together, so
+a text that differs is not yet a bug; `benchmarks/lossless.py` shows such margins. With `--dtype
+float64` none should differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import chat_ids, describe, load_prompts, quiet
+
+from easd import EASD, RULES, generate, load_pair
+from easd.core.rules import TargetOnly
+from easd.core.types import Rule
+from easd.pairs import lab
+
+
+def rules(tau_h: float) -> dict[str, Rule]:
+    easd = EASD(tau_h=tau_h)
+    return {
+        "target": TargetOnly(),
+        "speculative": RULES["speculative"](),
+        "easd": easd,
+        "easd draft_top": replace(easd, penalise="draft_top"),
+        "easd maximal": replace(easd, coupling="maximal", gate_bonus=True),
+        "pool": RULES["pool"](tau_h=tau_h, b=0.5),
+        "relaxed-pool": RULES["relaxed-pool"](tau_h=tau_h),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pair", default="smollm2")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--tau-h", type=float, default=1.5)
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--gamma", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=4)
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--out", type=Path)
+    chosen.add_argument("--against", type=Path)
+    args = parser.parse_args()
+    quiet()
+    pair = load_pair(args.pair, dtype=getattr(torch, args.dtype), device="cpu")
+    if args.pair.startswith("lab"):
+        prompts = [problem.prompt for problem in lab.problems(args.pair, args.count, seed=0)]
+    else:
+        prompts = chat_ids(pair, load_prompts(None, args.count))
+    texts = {}
+    for name, rule in rules(args.tau_h).items():
+        found = generate(
+            pair.target,
+            None if name == "target" else pair.draft,
+            prompts,
+            tokenizer=pair.tokenizer,
+            rule=rule,
+            noise="shared",
+            gamma=args.gamma,
+            max_new_tokens=args.tokens,
+            batch_size=args.batch,
+        )
+        texts[name] = [list(text.token_ids) for text in found]
+    if args.out is not None:
+        args.out.write_text(json.dumps(texts), encoding="utf-8")
+        return
+    before = json.loads(args.against.read_text(encoding="utf-8"))
+    print(f"{describe()}, {args.dtype}: texts that differ from {args.against.name}")
+    for name, found in texts.items():
+        differ = [i for i, (a, b) in enumerate(zip(before[name], found, strict=True)) if a != b]
+        tokens = sum(map(len, found))
+        print(f"{name:16} {len(differ)} of {len(found)} texts, {tokens} tokens {differ or ''}")
+
+
+if __name__ == "__main__":
+    main()
