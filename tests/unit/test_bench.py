@@ -1,17 +1,26 @@
 """Benchmarks: what a table makes of timings, and a small run from its command to its folder."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from easd.bench import System, lines, read_timings
 from easd.bench.floors import floors
+from easd.bench.room import check_memory
 from easd.bench.systems import KINDS, Timing
 from easd.cli import app
+from easd.engine.models import load_pair
 from easd.errors import ConfigError, TraceError
 from easd.planning import Hardware, Machine, Shape
+from easd.trace.schema import PARTS
 
 
 def row(number, system, *, batch=1, context=None, **values):
@@ -19,8 +28,8 @@ def row(number, system, *, batch=1, context=None, **values):
     return own | Timing(**values).to_row()
 
 
-def by_name(rows, bases=("target",)):
-    return {line.system: line for line in lines(pd.DataFrame(rows), bases)}
+def by_name(rows, clock="wall"):
+    return {line.system: line for line in lines(pd.DataFrame(rows), clock)}
 
 
 def test_ratios_are_taken_round_by_round():
@@ -30,6 +39,56 @@ def test_ratios_are_taken_round_by_round():
         rows.append(row(number, "speculative 4", tokens=150, seconds=slow))
     found = by_name(rows)["speculative 4"].over["target"]
     assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Binomial limits at 4 standard deviations; intervals of 1.96 in Student's place miss 12 %."""
+    draws, studies = np.random.default_rng(0), 500
+    held = 0
+    for _ in range(studies):
+        noise = np.exp(0.2 * draws.standard_normal((5, 2)))
+        rows = [
+            row(number, name, tokens=100, seconds=seconds)
+            for number, pair in enumerate(noise)
+            for name, seconds in zip(("target", "speculative 4"), pair, strict=True)
+        ]
+        found = by_name(rows)["speculative 4"].over["target"]
+        held += found.low <= 1 <= found.high
+    assert abs(held / studies - 0.95) < 4 * (0.95 * 0.05 / studies) ** 0.5
+
+
+def test_one_round_has_no_interval():
+    rows = [row(0, name, tokens=1, seconds=1.0) for name in ("target", "speculative 4")]
+    found = by_name(rows)["speculative 4"].over["target"]
+    assert (found.value, found.low, found.high) == (1, 0, np.inf)
+
+
+def test_ratios_are_made_of_the_clock_asked_for():
+    rows = [
+        row(0, "target", tokens=10, seconds=4.0, cpu_seconds=1.0),
+        row(0, "speculative 4", tokens=10, seconds=1.0, cpu_seconds=2.0),
+    ]
+    ratios = [by_name(rows, c)["speculative 4"].over["target"].value for c in ("wall", "cpu")]
+    assert ratios == pytest.approx([4, 0.5])
+
+
+def test_a_ratio_is_tokens_of_a_step_times_steps_a_second():
+    rows = []
+    for number in range(3):
+        ours = {"forwards": 10 + number, "seconds": 2.0 + number}
+        rows.append(row(number, "speculative 2", tokens=20, **ours))
+        rows.append(row(number, "easd 2", tokens=18, forwards=12, seconds=2.0))
+    found = by_name(rows)["easd 2"].over["speculative"]
+    assert found.tokens == pytest.approx(1.5 / (20 / 10 * 20 / 11 * 20 / 12) ** (1 / 3))
+    assert found.tokens * found.steps == pytest.approx(found.value)
+
+
+def test_systems_are_compared_with_the_same_gamma_or_the_fastest():
+    speeds = {"speculative 2": 10, "speculative 4": 20, "easd 2": 5, "easd 4": 5, "adaptive": 5}
+    rows = [row(0, name, tokens=speed, seconds=1.0) for name, speed in speeds.items()]
+    found = {name: line.over for name, line in by_name(rows).items()}
+    ratios = {name: over["speculative"].value for name, over in found.items() if over}
+    assert ratios == pytest.approx({"easd 2": 0.5, "easd 4": 0.25, "adaptive": 0.25})
 
 
 def test_limits_are_the_theorems():
@@ -43,15 +102,32 @@ def test_limits_are_the_theorems():
     assert line.efficiency(line.bound) == pytest.approx(1.4 / (1.75 / 1.4))
 
 
+def test_efficiency_leaves_the_reading_of_prompts_out():
+    parts = dict.fromkeys(PARTS, 0.0) | {"prefill": 90.0}
+    alone = {"full": 10, "full_target": 10.0, "forwards": 10, "tokens": 10}
+    ours = {"full": 10, "full_target": 12.0, "full_draft": 2.0, "full_proposed": 20}
+    ours |= {"examined": 100, "accepted": 50, "forwards": 10, "tokens": 14}
+    rows = [row(0, "target", **alone, seconds=100.0, parts=parts)]
+    rows += [row(0, "speculative 2", **ours, seconds=100.0, parts=parts)]
+    line = by_name(rows)["speculative 2"]
+    assert line.over["target"].value == pytest.approx(1.4)
+    assert line.efficiency(line.bound) == pytest.approx(1.4 / (1.75 / 1.4))
+
+
 def test_cells_are_kept_apart():
     rows = [
         row(0, "target", batch=batch, context=context, tokens=batch, seconds=1.0)
         for batch in (1, 8)
         for context in (100.0, 200.0)
     ]
-    found = list(lines(pd.DataFrame(rows), ()))
+    found = list(lines(pd.DataFrame(rows)))
     cells = [(line.batch, line.context, line.speed) for line in found]
-    assert cells == [(1, 100, 1), (1, 200, 1), (8, 100, 8), (8, 200, 8)]
+    assert cells == [
+        (1, 100, 1),
+        (1, 200, 1),
+        (8, 100, pytest.approx(8)),
+        (8, 200, pytest.approx(8)),
+    ]
 
 
 def test_floors_count_weights_once_and_texts_each():
@@ -68,7 +144,7 @@ def test_floors_count_weights_once_and_texts_each():
     assert (step.what, step.gigabytes) == ("step of target", floor.gigabytes)
 
 
-ARGUMENTS = ["bench", "--pair", "lab-a", "--task", "lab-a", "--tokens", "6", "--texts", "1"]
+ARGUMENTS = ["bench", "--pair", "lab-a", "--tokens", "6", "--texts", "1"]
 
 
 def test_a_run_leaves_a_folder_with_every_system_in_every_round(tmp_path):
@@ -83,7 +159,7 @@ def test_a_run_leaves_a_folder_with_every_system_in_every_round(tmp_path):
     assert set(timings["system"]) == names
     assert len(timings) == len(names) * 2 * 2
     assert (timings["tokens"] > 0).all()
-    assert (timings["seconds"] > 0).all()
+    assert (timings[["seconds", "cpu_seconds"]] > 0).all(axis=None)
     ours = timings[~timings["system"].str.startswith("assisted")]
     parts = ours[[column for column in ours if column.endswith("_s")]].sum(axis=1)
     assert (parts <= ours["seconds"]).all()
@@ -97,10 +173,82 @@ def test_target_and_speculation_write_the_same_number_of_tokens_a_text(tmp_path)
     out = tmp_path / "run"
     systems = ["--system", "target", "--system", "speculative", "--system", "adaptive"]
     load = ["--batch", "16", "--texts", "8", "--rounds", "1", "--tokens", "40"]
-    asked = [*ARGUMENTS[:5], *systems, *load, "--out", str(out)]
+    asked = [*ARGUMENTS[:3], *systems, *load, "--out", str(out)]
     assert CliRunner().invoke(app, asked).exit_code == 0
     tokens = read_timings(out).set_index("system")["tokens"]
     assert tokens.max() < 1.1 * tokens.min()
+
+
+def invoke(out, *more):
+    return CliRunner().invoke(app, [*ARGUMENTS, *more, "--out", str(out)])
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    out = tmp_path / "run"
+    grid = ["--rounds", "100", "--system", "target", "--system", "speculative"]
+    command = [sys.executable, "-m", "easd", *ARGUMENTS, *grid, "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (out / "timings.parquet").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)  # The file is replaced over and over now.
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = read_timings(out)
+    assert 0 < len(before) < 200
+    assert invoke(out, *grid).exit_code == 0
+    after = read_timings(out)
+    pd.testing.assert_frame_equal(after[: len(before)], before)
+    assert len(after) == 200
+    assert not after.duplicated(["round", "batch", "system"]).any()
+
+
+def test_a_finished_run_can_be_given_more_rounds(tmp_path):
+    out = tmp_path / "run"
+    assert invoke(out, "--rounds", "2", "--system", "target").exit_code == 0
+    before = read_timings(out)
+    started = json.loads((out / "bench.json").read_text())["started"]
+    assert invoke(out, "--rounds", "3", "--system", "target").exit_code == 0
+    after = read_timings(out)
+    assert list(after["round"]) == [0, 1, 2]
+    pd.testing.assert_frame_equal(after[:2], before)
+    run = json.loads((out / "bench.json").read_text())
+    assert (run["rounds"], run["started"]) == (3, started)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--tau-h", "2"], "another tau_h (1.5, now 2.0)"),
+        (["--batch", "2"], "another cells"),
+        (["--system", "speculative"], "another systems"),
+        (["--pair", "lab-c", "--task", "lab-a"], "another models pair (lab-a, now lab-c)"),
+    ],
+)
+def test_a_folder_of_a_run_with_other_settings_is_one_clear_error(tmp_path, more, says):
+    out = tmp_path / "run"
+    asked = ["--rounds", "1", "--system", "target"]
+    assert invoke(out, *asked).exit_code == 0
+    before = (out / "bench.json").read_bytes()
+    result = invoke(out, *asked, *more)
+    assert isinstance(result.exception, TraceError)
+    assert says in str(result.exception)
+    assert (out / "bench.json").read_bytes() == before
+
+
+def test_processor_time_of_several_threads_is_warned_of(tmp_path):
+    asked = ["--rounds", "1", "--system", "target", "--clock", "cpu", "--threads"]
+    warned = [invoke(tmp_path / count, *asked, count).stderr for count in ("2", "1")]
+    assert ["torch has 2 threads" in text for text in warned] == [True, False]
+
+
+def test_memory_that_does_not_suffice_is_told_before():
+    pair = load_pair("lab-a", device="cpu")
+    check_memory(pair, 64, 64, 8)
+    with pytest.raises(ConfigError, match="10000000 texts of 60 tokens at once need"):
+        check_memory(pair, 10**7, 60, 8)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +257,9 @@ def test_target_and_speculation_write_the_same_number_of_tokens_a_text(tmp_path)
         (["--system", "magic"], "'magic' is not known"),
         (["--batch", "0"], "batches = (0,)"),
         (["--rounds", "0"], "rounds = 0"),
+        (["--tokens", "0"], "tokens = 0"),
+        (["--context", "4096"], "prompts of 4096 tokens and 6 new ones"),
+        (["--tokens", "64"], "context window of 64"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(tmp_path, more, says):

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import torch
 
+from easd.engine.cache import SlotCache
 from easd.engine.generate import context_limit
 from easd.engine.models import Pair
 from easd.errors import ConfigError, ModelError
@@ -39,8 +40,7 @@ def check_memory(pair: Pair, batch: int, length: int, drafted: int) -> None:
         ConfigError: They are too many.
     """
     device = pair.target.device
-    # Slots double until they are enough (`easd.engine.cache`).
-    slots = 1 << (length - 1).bit_length()
+    slots = _slots(length)
     with suppress(ModelError):  # Mixtures of experts have no shape; they are not counted.
         shapes = [Shape.of(m, "") for m in (pair.target, pair.draft) if m is not None]
         copies = 2 if device.type == "cpu" and pair.target.dtype == torch.float32 else 1
@@ -53,8 +53,15 @@ def check_memory(pair: Pair, batch: int, length: int, drafted: int) -> None:
             raise ConfigError(
                 f"{batch} texts of {length} tokens at once need {needed:.1f} GB ({cache / 1e9:.1f} "
                 f"of them for keys and values, in {slots} slots a text) and there are {there:.1f}; "
-                f"decode fewer at once, or texts of at most {slots // 2} tokens"
+                "decode fewer at once, or shorter texts"
             )
+
+
+def _slots(length: int) -> int:
+    """What the engine's cache grows to for a text."""
+    cache = SlotCache(num_rows=1)
+    cache.place(slice(0, 1), [0], length, torch.device("cpu"))
+    return cache.placement.capacity
 
 
 def _memory(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
@@ -99,8 +100,8 @@ class Benchmark:
     def _check(self) -> None:
         for name in ("batches", "contexts", "gammas", "rounds", "tokens", "texts"):
             values = getattr(self, name)
-            values = values if isinstance(values, tuple) else (values,)
-            if any(value is not None and value < 1 for value in values):
+            each = values if isinstance(values, tuple) else (values,)
+            if any(value is not None and value < 1 for value in each):
                 raise ConfigError(f"{name} = {values} holds less than 1; use 1 or more")
         for kind in self.kinds:
             if kind not in KINDS:
@@ -200,7 +201,8 @@ def _ratios(cell: Cell, found: Sequence[Line], clock: Clock) -> Table:
     here = _here(cell, found)
     bases = [base for base in BASES if any(base in line.over for line in here)]
     per = "a second" if clock == "wall" else "a second of processor time"
-    table = _table("system", "tok/s", *(f"/ {base}" for base in bases), "of theorem", "of bound")
+    limits = ("decoding", "of theorem", "of bound")
+    table = _table("system", "tok/s", *(f"/ {base}" for base in bases), *limits)
     table.title = f"{_title(cell)}: tokens {per}, ratios round by round [95 %]"
     for line in here:
         ratios = [line.over.get(base) for base in bases]
@@ -209,6 +211,7 @@ def _ratios(cell: Cell, found: Sequence[Line], clock: Clock) -> Table:
             line.system,
             f"{line.speed:.1f}",
             *("" if r is None else f"{r.value:.3f}\n{r.low:.3f} to {r.high:.3f}" for r in ratios),
+            _number(line.decoding, 3) if "target" in line.over else "",
             *(_number(share, 2) for share in shares),
         )
     return table
@@ -216,11 +219,9 @@ def _ratios(cell: Cell, found: Sequence[Line], clock: Clock) -> Table:
 
 def _breakdown(cell: Cell, found: Sequence[Line]) -> Table:
     """Where tokens and time go, with the two factors of the ratio to `speculative`."""
-    columns = ("kept", "penal.", "tok/fwd", "ms/step", "x tok/step", "x steps/s")
+    columns = ("kept", "penal.", "tok/fwd", "ms/step", "x tok", "x steps")
     table = _table("system", *columns, *PARTS, "other")
-    table.title = (
-        f"{_title(cell)}: tokens, steps (x: over speculative), and the step's time in percent"
-    )
+    table.title = f"{_title(cell)}: tokens, steps (x: over speculative's), and time in percent"
     for line in _here(cell, found):
         if line.parts is None or line.step_ms is None:
             continue
@@ -231,7 +232,7 @@ def _breakdown(cell: Cell, found: Sequence[Line]) -> Table:
             _number(line.acceptance, 3),
             _number(line.penalty_rate, 4),
             _number(line.per_forward, 2),
-            f"{line.step_ms:.3g}",
+            f"{line.step_ms:,.2f}",
             _number(over and over.tokens, 3),
             _number(over and over.steps, 3),
             *(f"{part:.1f}" for part in (*parts, 100 - sum(parts))),
@@ -244,7 +245,12 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _table(first: str, *others: str) -> Table:
-    table = Table(Column(first, no_wrap=True), box=box.SIMPLE_HEAD, title_justify="left")
+    look: dict[str, Any] = {
+        "box": box.SIMPLE_HEAD,
+        "title_justify": "left",
+        "padding": (0, 1, 0, 0),
+    }
+    table = Table(Column(first, no_wrap=True), **look)
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
