@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-gemma test-vllm test-wheel lint docs check wheel clean
+.PHONY: setup demo bench test test-gemma test-vllm test-wheel lint docs check wheel clean
 
 setup: .venv/.ready
 
@@ -19,6 +19,13 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/easd generate --pair smollm2 --rule easd --tau-h 0.7 --temperature 0.5 --gamma 3 --max-new-tokens 160 --seed 1 \
 		"A baker makes 12 trays of 8 rolls and sells 70 of them. How many rolls are left? Think step by step."
+
+# About a quarter of an hour on two cores; a run that was stopped goes on, a finished one is printed.
+bench: setup
+	$(BIN)/easd bench --pair smollm2 --batch 1 --batch 16 --gamma 2 --gamma 4 \
+		--texts 1 --tokens 24 --rounds 4 --out runs/bench-smollm2
+	$(BIN)/easd bench --pair lab-a --tau-h 0.34 --batch 1 --batch 16 --gamma 2 --gamma 4 \
+		--texts 4 --rounds 20 --out runs/bench-lab-a
 
 # Playwright keeps an event loop running in its process, so the browser gets one of its own.
 test: setup

@@ -93,9 +93,9 @@ def test_systems_are_compared_with_the_same_gamma_or_the_fastest():
 
 def test_limits_are_the_theorems():
     """Acceptance .5, gamma 2, a draft of a tenth of the target, a block scored at 1.2 tokens."""
-    alone = {"full": 10, "full_target": 10.0, "tokens": 10, "seconds": 10.0}
+    alone = {"full": 10, "full_target": 10.0, "forwards": 10, "tokens": 10, "seconds": 10.0}
     ours = {"full": 10, "full_target": 12.0, "full_draft": 2.0, "full_proposed": 20}
-    ours |= {"examined": 100, "accepted": 50, "tokens": 14, "seconds": 10.0}
+    ours |= {"examined": 100, "accepted": 50, "forwards": 10, "tokens": 14, "seconds": 10.0}
     line = by_name([row(0, "target", **alone), row(0, "speculative 2", **ours)])["speculative 2"]
     assert line.theorem == pytest.approx(1.75 / 1.2)
     assert line.bound == pytest.approx(1.75 / 1.4)

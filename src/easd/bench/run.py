@@ -22,6 +22,7 @@ from easd.trace.provenance import surroundings
 
 TIMINGS = "timings.parquet"
 DESCRIPTION = "bench.json"
+_WARM_UP = 8  # Tokens of each text.
 _MAY_DIFFER = ("started", "rounds", "git")
 
 
@@ -78,13 +79,13 @@ class Bench:
         turns = list(self._turns())
         missing = {turn for turn in turns if (turn[0], *astuple(turn[1]), turn[2].name) not in done}
         for cell, system in dict.fromkeys(turn[1:] for turn in turns if turn in missing):
-            self._decode(cell, system, 0)  # Warms up caches, packed weights and allocators.
+            self._decode(cell, system, 0, _WARM_UP)  # Caches, packed weights, allocators.
         for turn in turns:
             number, cell, system = turn
             if turn not in missing:
                 yield *turn, None
                 continue
-            timing = self._decode(cell, system, number + 1)
+            timing = self._decode(cell, system, number + 1, self.tokens)
             own = {"round": number, **asdict(cell), "system": system.name, "gamma": system.gamma}
             rows.append(own | timing.to_row())
             table = pa.Table.from_pylist(rows)
@@ -98,10 +99,10 @@ class Bench:
             for cell, system in turns[first:] + turns[:first]:
                 yield number, cell, system
 
-    def _decode(self, cell: Cell, system: System, seed: int) -> Timing:
+    def _decode(self, cell: Cell, system: System, seed: int, tokens: int) -> Timing:
         load = Load(
             batch=cell.batch,
-            tokens=self.tokens,
+            tokens=min(tokens, self.tokens),
             temperature=self.temperature,
             tau_h=self.tau_h,
         )
@@ -139,6 +140,7 @@ class Bench:
         else:
             self._check_same(earlier, run)
             run["started"] = earlier["started"]
+            run["rounds"] = max(earlier["rounds"], self.rounds)
         write_json(self.folder / DESCRIPTION, run)
         timings = self.folder / TIMINGS
         return pq.read_table(timings).to_pylist() if timings.exists() else []

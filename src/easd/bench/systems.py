@@ -113,7 +113,7 @@ def decode_once(
 
 
 def _settings(system: System, load: Load, seed: int) -> Settings:
-    gate = EASD(tau_h=load.tau_h)
+    gate = EASD(tau_h=load.tau_h, coupling="as_published")
     rules: dict[str, Rule] = {
         "target": TargetOnly(),
         "easd": gate,

@@ -102,7 +102,9 @@ def _line(batch: int, context: Any, name: str, rows: dict[str, pd.DataFrame]) ->
         per_forward=_share(total["tokens"], total["blocks"]),
         step_ms=1000 * _mean(own["clock"] / own["forwards"]) if ours else None,
         parts={p: float(total[f"{p}_s"] / total["seconds"]) for p in PARTS} if ours else None,
-        decoding=_mean(_decoding(own) / _decoding(rows["target"])) if "target" in rows else None,
+        decoding=_mean(_decoding(own) / _decoding(rows["target"]))
+        if ours and "target" in rows
+        else None,
         theorem=theorem,
         bound=bound,
     )

@@ -135,7 +135,11 @@ class Benchmark:
         return Bench(
             pair=pair,
             prompts=prompts,
-            cells=[Cell(b, c) for b in self.batches for c in self.contexts or (None,)],
+            cells=[
+                Cell(b, c)
+                for b in dict.fromkeys(self.batches)
+                for c in dict.fromkeys(self.contexts or (None,))
+            ],
             systems=list(self._systems()),
             folder=self.out,
             rounds=self.rounds,
@@ -146,12 +150,12 @@ class Benchmark:
         )
 
     def _systems(self):
-        for kind in self.kinds:
+        for kind in dict.fromkeys(self.kinds):
             assert kind in KINDS
             if kind in UNDRAFTED:
                 yield System(kind)
             else:
-                yield from (System(kind, gamma) for gamma in self.gammas)
+                yield from (System(kind, gamma) for gamma in dict.fromkeys(self.gammas))
 
     def _floors(self, bench: Bench, pair: Pair) -> Table:
         machine = Machine(
