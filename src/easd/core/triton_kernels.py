@@ -190,10 +190,10 @@ def race(
     key = tl.load(keys + position)
     low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     column = piece * BLOCK * STEPS + tl.arange(0, BLOCK)
-    best, winner = tl.full([BLOCK], -1.0, tl.float32), column
+    best, winner = tl.zeros([BLOCK], tl.float32), column
     for step in range(STEPS):
         token = column + step * BLOCK
-        prob = tl.load(probs + token, mask=token < vocab_size, other=-1.0)
+        prob = tl.load(probs + token, mask=token < vocab_size, other=0.0)
         mixed = _avalanche(token.to(tl.uint32) * _GOLDEN + low) ^ high
         bits = (_avalanche(mixed) & 0x7FFFFFFF).to(tl.float32)
         unit = tl.minimum((bits + 0.5) * 2.0**-31, 1 - 2.0**-24)
