@@ -49,7 +49,7 @@ def sum_of_odds(draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tens
     """With o(y) = q(y) / (1 - p(y)): their sum without the target's top token, that token, its own.
 
     All [...], from rows [..., V] of which the target's sum to 1. The top token's 1 - p is the sum
-    of the other entries, and o infinite or nan where that is 0.
+    of the other entries, and its o infinite or nan where that is 0.
     """
     return _scan(draft_probs, target_probs, 1, gate=False, odds=True)[1]
 

@@ -4,7 +4,7 @@ A vocabulary row is cut into pieces of STEPS x BLOCK tokens, one program a piece
 to fill a GPU even at batch 1. Within a piece, tokens of equal place in their block form a column
 [STEPS], and every quantity is kept column by column [BLOCK], so that the pass itself has no
 reduction. A second program per row puts the pieces together. Pieces have one size whatever the
-batch, so a row's results depend on nothing but the row.
+batch, so that a row's neighbours do not change the order in which it is summed.
 
 Ties go to the lower token.
 """

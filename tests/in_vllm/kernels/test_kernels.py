@@ -81,10 +81,9 @@ def test_the_largest_vocabularies(device):
 def test_one_pass_gives_what_two_give(device):
     rows = pair(2, 3, PIECE + 5, device=device)
     signals, odds = kernels.gate_signals_and_odds(*rows, 5)
-    for name, alone in kernels.gate_signals(*rows, 5).items():
-        assert torch.equal(signals[name], alone)
+    check_signals(signals, kernels.gate_signals(*rows, 5))
     for both, alone in zip(odds, kernels.sum_of_odds(*rows), strict=True):
-        assert torch.equal(both, alone)
+        assert_close(both, alone, rtol=1e-6, atol=0)
 
 
 def test_longer_tops_are_counted_by_torch(device):
@@ -183,7 +182,7 @@ def test_rows_that_do_not_lie_side_by_side(device):
 
 
 def test_a_row_does_not_depend_on_its_batch(device):
-    draft, target = pair(4, 2, PIECE + 5, device=device)
+    draft, target = pair(4, 2, PIECE + 48, device=device)
     signals, odds = kernels.gate_signals_and_odds(draft, target, 5)
     alone_signals, alone_odds = kernels.gate_signals_and_odds(draft[2, 1], target[2, 1], 5)
     assert all(torch.equal(signals[name][2, 1], alone_signals[name]) for name in signals)
