@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from easd.cli_options import Device, Draft, Dtype, Pair, Target
+from easd.cli_options import Device, Draft, Dtype, Int8Draft, Pair, Target
 from easd.cli_serve import app as server
 from easd.cli_speed import app as speed
 from easd.cli_study import app as studies
@@ -53,6 +53,7 @@ def generate(
     target: Target = None,
     draft: Draft = None,
     dtype: Dtype = None,
+    int8_draft: Int8Draft = None,
     device: Device = None,
     file: Annotated[
         Path | None,
@@ -315,6 +316,7 @@ def generate(
         "target": target,
         "draft": draft,
         "dtype": dtype,
+        "int8_draft": int8_draft,
         "device": device,
         "chat": chat,
         "rule": rule,

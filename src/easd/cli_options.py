@@ -33,6 +33,16 @@ Dtype = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+Int8Draft = Annotated[
+    bool | None,
+    Option(
+        "--int8-draft/--no-int8-draft",
+        help="Round the draft's matrices to int8: faster on a CPU, for up to some ten texts at "
+        "once.",
+        show_default="no",
+        rich_help_panel=MODELS,
+    ),
+]
 Device = Annotated[
     str | None,
     Option(

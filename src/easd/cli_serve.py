@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from easd.cli_options import Device, Draft, Dtype, Pair, Target
+from easd.cli_options import Device, Draft, Dtype, Int8Draft, Pair, Target
 
 app = typer.Typer()
 
@@ -22,6 +22,7 @@ def serve(
     target: Target = None,
     draft: Draft = None,
     dtype: Dtype = None,
+    int8_draft: Int8Draft = None,
     device: Device = None,
     config: Annotated[
         Path | None,
@@ -133,6 +134,7 @@ def serve(
         "target": target,
         "draft": draft,
         "dtype": dtype,
+        "int8_draft": int8_draft,
         "device": device,
         "rule": rule or ("speculative" if lossless_only and config is None else None),
         "gamma": gamma,

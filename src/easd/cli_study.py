@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from easd.cli_options import Device, Draft, Dtype, Pair, Target
+from easd.cli_options import Device, Draft, Dtype, Int8Draft, Pair, Target
 
 app = typer.Typer()
 
@@ -215,6 +215,7 @@ def evaluate(
     target: Target = None,
     draft: Draft = None,
     dtype: Dtype = None,
+    int8_draft: Int8Draft = None,
     device: Device = None,
     task: TaskName = None,
     data: Data = None,
@@ -267,6 +268,7 @@ def ablate(
     target: Target = None,
     draft: Draft = None,
     dtype: Dtype = None,
+    int8_draft: Int8Draft = None,
     device: Device = None,
     task: TaskName = None,
     data: Data = None,
@@ -316,6 +318,7 @@ def sweep(
     target: Target = None,
     draft: Draft = None,
     dtype: Dtype = None,
+    int8_draft: Int8Draft = None,
     device: Device = None,
     task: TaskName = None,
     data: Data = None,
@@ -394,6 +397,7 @@ def calibrate(
     target: Target = None,
     draft: Draft = None,
     dtype: Dtype = None,
+    int8_draft: Int8Draft = None,
     device: Device = None,
     task: TaskName = None,
     data: Data = None,
@@ -473,6 +477,7 @@ def diagnose(
     target: Target = None,
     draft: Draft = None,
     dtype: Dtype = None,
+    int8_draft: Int8Draft = None,
     device: Device = None,
     tau_h: TauH = None,
     tau_o: TauO = 0.8,
@@ -647,7 +652,10 @@ def _evaluate(
     ).run()
 
 
-_SHARED = ("pair", "target", "draft", "dtype", "device", "temperature", "top_p", "gamma")
+_SHARED = (
+    *("pair", "target", "draft", "dtype", "int8_draft", "device"),
+    *("temperature", "top_p", "gamma"),
+)
 
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:

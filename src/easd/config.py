@@ -22,7 +22,7 @@ DEFAULT_PAIR = "smollm2"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 _BITS = re.compile(r"\s*([0-9.eE+-]+)\s*bits?\s*")
-_MODELS = ("pair", "target", "draft", "dtype", "device", "chat")
+_MODELS = ("pair", "target", "draft", "dtype", "int8_draft", "device", "chat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class RunConfig:
         pair: an embedded pair's name; the default one unless `target` or `draft` is given.
         target, draft: hub ids or folders.
         dtype, device: of the weights; chosen by the loader unless given.
+        int8_draft: round the draft's matrices to int8: a faster draft on a CPU, and another one.
         chat: put prompts into the tokenizer's chat template; None does so where it has one.
         settings: everything else.
     """
@@ -41,6 +42,7 @@ class RunConfig:
     target: str | None = None
     draft: str | None = None
     dtype: str | None = None
+    int8_draft: bool = False
     device: str | None = None
     chat: bool | None = None
     settings: Settings = field(default_factory=Settings)

@@ -24,6 +24,7 @@ def load(config: RunConfig, report: Report = silent) -> Pair:
     """
     options: dict[str, Any] = {
         "dtype": None if config.dtype is None else getattr(torch, config.dtype),
+        "int8_draft": config.int8_draft,
         "device": _checked_device(config.device),
         "report": report,
     }

@@ -8,7 +8,7 @@ import torch
 
 from easd.core.noise import (
     Noise,
-    _clocks,
+    _clock_blocks,
     _exponential,
     _mix,
     race,
@@ -210,9 +210,8 @@ def test_clocks_in_blocks_are_the_whole_table_bit_for_bit():
     keys = torch.tensor([[request_key(3, r) + 7 * k for k in range(3)] for r in range(4)])
     for vocab_size in (1, 6, 10_000, 49_157):
         tokens = torch.arange(vocab_size, dtype=torch.int32)
-        expected = _exponential(_mix(keys, tokens))
-        assert torch.equal(_clocks(keys, vocab_size), expected)
-    assert _clocks(keys[:0], 5).shape == (0, 3, 5)
+        blocks = [clocks.clone() for clocks in _clock_blocks(keys, tokens)]
+        assert torch.equal(torch.cat(blocks).view(4, 3, -1), _exponential(_mix(keys, tokens)))
 
 
 @pytest.mark.parametrize("coupling", ["independent", "shared"])
@@ -227,3 +226,14 @@ def test_drawing_without_a_table_is_the_race(coupling, dtype):
         for drawn, table in ((run.emitted, run.emit), (run.drafted, run.draft)):
             assert torch.equal(drawn(probs, at), race(probs, table(at, vocab_size)))
             assert torch.equal(drawn(probs[:, 2], at[:, 2]), drawn(probs, at)[:, 2])
+
+
+@pytest.mark.parametrize("coupling", ["independent", "shared"])
+def test_tokens_without_probability_need_no_clock(coupling):
+    run, known = noise(range(9), start=5, coupling=coupling), torch.tensor([3, 40, 41, 77, 2999])
+    at = torch.arange(3).expand(9, -1)
+    probs = torch.zeros(9, 3, 3000)
+    probs[..., known] = torch.rand(9, 3, 5)
+    drawn = run.drafted(probs, at, known)
+    assert torch.equal(drawn, run.drafted(probs, at))
+    assert set(drawn.flatten().tolist()) == set(known.tolist())

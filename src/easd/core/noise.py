@@ -63,9 +63,15 @@ class Noise:
         """Tokens [B, ...] drawn from `probs` [B, ..., V]: `race` against `emit`, with no table."""
         return _winner(probs, self._keys(at, _EMIT))
 
-    def drafted(self, probs: Tensor, at: Tensor) -> Tensor:
-        """Tokens [B, ...] drawn from `probs` [B, ..., V]: `race` against `draft`, with no table."""
-        return _winner(probs, self._keys(at, self._drafting))
+    def drafted(self, probs: Tensor, at: Tensor, among: Tensor | None = None) -> Tensor:
+        """Tokens [B, ...] drawn from `probs` [B, ..., V]: `race` against `draft`, with no table.
+
+        Where only the tokens `among` [n] have any probability, the others need no clock.
+        """
+        keys = self._keys(at, self._drafting)
+        if among is None:
+            return _winner(probs, keys)
+        return among[_winner(probs.index_select(-1, among), keys, among)]
 
     @property
     def _drafting(self) -> int:
@@ -105,31 +111,28 @@ def _avalanche(x: Tensor) -> Tensor:
     return x ^ ((x >> 15) & 0x1FFFF)
 
 
-def _in_blocks(key: Tensor) -> bool:
-    return key.is_cpu and not torch.compiler.is_compiling()
-
-
 def _clocks(key: Tensor, vocab_size: int) -> Tensor:
     """The clocks of all tokens, [...] -> [..., V]."""
-    if _in_blocks(key):
-        blocks = [clocks.clone() for clocks in _clock_blocks(key, vocab_size)]
-        return torch.cat(blocks).view(*key.shape, vocab_size)
     tokens = torch.arange(vocab_size, dtype=torch.int32, device=key.device)
     return _exponential(_mix(key, tokens))
 
 
-def _winner(probs: Tensor, key: Tensor) -> Tensor:
-    if not _in_blocks(key):
-        return race(probs, _clocks(key, probs.shape[-1]))
+def _winner(probs: Tensor, key: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """The place of the first clock to ring, by `race`; of all tokens unless `tokens` [n] says."""
+    if tokens is None:
+        tokens = torch.arange(probs.shape[-1], device=key.device)
+    tokens = tokens.to(torch.int32)
+    if not key.is_cpu or torch.compiler.is_compiling():
+        return race(probs, _exponential(_mix(key, tokens)))
     rows = probs.reshape(-1, probs.shape[-1])
     first, winners = 0, []
-    for clocks in _clock_blocks(key, probs.shape[-1]):
+    for clocks in _clock_blocks(key, tokens):
         winners.append(race(rows[first : first + len(clocks)], clocks))
         first += len(clocks)
     return torch.cat(winners).view(key.shape)
 
 
-def _clock_blocks(key: Tensor, vocab_size: int) -> Iterator[Tensor]:
+def _clock_blocks(key: Tensor, tokens: Tensor) -> Iterator[Tensor]:
     """`_exponential(_mix(key, tokens))`, bit for bit, as many rows at a time as stay in cache.
 
     Eleven times as fast as the whole table at once, for a vocabulary of 49,152 on one core. Each
@@ -137,12 +140,9 @@ def _clock_blocks(key: Tensor, vocab_size: int) -> Iterator[Tensor]:
     """
     flat = key.reshape(-1, 1)
     low, high = flat.to(torch.int32), (flat >> 32).to(torch.int32)
-    counter = torch.arange(vocab_size, dtype=torch.int32) * _GOLDEN_32
-    size = max(1, min(_IN_CACHE // vocab_size, len(flat)))
-    space, times = (
-        torch.empty(2, size, vocab_size, dtype=torch.int32),
-        torch.empty(size, vocab_size),
-    )
+    counter, count = tokens * _GOLDEN_32, len(tokens)
+    size = max(1, min(_IN_CACHE // count, len(flat)))
+    space, times = torch.empty(2, size, count, dtype=torch.int32), torch.empty(size, count)
     for lows, highs in zip(low.split(size), high.split(size), strict=True):
         bits, scratch = space[:, : len(lows)]
         torch.add(counter, lows, out=bits)

@@ -65,6 +65,9 @@ class ModelDrafter:
         self.model = model
         self.vocab_size = vocab_size
         self.least_block_prob = least_block_prob
+        # A reduced head (`easd.pairs.reduced_head`) says which tokens it knows.
+        known = getattr(model.model.get_output_embeddings(), "token_ids", None)
+        self._known = None if known is None else known[known < vocab_size]
 
     def admit(self, first_row: int, rows: Sequence[Row]) -> None:
         self.model.prefill(first_row, [row.ids[:-1] for row in rows])
@@ -94,7 +97,8 @@ class ModelDrafter:
             probs.append(_certain_where(silent, found.probs))
             raws.append(found.raw if found.raw is None else _certain_where(silent, found.raw))
             if position < max(counts):
-                token = self._sample(probs[-1][:, 0], noise, position, greedy)
+                among = None if constrained else self._known
+                token = self._sample(probs[-1][:, 0], noise, position, greedy, among)
                 drafted = torch.cat([drafted, token[:, None]], 1)
                 if self.least_block_prob:
                     block_prob *= _confidence(found, token)
@@ -111,11 +115,13 @@ class ModelDrafter:
             raw=torch.cat(raws, 1) if raw else None,
         )
 
-    def _sample(self, probs: Tensor, noise: Noise, position: int, greedy: bool) -> Tensor:
+    def _sample(
+        self, probs: Tensor, noise: Noise, position: int, greedy: bool, among: Tensor | None
+    ) -> Tensor:
         if greedy:
             return probs.argmax(-1)
         at = torch.full((probs.shape[0],), position, device=probs.device)
-        return noise.drafted(probs, at)
+        return noise.drafted(probs, at, among)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from easd.engine.int8 import quantise_linears
 from easd.errors import ModelError
 from easd.pairs import lab
 from easd.pairs.packaged import Report, silent
@@ -58,6 +59,7 @@ def load_pair(
     name: str = "smollm2",
     *,
     dtype: torch.dtype | None = None,
+    int8_draft: bool = False,
     device: str | None = None,
     report: Report = silent,
 ) -> Pair:
@@ -66,6 +68,7 @@ def load_pair(
     Args:
         name: of the pair; `lab` is short for `lab-a`.
         dtype: of the weights, float32 unless given.
+        int8_draft: round the draft's matrices to int8: a faster draft on a CPU, and another one.
         device: unless given the first GPU where there is one, else the CPU.
         report: called with one line before each long step.
 
@@ -76,7 +79,8 @@ def load_pair(
     if name not in PAIRS:
         known = ", ".join([*lab.ALIASES, *PAIRS])
         raise ModelError(f"pair {name!r} is not known; choose one of {known}")
-    return PAIRS[name].load(dtype, device or default_device(), report)
+    pair = PAIRS[name].load(dtype, device or default_device(), report)
+    return _with_int8_draft(pair) if int8_draft else pair
 
 
 def default_device() -> str:
@@ -89,6 +93,7 @@ def load_models(
     draft: str | None = None,
     *,
     dtype: torch.dtype | None = None,
+    int8_draft: bool = False,
     device: str | None = None,
     report: Report = silent,
 ) -> Pair:
@@ -98,6 +103,7 @@ def load_models(
         target: hub id or folder of the target; its tokenizer is used.
         draft: the same for the draft.
         dtype: of the weights; unless given float32 on a CPU, else the checkpoint's.
+        int8_draft: round the draft's matrices to int8: a faster draft on a CPU, and another one.
         device: unless given the first GPU where there is one, else the CPU.
         report: called with one line before each long step.
 
@@ -114,12 +120,19 @@ def load_models(
         models.append(model.to(device).eval())
     if draft is not None:
         _check_same_tokenizer(tokenizer, draft)
-    return Pair(
+    pair = Pair(
         name=target if draft is None else f"{target} + {draft}",
         target=models[0],
         draft=models[1] if draft is not None else None,
         tokenizer=tokenizer,
     )
+    return _with_int8_draft(pair) if int8_draft else pair
+
+
+def _with_int8_draft(pair: Pair) -> Pair:
+    if pair.draft is not None:
+        quantise_linears(pair.draft, spared=pair.target)
+    return pair
 
 
 def _load(loader: Any, name: str, what: str, **options: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 # Below this the fixed cost of a oneDNN call is more than what packing saves.
-_SMALLEST = 2**17
+_SMALLEST = 2**16
 _TYPICAL_ROWS = 5
 
 _packed: WeakKeyDictionary[nn.Linear, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()

@@ -19,6 +19,7 @@ from easd.errors import ModelError
 
 _ATTENTION = "easd_slots"
 _PREFILL_CHUNK = 512
+_MOST_FOLDED = 16  # tokens; beyond, grouped attention is as fast as it is
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 # RoBERTa and its kin count positions from their padding token's id on.
 _PADDED_POSITIONS = "create_position_ids_from_input_ids"
@@ -158,6 +159,12 @@ def _slot_attention(
             f"{type(module).__name__} uses {kind}, which the slot attention does not compute; "
             "decode this model with transformers' own generate"
         )
+    batch, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    if groups > 1 and 1 < length <= _MOST_FOLDED:
+        # The heads of a group become queries of one head: each key and value is read once for all.
+        query = query.reshape(batch, -1, groups * length, size)
+        attention_mask = attention_mask.repeat(1, 1, groups, 1)
     output = scaled_dot_product_attention(
         query,
         key,
@@ -166,7 +173,7 @@ def _slot_attention(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return output.transpose(1, 2).contiguous(), None
+    return output.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _slot_attention)

@@ -1,0 +1,72 @@
+"""Linear layers with int8 weights, for a draft on a CPU.
+
+Drafting for a few texts does little else than read the draft's weights, once for every token, so a
+quarter of the bytes comes close to a quarter of the products' time. Only weights are quantised, a
+scale for each row of a matrix: were activations quantised too, with a scale over the batch, a text
+would depend on who shares its batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from easd.errors import ModelError
+
+_SMALLEST = 2**16  # weights of a layer; below this its product costs a call and little more
+_BLOCK = 64  # torch's kernel reads past matrices whose sides are no multiples of its vectors
+_MOST_ROWS = 32  # more rows are faster as one bfloat16 product over widened weights
+
+
+class Int8Linear(nn.Linear):
+    """A linear layer whose weight [out, in] is `scales[out] * weight`; activations in bfloat16."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        weight = layer.weight.detach().float()
+        scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        whole = (weight / scales[:, None]).round().to(torch.int8)
+        self.weight = nn.Parameter(whole, requires_grad=False)
+        self.scales = nn.Parameter(scales.bfloat16(), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Products [..., out] of `input` [..., in], in its dtype."""
+        flat = input.flatten(0, -2).bfloat16()
+        if len(flat) <= _MOST_ROWS:
+            product = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scales)
+        else:
+            product = nn.functional.linear(flat, self.weight.bfloat16()) * self.scales
+        product = product.to(input.dtype).view(*input.shape[:-1], -1)
+        return product if self.bias is None else product + self.bias
+
+
+def quantise_linears(model: nn.Module, *, spared: nn.Module) -> None:
+    """Gives the large linear layers of `model`, which lies on a CPU, int8 weights, in place.
+
+    Args:
+        spared: a model that must stay as it is.
+
+    Raises:
+        ModelError: `model` is not on a CPU, or shares such a layer with `spared`.
+    """
+    if (device := next(model.parameters()).device).type != "cpu":
+        raise ModelError(
+            f"int8 weights for a draft on {device} would not make it faster; leave int8_draft out, "
+            "or decode on a CPU"
+        )
+    kept = set(spared.modules())
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is not nn.Linear or not _fits(layer.weight):
+                continue
+            if layer in kept:
+                raise ModelError(
+                    f"draft and target share the layer {name!r}, and the target's weights are not "
+                    "to be rounded; leave int8_draft out"
+                )
+            setattr(parent, name, Int8Linear(layer))
+
+
+def _fits(weight: Tensor) -> bool:
+    return weight.numel() >= _SMALLEST and not any(side % _BLOCK for side in weight.shape)
