@@ -23,9 +23,9 @@ demo: setup
 # About a quarter of an hour on two cores; a run that was stopped goes on, a finished one is printed.
 bench: setup
 	$(BIN)/easd bench --pair smollm2 --batch 1 --batch 16 --gamma 2 --gamma 4 \
-		--texts 1 --tokens 24 --rounds 4 --out runs/bench-smollm2
+		--texts 1 --tokens 24 --rounds 6 --out runs/bench-smollm2
 	$(BIN)/easd bench --pair lab-a --tau-h 0.34 --batch 1 --batch 16 --gamma 2 --gamma 4 \
-		--texts 4 --rounds 20 --out runs/bench-lab-a
+		--texts 4 --rounds 60 --out runs/bench-lab-a
 
 # Playwright keeps an event loop running in its process, so the browser gets one of its own.
 test: setup
