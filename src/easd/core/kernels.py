@@ -1,11 +1,13 @@
 """What verification reads whole vocabulary rows for, in one pass over them on a GPU.
 
 The functions give what their namesakes in `signals`, `rules.entropy_gate` and `noise` give; those
-stay the definition, and the way wherever `usable` is false.
+stay the definition, and the way wherever `usable` is false. The kernels are proved under Triton's
+interpreter and by its compiler only, so they are used where EASD_KERNELS=1 asks for them.
 """
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,14 +17,14 @@ from torch import Tensor
 MOST_TOP = 16
 """Above it, searching for the top takes longer than reading the rows."""
 
-_Found = tuple[dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]
 _HAVE_TRITON = find_spec("triton") is not None
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether the kernels can take `tensor`; never while torch compiles, which fuses by itself."""
+    """Whether the kernels are asked for and can take `tensor`; never while torch compiles."""
     return (
         tensor.is_cuda
+        and os.environ.get("EASD_KERNELS") == "1"
         and tensor.dtype == torch.float32
         and _HAVE_TRITON
         and not torch.compiler.is_compiling()
@@ -32,16 +34,8 @@ def usable(tensor: Tensor) -> bool:
 def gate_signals(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> dict[str, Tensor]:
     """Entropies in nats and the number of shared top tokens; [..., V] -> name -> [...].
 
-    At equal probabilities the lower token counts as the more probable.
+    `top_n` is at most `MOST_TOP`; of equally probable tokens the lower counts as the more so.
     """
-    if top_n > MOST_TOP:
-        from easd.core.signals import entropy, shared_top_tokens
-
-        return {
-            "draft_entropy": entropy(draft_probs),
-            "target_entropy": entropy(target_probs),
-            "shared_top": shared_top_tokens(draft_probs, target_probs, top_n),
-        }
     return _scan(draft_probs, target_probs, top_n, gate=True, odds=False)[0]
 
 
@@ -52,14 +46,6 @@ def sum_of_odds(draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tens
     of the other entries, and its o infinite or nan where that is 0.
     """
     return _scan(draft_probs, target_probs, 1, gate=False, odds=True)[1]
-
-
-def gate_signals_and_odds(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> _Found:
-    """`gate_signals` and `sum_of_odds` of the same rows, which are read once."""
-    if top_n > MOST_TOP:
-        signals = gate_signals(draft_probs, target_probs, top_n)
-        return signals, sum_of_odds(draft_probs, target_probs)
-    return _scan(draft_probs, target_probs, top_n, gate=True, odds=True)
 
 
 def race(probs: Tensor, key: Tensor) -> Tensor:
@@ -81,7 +67,7 @@ def race(probs: Tensor, key: Tensor) -> Tensor:
 
 def _scan(
     draft_probs: Tensor, target_probs: Tensor, top_n: int, *, gate: bool, odds: bool
-) -> _Found:
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """`gate_signals` and `sum_of_odds`; what is not asked for is not filled in."""
     programs = _programs()
     draft, target = _rows(draft_probs.expand_as(target_probs)), _rows(target_probs)

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from easd.core import kernels
+
 Coupling = Literal["independent", "shared"]
 
 # What a number is for. Two draws at one position must never use the same number by accident.
@@ -119,6 +121,8 @@ def _clocks(key: Tensor, vocab_size: int) -> Tensor:
 
 def _winner(probs: Tensor, key: Tensor, tokens: Tensor | None = None) -> Tensor:
     """The place of the first clock to ring, by `race`; of all tokens unless `tokens` [n] says."""
+    if tokens is None and kernels.usable(probs):
+        return kernels.race(probs, key)
     if tokens is None:
         tokens = torch.arange(probs.shape[-1], device=key.device)
     tokens = tokens.to(torch.int32)

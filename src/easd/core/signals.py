@@ -7,6 +7,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from easd.core import kernels
+
 _CHUNK = 64
 _SLICE = 16_384
 
@@ -74,16 +76,16 @@ def exclude(probs: Tensor, token: Tensor) -> Tensor:
     return torch.where(total > 0, rest / total, probs)
 
 
-def sum_of_others(values: Tensor) -> Tensor:
-    """For each entry of non-negative `values` [..., V] the sum of all other entries.
+def sum_of_odds(draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With o(y) = q(y) / (1 - p(y)): their sum without the target's top token, that token, its own.
 
-    At the largest entry the subtraction from the total would cancel, so that one is summed anew.
+    All [..., 1]. At the top token, where 1 - p would cancel, it is the sum of the other entries; o
+    is infinite or nan where that is 0.
     """
-    top_value, top = top_tokens(values, 1)
-    rest = sum_without(values, top)
-    return (rest + top_value - values).scatter_(-1, top, rest)
-
-
-def sum_without(values: Tensor, token: Tensor) -> Tensor:
-    """Sum of `values` [..., V] without the entry at `token` [..., 1]; [..., 1]."""
-    return values.scatter(-1, token, 0.0).sum(-1, keepdim=True)
+    if kernels.usable(target_probs):
+        rest, top, top_odds = kernels.sum_of_odds(draft_probs, target_probs)
+        return rest[..., None], top[..., None], top_odds[..., None]
+    top = target_probs.argmax(-1, keepdim=True)
+    others = target_probs.scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    odds = (draft_probs / (1 - target_probs)).scatter_(-1, top, 0.0)
+    return odds.sum(-1, keepdim=True), top, draft_probs.gather(-1, top) / others

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from easd.core import kernels
 from easd.core.conditions import (
     ALL_CONDITIONS,
     Condition,
@@ -148,6 +149,8 @@ class _OnDemand(Mapping[str, Tensor]):
 
 def gate_signals(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> dict[str, Tensor]:
     """Entropies in nats and the number of shared top tokens; [..., V] -> name -> [...]."""
+    if top_n <= kernels.MOST_TOP and kernels.usable(target_probs):
+        return kernels.gate_signals(draft_probs, target_probs, top_n)
     return {
         "draft_entropy": entropy(draft_probs),
         "target_entropy": entropy(target_probs),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from easd.core.rules.at_gate import AtGate, check_choice
 from easd.core.rules.exact import acceptance, drafted
-from easd.core.signals import exclude, residual, sum_of_others, sum_without
+from easd.core.signals import exclude, residual, sum_of_odds
 from easd.core.types import Judgement, Step
 
 Redraw = Literal["exclude", "target"]
@@ -130,11 +130,14 @@ class GatedRule(AtGate):
             return total * _pick(self._redrawn_without_top(step), tokens)
         # p(y) * sum over x != y of asked(x) / (1 - p(x)); a certain x leaves nothing to redraw
         # from, and keeps p.
-        complement = sum_of_others(target_probs)
-        certain = complement.amin(-1, keepdim=True) < torch.finfo(complement.dtype).tiny
-        odds = asked / complement
-        others = sum_of_others(odds) if tokens is None else sum_without(odds, tokens)
-        law = _pick(target_probs, tokens) * torch.where(certain, total, others)
+        rest, top, top_odds = sum_of_odds(asked, target_probs)
+        probs = _pick(target_probs, tokens)
+        at_top = (
+            torch.arange(probs.shape[-1], device=top.device) if tokens is None else tokens
+        ) == top
+        own = torch.where(at_top, top_odds, _pick(asked, tokens) / (1 - probs))
+        others = (rest + (top_odds - own)).clamp_min(0)
+        law = probs * torch.where(top_odds.isfinite(), others, total)
         if step.greedy is None:
             return law
         # A greedy draft is one-hot, so the drafted token is the draft's top token.
