@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Option
 
-from easd.cli_options import MODELS, Device, Draft, Dtype, Pair, Target
+from easd.cli_options import MODELS, Device, Draft, Dtype, Int8Draft, Pair, Target
 
 app = typer.Typer()
 
@@ -93,6 +93,7 @@ def bench(
     target: Target = None,
     draft: Draft = None,
     dtype: Dtype = None,
+    int8_draft: Int8Draft = None,
     device: Device = None,
     threads: Annotated[int | None, Option(help="torch's threads.", rich_help_panel=MODELS)] = None,
     task: Annotated[
@@ -194,7 +195,14 @@ def bench(
     own = lab.ALIASES.get(pair or "", pair)
     task = task or (own if own in lab.RECIPES else "gsm8k")
     items = {"name": task, "limit": max(batches) * texts}
-    models = {"pair": pair, "target": target, "draft": draft, "dtype": dtype, "device": device}
+    models = {
+        "pair": pair,
+        "target": target,
+        "draft": draft,
+        "dtype": dtype,
+        "int8_draft": int8_draft,
+        "device": device,
+    }
     Benchmark(
         study=StudyConfig.from_dict(
             {
