@@ -7,7 +7,7 @@ import torch
 from enumeration import check_law, steps
 
 from easd.core.conditions import ALL_CONDITIONS
-from easd.core.rules import RULES, at_gate, entropy_gate, make_rule
+from easd.core.rules import RULES, at_gate, entropy_gate, gated, make_rule
 from easd.core.rules.entropy_aware import EASD
 from easd.core.rules.gated import GatedRule
 from easd.core.rules.redirected import RedirectedRule
@@ -66,7 +66,7 @@ def test_accept_and_replace_yield_the_law(rule, kind):
 @pytest.mark.parametrize("rule", list(variants()))
 def test_so_they_do_where_values_cannot_be_looked_at(rule, monkeypatch):
     """On a GPU every position is computed, the gate open or not."""
-    for module in (at_gate, entropy_gate):
+    for module in (at_gate, entropy_gate, gated):
         monkeypatch.setattr(module, "on_host", lambda values: False)
     for _, step in steps():
         check_law(rule, step)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _SMALLEST_CAPACITY = 64
+_MOST_GROWTH = 512
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class SlotCache(Cache):
         placement.start = starts[0] if len(set(starts)) == 1 else None
         placement.stop = max(starts) + length
         while placement.capacity < placement.stop:
-            placement.capacity *= 2
+            placement.capacity += min(placement.capacity, _MOST_GROWTH)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies one row's first `length` slots to another row."""

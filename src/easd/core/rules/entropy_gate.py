@@ -6,7 +6,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -91,21 +91,29 @@ class EntropyGate:
 
     def _opens_in_order(self, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
         """Asks the conditions by their price, each only where all before it hold; bool [B, K+1]."""
-        gate = torch.ones(target_probs.shape[:-1], dtype=torch.bool)
-        for condition in _BY_PRICE:
-            if condition not in self.conditions:
-                continue
-            at = ... if gate.all() else gate.nonzero(as_tuple=True)
-            if condition == "overlap":
-                signal = shared_top_tokens(draft_probs[at], target_probs[at], self.top_n)
-            else:
-                signal = entropy(
-                    (target_probs if condition == "target_entropy" else draft_probs)[at]
-                )
-            gate[at] = condition_met(
+        gate = None
+        asked: list[Condition] = [each for each in _BY_PRICE if each in self.conditions]
+        for condition in asked:
+            at = ... if gate is None else gate.nonzero(as_tuple=True)
+            signal = self._signal(condition, draft_probs, target_probs, at)
+            met = condition_met(
                 condition, signal, tau_h=self.tau_h, least_shared=self.required_shared
             )
+            if gate is None:
+                gate = met
+            else:
+                gate[at] = met
+            if not gate.any():
+                break
+        assert gate is not None, "at least one condition is asked"
         return gate
+
+    def _signal(
+        self, condition: Condition, draft_probs: Tensor, target_probs: Tensor, at: Any
+    ) -> Tensor:
+        if condition == "overlap":
+            return shared_top_tokens(draft_probs[at], target_probs[at], self.top_n)
+        return entropy((target_probs if condition == "target_entropy" else draft_probs)[at])
 
     def conditions_met(self, signals: Mapping[str, Tensor]) -> dict[Condition, Tensor]:
         """Which conditions hold where, asked or not; from `gate_signals` with this `top_n`."""

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from easd.core.rules.at_gate import AtGate, check_choice
+from easd.core.rules.at_gate import AtGate, check_choice, on_host
 from easd.core.rules.exact import acceptance, drafted
 from easd.core.signals import exclude, residual, sum_of_odds
 from easd.core.types import Judgement, Step
@@ -83,7 +83,8 @@ class GatedRule(AtGate):
         bonus, penalised = step.is_bonus(at)[:, None], penalised[:, None]
         # A rejection takes away what the draft has, a penalty all the target has at one token.
         taken = torch.where(bonus | penalised, 0.0, draft_probs)
-        if self.redraw == "target" or step.draft_tokens.shape[1] == 0:
+        nothing_zeroed = self.redraw == "target" or step.draft_tokens.shape[1] == 0
+        if nothing_zeroed or (on_host(penalised) and not penalised.any()):
             probs = residual(target_probs, taken)
         else:
             token = self._zeroed(step, row, at)
