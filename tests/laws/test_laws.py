@@ -79,11 +79,14 @@ def test_so_they_do_where_values_cannot_be_looked_at(rule, monkeypatch):
 def test_asking_in_order_opens_the_same_gates(conditions, entropy_of):
     opened = 0
     for _, step in steps():
-        rule = EASD(tau_h=0.9, tau_o=0.6, conditions=conditions, entropy_of=entropy_of)
-        signals = rule.signals(step)
-        every = rule.opens(rule.conditions_met(signals))
-        assert torch.equal(signals["gate"] > 0, every)
-        opened += int(every.sum())
+        for bonus in (False, True):
+            gate = {"tau_h": 0.9, "tau_o": 0.6, "conditions": conditions}
+            rule = EASD(**gate, entropy_of=entropy_of, gate_bonus=bonus)
+            signals = rule.signals(step)
+            every = rule.opens(rule.conditions_met(signals))
+            every[:, -1] &= bonus
+            assert torch.equal(signals["gate"] > 0, every)
+            opened += int(every.sum())
     assert opened
 
 

@@ -11,6 +11,7 @@ from easd.core import kernels
 
 _CHUNK = 64
 _SLICE = 16_384
+_IN_CACHE = 131_072
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -19,7 +20,8 @@ def entropy(probs: Tensor) -> Tensor:
     Slice by slice, so that temporaries stay in cache; `torch.special.entr` takes twice as long.
     """
     tiny = torch.finfo(probs.dtype).tiny
-    parts = [part.clamp_min(tiny).log_().mul_(part).sum(-1) for part in probs.split(_SLICE, -1)]
+    size = max(_SLICE, _IN_CACHE // max(1, probs.shape[:-1].numel()))
+    parts = [part.clamp_min(tiny).log_().mul_(part).sum(-1) for part in probs.split(size, -1)]
     return 0 - reduce(torch.add, parts)  # a bare minus would turn 0 into -0
 
 
@@ -38,8 +40,9 @@ def top_tokens(probs: Tensor, n: int) -> tuple[Tensor, Tensor]:
     best = body.amax(-1).topk(n, dim=-1).indices  # [..., n]
     offsets = torch.arange(_CHUNK, device=probs.device)
     candidates = (best[..., None] * _CHUNK + offsets).flatten(-2)
-    tail = torch.arange(chunks * _CHUNK, vocab_size, device=probs.device)
-    candidates = torch.cat([candidates, tail.expand(*candidates.shape[:-1], -1)], dim=-1)
+    if chunks * _CHUNK < vocab_size:
+        tail = torch.arange(chunks * _CHUNK, vocab_size, device=probs.device)
+        candidates = torch.cat([candidates, tail.expand(*candidates.shape[:-1], -1)], dim=-1)
     values, order = probs.gather(-1, candidates).topk(n, dim=-1)
     return values, candidates.gather(-1, order)
 

@@ -6,10 +6,11 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from easd.core import kernels
 from easd.core.conditions import (
@@ -54,6 +55,11 @@ class EntropyGate:
     entropy_of: EntropyOf = "sampling"
     conditions: tuple[Condition, ...] = ALL_CONDITIONS
 
+    if TYPE_CHECKING:  # what it is mixed into says
+
+        @property
+        def evaluates_bonus(self) -> bool: ...
+
     def __post_init__(self) -> None:
         if not self.tau_h >= 0:
             raise RuleError(f"tau_h = {self.tau_h} is not an entropy; use nats, 0 or more")
@@ -83,14 +89,17 @@ class EntropyGate:
         probs = self.gate_probs(step)
         dtype = step.target_probs.dtype
         if on_host(step.target_probs):
-            gate = self._opens_in_order(*probs)
             measured = _OnDemand(lambda: gate_signals(*probs, self.top_n))
-            return ChainMap({"gate": gate.to(dtype)}, measured)  # type: ignore[arg-type]
+            # The bonus position is asked where the rule gates it.
+            bonus = 0 if self.evaluates_bonus else 1
+            draft_probs, target_probs = (p[:, : p.shape[1] - bonus] for p in probs)
+            gate = self._opens_in_order(draft_probs, target_probs).to(dtype)
+            return ChainMap({"gate": pad(gate, (0, bonus))}, measured)  # type: ignore[arg-type]
         signals = gate_signals(*probs, self.top_n)
         return {**signals, "gate": self.opens(self.conditions_met(signals)).to(dtype)}
 
     def _opens_in_order(self, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
-        """Asks the conditions by their price, each only where all before it hold; bool [B, K+1]."""
+        """Asks the conditions by their price, each only where all before it hold; bool [B, k]."""
         gate = None
         asked: list[Condition] = [each for each in _BY_PRICE if each in self.conditions]
         for condition in asked:
