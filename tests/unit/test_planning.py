@@ -11,9 +11,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen2Conf
 from easd import EASD, generate, load_pair
 from easd.config import RunConfig
 from easd.core.rules import TargetOnly
+from easd.engine.generate import decode, make_requests
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, ModelError, TraceError
-from easd.planning import HARDWARE, Acceptance, Hardware, Machine, Shape, parse_hardware, plan
+from easd.planning import (
+    HARDWARE,
+    Acceptance,
+    Hardware,
+    Machine,
+    Shape,
+    measure_here,
+    parse_hardware,
+    plan,
+)
+from easd.planning.products import ProductTable
+from easd.planning.timing import fixed_and_slope, undisturbed
 from easd.trace import read_trace
 from easd.trace.tally import outcomes
 from easd.trace.writer import TraceWriter
@@ -52,6 +64,8 @@ def test_a_configuration_is_counted_without_its_weights(tmp_path):
     for name in (tmp_path, tmp_path / "config.json"):
         found = Shape.named(str(name))
         assert found.parameters == pytest.approx(72.7e9, rel=1e-3)
+        assert sum(found.matrices) == found.products
+        assert (len(found.matrices), found.hidden) == (7 * 80 + 1, 8192)
         assert found.products == found.parameters - 152064 * 8192 - norms_and_biases()
         assert found.cached == 2 * 80 * 8 * 128
         assert found.weight_bytes == 2 * found.parameters
@@ -107,12 +121,86 @@ def test_devices_share_bytes_and_pay_for_exchanges():
     assert two.forward_seconds(shape(), 1, 1, 0) == pytest.approx(alone / 2 + 10 * 2 * 7e-6)
 
 
-def test_measured_products_are_met_where_they_were_measured_and_between():
-    on = replace(SIMPLE, products=((1, 1e9), (4, 0.25e9), (16, 0.25e9)))
-    assert on.product_seconds(1e9, 4, 1) == pytest.approx(1)
-    assert on.product_seconds(1e9, 4, 2) == pytest.approx(2)
-    assert on.product_seconds(1e9, 4, 16) == pytest.approx(4)
-    assert on.product_seconds(1e9, 4, 32) == pytest.approx(8)
+TABLE = ProductTable(rows=(1, 4), entries=(100, 10_000), seconds=((1, 10), (4, 90)))
+
+
+@pytest.mark.parametrize(
+    ("entries", "rows", "seconds"),
+    [
+        (100, 1, 1),
+        (10_000, 4, 90),
+        (1000, 1, 10**0.5),  # halfway between two sizes
+        (100, 2, 2),  # halfway between two numbers of rows
+        (1, 1, 1),  # a call costs no less
+        (20_000, 1, 20),  # twice the bytes
+        (10_000, 8, 180),  # twice the arithmetic
+    ],
+)
+def test_measured_products_are_met_where_they_were_measured_and_between(entries, rows, seconds):
+    assert TABLE.product(entries, rows) == pytest.approx(seconds)
+
+
+def test_each_matrix_is_a_product_of_its_own():
+    on = replace(SIMPLE, products=TABLE, devices=2)
+    assert on.product_seconds((100, 100, 10_000), 4, 1) == pytest.approx((1 + 1 + 10) / 2)
+
+
+def test_a_table_with_a_hole_is_one_clear_error():
+    with pytest.raises(ConfigError, match="2 lists of 2 seconds"):
+        replace(TABLE, seconds=((1, 10), (4,)))
+
+
+def test_a_measured_forward_is_the_sum_of_its_parts():
+    on = replace(SIMPLE, layer_us=3, entry_ns=5, forward_us=11, cached_ns=2, products=TABLE)
+    measured = shape(matrices=(100, 100), hidden=8, cached=1000)
+    products, layers, attention = 2 * 4, 10 * (3e-6 + 4 * 8 * 5e-9), 2 * 300 * 1000 * 2e-9
+    forward = Machine(hardware=on, target=measured).forward_seconds(measured, 2, 2, 300)
+    assert forward == pytest.approx(products + layers + attention + 11e-6, rel=1e-9)
+    assert forward - products == pytest.approx(layers + attention + 11e-6, rel=1e-6)
+
+
+def test_drawing_is_paid_for_every_draft_token():
+    on = replace(SIMPLE, draw_us=7, draw_ns=2, verify_ns=3, step_us=13)
+    small = shape(products=10, matrices=(10,), vocab_size=1000)
+    machine = Machine(hardware=on, target=small, draft=small)
+    drawing = 7e-6 + 2 * 1000 * 2e-9
+    drafting = machine.forward_seconds(small, 2, 1, 0) + drawing
+    assert machine.draft_seconds(2, 0) == pytest.approx(drafting)
+    rest = machine.forward_seconds(small, 2, 5, 0) + 13e-6 + 5 * 2 * 1000 * 3e-9
+    assert machine.step_seconds(2, 4, 0) == pytest.approx(4 * drafting + rest)
+
+
+def test_a_line_finds_what_timings_were_made_of():
+    amounts = [1, 4, 16, 64]
+    assert fixed_and_slope(amounts, [3 + 0.5 * n for n in amounts]) == pytest.approx((3, 0.5))
+
+
+def test_a_line_never_pays_back():
+    """By the best line that stays above zero: through the origin, or level."""
+    assert fixed_and_slope([1, 2, 3], [0, 2, 4]) == pytest.approx((0, 16 / 14))
+    assert fixed_and_slope([1, 2, 3], [4, 3, 2]) == pytest.approx((3, 0))
+    assert fixed_and_slope([1, 2, 3], [-4, -3, -5]) == (0, 0)
+
+
+def test_interrupted_calls_do_not_count():
+    assert undisturbed([2, 2, 2, 2, 900, 900, 900]) == 2
+
+
+def test_this_machine_is_measured_in_the_units_of_its_forecasts():
+    """Within a factor of 8 however busy the machine is; a wrong unit is a factor of 1000."""
+    config = LlamaConfig(
+        hidden_size=512, intermediate_size=1024, num_hidden_layers=6, vocab_size=2000
+    )
+    model = LlamaForCausalLM(config).eval()
+    machine = Machine(hardware=measure_here(), target=Shape.of(model, "made up"))
+    settings = Settings(rule=TargetOnly(), max_new_tokens=40)
+    requests = make_requests([model], [[1] * 8] * 4, settings, None)
+    steps = [record.seconds for record in decode(model, None, requests, settings)]
+    forwards = undisturbed([seconds["target"] for seconds in steps])
+    rest = undisturbed([seconds["draft"] + seconds["verify"] for seconds in steps])
+    forecast = machine.forward_seconds(machine.target, 4, 1, 28)
+    assert 1 / 8 < forecast / forwards < 8
+    assert 1 / 8 < (machine.step_seconds(4, 0, 28) - forecast) / rest < 8
 
 
 def test_speculation_pays_by_the_theorem_where_verification_is_free():
@@ -187,8 +275,9 @@ def test_a_device_by_name_by_number_and_by_file(tmp_path):
     assert parse_hardware("h100:8", 2.5) == replace(HARDWARE["h100"], devices=8, price=2.5)
     path = tmp_path / "mine.yaml"
     values = {"name": "mine", "memory_gb": 16, "bandwidth_gbs": 20, "tflops": 0.5}
-    path.write_text(yaml.safe_dump({**values, "products": [[1, 1e9], [4, 9e8]]}))
-    assert parse_hardware(str(path)).products == ((1.0, 1e9), (4.0, 9e8))
+    products = {"rows": [1, 4], "entries": [100, 10_000], "seconds": [[1, 10], [4, 90]]}
+    path.write_text(yaml.safe_dump({**values, "products": products}))
+    assert parse_hardware(str(path)).products == TABLE
 
 
 @pytest.mark.parametrize(
@@ -202,9 +291,10 @@ def test_unknown_devices_are_one_clear_error(text, says):
 
 def test_a_file_with_another_field_is_one_clear_error(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\nspeed: 3\n")
-    with pytest.raises(ConfigError, match="describes no hardware"):
-        parse_hardware(str(path))
+    for text in ("name: mine\nspeed: 3\n", "name: mine\nproducts: {rows: [1]}\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="describes no hardware"):
+            parse_hardware(str(path))
 
 
 def test_rates_go_on_beyond_the_last_place_seen():

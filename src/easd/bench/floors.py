@@ -55,13 +55,10 @@ def floors(timings: pd.DataFrame, machine: Machine, batch: int, context: int) ->
         if not alone:
             assert machine.draft is not None
             drafting = _forward(machine, machine.draft, 1, batch, context)
-            drawing = machine.hardware.vocabulary_seconds(
-                batch * machine.target.vocab_size, machine.hardware.draw_ns
-            )
             drafting = replace(
                 drafting,
                 what="draft, 1 token",
-                forecast_ms=drafting.forecast_ms + 1000 * drawing,
+                forecast_ms=1000 * machine.draft_seconds(batch, context),
                 taken_ms=1000 * total["full_draft"] / total["full_proposed"],
             )
             found.append(drafting)

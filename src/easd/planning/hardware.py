@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from easd.errors import ConfigError
+from easd.planning.products import ProductTable
 
 # Over float32 entries: softmax, entropy, top tokens, noise, acceptance, residual.
 _PASSES = 12
@@ -27,13 +28,18 @@ class Hardware:
         devices: in one tensor-parallel group.
         bandwidth_share, flops_share: what decoders reach of the two.
         layer_us: microseconds of a layer that neither bytes nor arithmetic explain.
+        entry_ns: nanoseconds of a layer, beside its products, for each entry of each row's hidden
+            state: norms, activations, sums. None on a data sheet, where they hide in the products.
         exchange_us: microseconds of one exchange between the devices; a layer has two.
+        forward_us: microseconds of a forward outside its layers.
         step_us: microseconds a step spends beside the forwards and the verification.
+        draw_us: microseconds of a draft token beside its forward and its distribution.
         draw_ns, verify_ns: measured nanoseconds for each entry of the vocabulary to draw a draft
             token, and to verify a position; unless given, a dozen passes over float32 in memory.
+        cached_ns: measured nanoseconds for each cached number that attention reads; unless given,
+            its bytes by the bandwidth.
         price: of one device for an hour, in whatever currency.
-        products: measured parameters a second of matrix products by number of rows, in the place
-            of bandwidth and arithmetic; ((rows, parameters per second), ...).
+        products: measured matrix products, in the place of bandwidth and arithmetic.
     """
 
     name: str
@@ -44,12 +50,16 @@ class Hardware:
     bandwidth_share: float = 0.8
     flops_share: float = 0.6
     layer_us: float = 15.0
+    entry_ns: float = 0.0
     exchange_us: float = 10.0
+    forward_us: float = 0.0
     step_us: float = 300.0
+    draw_us: float = 0.0
     draw_ns: float | None = None
     verify_ns: float | None = None
+    cached_ns: float | None = None
     price: float | None = None
-    products: tuple[tuple[float, float], ...] | None = None
+    products: ProductTable | None = None
 
     def __post_init__(self) -> None:
         for name in ("memory_gb", "bandwidth_gbs", "tflops", "devices"):
@@ -59,19 +69,19 @@ class Hardware:
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}; use a share in (0, 1]")
 
-    def product_seconds(self, parameters: float, width: float, rows: float) -> float:
-        """Seconds to multiply `rows` vectors with matrices of `parameters` entries.
+    def product_seconds(self, matrices: Iterable[int], width: float, rows: float) -> float:
+        """Seconds to multiply `rows` vectors with every matrix.
 
         Args:
-            parameters: entries of all matrices.
+            matrices: entries of each.
             width: bytes of an entry.
             rows: vectors, all texts' together.
         """
         if self.products is not None:
-            known, speeds = zip(*self.products, strict=True)
-            log = np.interp(math.log(rows), np.log(known), np.log(speeds))
-            beyond = max(1.0, rows / known[-1])  # past the table arithmetic alone counts
-            return parameters * beyond / math.exp(log) / self.devices
+            sizes = Counter(matrices)
+            seconds = sum(n * self.products.product(size, rows) for size, n in sizes.items())
+            return seconds / self.devices
+        parameters = sum(matrices)
         return max(
             self.read_seconds(parameters * width), self.compute_seconds(2 * parameters * rows)
         )
@@ -90,10 +100,20 @@ class Hardware:
             return entries * measured_ns * 1e-9
         return self.read_seconds(_PASSES * 4 * entries) * self.devices
 
-    def layer_seconds(self) -> float:
-        """Seconds of a layer that do not depend on its size."""
+    def cache_seconds(self, numbers: float, width: float) -> float:
+        """Seconds for attention to read so many cached numbers of `width` bytes."""
+        if self.cached_ns is not None:
+            return numbers * self.cached_ns * 1e-9 / self.devices
+        return self.read_seconds(numbers * width)
+
+    def layer_seconds(self, entries: float) -> float:
+        """Seconds of a layer beside its products and its attention.
+
+        Args:
+            entries: of the hidden states of all rows.
+        """
         exchanges = 2 * self.exchange_us if self.devices > 1 else 0.0
-        return (self.layer_us + exchanges) * 1e-6
+        return (self.layer_us + exchanges) * 1e-6 + entries * self.entry_ns * 1e-9
 
 
 # Data sheets of the makers: memory, memory bandwidth, dense bfloat16 arithmetic.
@@ -137,9 +157,9 @@ def _from_file(path: Path) -> Hardware:
         if not isinstance(values, dict):
             raise TypeError("it holds no mapping")
         if values.get("products"):
-            values["products"] = tuple((float(rows), float(at)) for rows, at in values["products"])
+            values["products"] = ProductTable.from_dict(values["products"])
         return Hardware(**values)
-    except (TypeError, ValueError, yaml.YAMLError) as error:
+    except (TypeError, ValueError, KeyError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{str(path)!r} describes no hardware ({error}); it takes "
             + ", ".join(f.name for f in fields(Hardware))

@@ -1,132 +1,170 @@
-"""The machine at hand as `Hardware`: measured by products, copies and a model of no size."""
+"""The machine at hand as `Hardware`: products, layers and steps, each timed with the one before."""
 
 from __future__ import annotations
 
 import os
-import statistics
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
+from torch.nn.utils import skip_init
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from easd.core.noise import Noise, race, request_key
 from easd.core.rules import EASD, TargetOnly
-from easd.core.types import Step
-from easd.core.verify import verify
 from easd.engine.generate import decode, make_requests
 from easd.engine.packing import PackedLinears
 from easd.engine.settings import Settings
 from easd.engine.slots import SlotModel
 from easd.planning.hardware import Hardware
+from easd.planning.products import ProductTable
+from easd.planning.shapes import Shape
+from easd.planning.steps import Machine
+from easd.planning.timing import fixed_and_slope, seconds_of, undisturbed
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-_WIDTH = 1024
-_MATRICES = 48  # 200 MB of float32: far more than any cache keeps.
-_FEW, _MANY = 2, 10  # layers
-_ENTRIES = 65_536  # of a vocabulary
+_SIDES = (64, 256, 512, 1024, 2048)
+_WEIGHTS = 2**25  # 128 MB of float32: far more than a cache keeps...
+_MOST = 256  # ... but of small matrices, which a model has few of.
+_NARROW, _WIDE = 64, 512  # hidden states
+_LAYERS = 10
+_TEXTS, _TOKENS = 8, 3
+_SHORT, _LONG = 32, 288  # tokens of context
+_VOCABULARIES = (64, 65_536)
 _GAMMA = 4
 
 
 @torch.inference_mode()
 def measure_here(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Hardware:
-    """Times this machine; a minute. Threads are those that torch uses now."""
-    matrices = nn.Sequential(
-        *(
-            nn.Linear(_WIDTH, _WIDTH, bias=False, dtype=dtype, device=device)
-            for _ in range(_MATRICES)
-        )
-    )
-    entries = _MATRICES * _WIDTH**2
-    products = []
-    with PackedLinears(matrices):
-        for rows in _ROWS:
-            vectors = torch.randn(rows, 1, _WIDTH, dtype=dtype, device=device)
-            products.append((float(rows), entries / _seconds(lambda v=vectors: matrices(v))))
-    few, many = (_tiny(layers, dtype, device) for layers in (_FEW, _MANY))
-    layer = (_forward_seconds(many) - _forward_seconds(few)) / (_MANY - _FEW)
-    memory = torch.randn(_MATRICES * _WIDTH**2, device=device)
-    return Hardware(
+    """Times this machine; half a minute. Threads are those that torch uses now."""
+    products = _products(dtype, device)
+    memory = torch.randn(_WEIGHTS, device=device)
+    hardware = Hardware(
         name="this machine",
         memory_gb=_memory_gb(device),
-        bandwidth_gbs=memory.nbytes / _seconds(memory.sum) / 1e9,
+        bandwidth_gbs=memory.nbytes / seconds_of(memory.sum) / 1e9,
         bandwidth_share=1.0,
-        tflops=max(rows * speed for rows, speed in products) * 2 / 1e12,
+        tflops=products.operations_per_second() / 1e12,
         flops_share=1.0,
-        layer_us=max(layer, 0.0) * 1e6,
-        step_us=max(_step_seconds(few) - _FEW * layer, 0.0) * 1e6,
-        draw_ns=_draw_seconds(device) / _ENTRIES * 1e9,
-        verify_ns=_verify_seconds(device) / _ENTRIES / (_GAMMA + 1) * 1e9,
-        products=tuple(products),
+        layer_us=0.0,
+        step_us=0.0,
+        draw_ns=0.0,
+        verify_ns=0.0,
+        cached_ns=0.0,
+        products=products,
+    )
+    return _with_steps(_with_layers(hardware, dtype, device), dtype, device)
+
+
+def _products(dtype: torch.dtype, device: str) -> ProductTable:
+    columns = [_product_seconds(side, dtype, device) for side in _SIDES]
+    return ProductTable(
+        rows=_ROWS,
+        entries=tuple(side**2 for side in _SIDES),
+        seconds=tuple(zip(*columns, strict=True)),
     )
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=0.3).median
+def _product_seconds(side: int, dtype: torch.dtype, device: str) -> list[float]:
+    """Seconds of a product with a square matrix, for each number of rows."""
+    count = min(_MOST, _WEIGHTS // side**2)
+    options = {"bias": False, "dtype": dtype, "device": device}
+    matrices = nn.Sequential(*(skip_init(nn.Linear, side, side, **options) for _ in range(count)))
+    for weight in matrices.parameters():
+        weight.fill_(1 / side)
+    vectors = [torch.randn(rows, 1, side, dtype=dtype, device=device) for rows in _ROWS]
+    with PackedLinears(matrices):
+        return [seconds_of(partial(matrices, each)) / count for each in vectors]
 
 
-def _tiny(layers: int, dtype: torch.dtype, device: str) -> LlamaForCausalLM:
-    """A model with nothing to read or to compute."""
+def _with_layers(hardware: Hardware, dtype: torch.dtype, device: str) -> Hardware:
+    """Adds what layers cost beside their products, and what a forward costs beside its layers."""
+    bare = _llama(_WIDE, 0, dtype, device)
+    found = replace(hardware, forward_us=1e6 * _forward_seconds(bare, 1, 1, 1))
+    entries, rests = [], []
+    for hidden in (_NARROW, _WIDE):
+        model = _llama(hidden, _LAYERS, dtype, device)
+        machine = Machine(hardware=found, target=Shape.of(model, ""))
+        for texts, tokens in ((1, 1), (1, 4), (4, 4), (16, 4)):
+            taken = _forward_seconds(model, texts, tokens, 1)
+            known = machine.forward_seconds(machine.target, texts, tokens, 1)
+            entries.append(texts * tokens * hidden)
+            rests.append((taken - known) / _LAYERS)
+    fixed, slope = fixed_and_slope(entries, rests)
+    short, long = (_forward_seconds(model, _TEXTS, _TOKENS, n) for n in (_SHORT, _LONG))
+    cached = (_LONG - _SHORT) * _TEXTS * machine.target.cached
+    return replace(
+        found,
+        layer_us=fixed * 1e6,
+        entry_ns=slope * 1e9,
+        cached_ns=max(long - short, 0.0) / cached * 1e9,
+    )
+
+
+def _with_steps(hardware: Hardware, dtype: torch.dtype, device: str) -> Hardware:
+    """Adds what a step costs beside its forwards, by models that have no layers."""
+    alone, draws, blocks = [], [], []
+    for size in _VOCABULARIES:
+        model = _llama(_NARROW, 0, dtype, device, vocab_size=size)
+        one, scored = (_forward_seconds(model, 1, tokens, 1) for tokens in (1, _GAMMA + 1))
+        alone.append(_step(model, None).whole - one)
+        step = _step(model, model)
+        draws.append(step.drafting / _GAMMA - one)
+        blocks.append(step.whole - step.drafting - scored)
+    step_seconds, _ = fixed_and_slope(_VOCABULARIES, alone)
+    draw_seconds, draw_slope = fixed_and_slope(_VOCABULARIES, draws)
+    _, verify_slope = fixed_and_slope(_VOCABULARIES, blocks)
+    return replace(
+        hardware,
+        step_us=step_seconds * 1e6,
+        draw_us=draw_seconds * 1e6,
+        draw_ns=draw_slope * 1e9,
+        verify_ns=verify_slope / (_GAMMA + 1) * 1e9,
+    )
+
+
+def _llama(
+    hidden: int, layers: int, dtype: torch.dtype, device: str, vocab_size: int = 64
+) -> LlamaForCausalLM:
+    heads = max(1, hidden // 64)
     config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=16,
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=1,
-        max_position_embeddings=1 << 20,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 4),
+        max_position_embeddings=1 << 16,
     )
     model = LlamaForCausalLM(config).eval()
     return model.to(device=device, dtype=dtype)  # pyright: ignore[reportCallIssue]
 
 
-def _forward_seconds(model: LlamaForCausalLM) -> float:
-    slots = SlotModel(model, 1)
-    slots.prefill(0, [[1] * 8])
-    token = torch.ones(1, 1, dtype=torch.long, device=model.device)
-    return _seconds(lambda: slots.forward(token))
+def _forward_seconds(model: LlamaForCausalLM, texts: int, tokens: int, context: int) -> float:
+    slots = SlotModel(model, texts)
+    slots.prefill(0, [[1] * context] * texts)
+    ids = torch.ones(texts, tokens, dtype=torch.long, device=model.device)
+    return seconds_of(lambda: slots.forward(ids))
 
 
-def _step_seconds(model: LlamaForCausalLM) -> float:
-    """A step of the engine without drafting."""
-    settings = Settings(rule=TargetOnly(), max_new_tokens=400)
-    steps = decode(model, None, make_requests([model], [[1] * 8], settings, None), settings)
-    return statistics.median(sum(record.seconds.values()) for record in steps)
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Seconds of a step and of its drafting."""
+
+    whole: float
+    drafting: float
 
 
-def _draw_seconds(device: str) -> float:
-    """A draft token from its logits."""
-    noise = _noise(device)
-    logits = torch.randn(1, _ENTRIES, device=device)
-    at = torch.zeros(1, dtype=torch.long, device=device)
-    return _seconds(lambda: race(logits.softmax(-1), noise.draft(at, _ENTRIES)))
-
-
-def _verify_seconds(device: str) -> float:
-    """A block from its logits, by an entropy-aware rule."""
-    noise = _noise(device)
-    logits = 3 * torch.randn(1, _GAMMA + 1, _ENTRIES, device=device)
-    draft_probs = (logits + torch.randn_like(logits)).softmax(-1)
-    step = Step(
-        draft_tokens=draft_probs[:, :_GAMMA].argmax(-1),
-        num_draft_tokens=torch.full((1,), _GAMMA, device=device),
-        draft_probs=draft_probs,
-        target_probs=logits.softmax(-1),
+def _step(target: LlamaForCausalLM, draft: LlamaForCausalLM | None) -> _Step:
+    rule = TargetOnly() if draft is None else EASD(coupling="maximal")
+    settings = Settings(rule=rule, gamma=_GAMMA, max_new_tokens=400)
+    models = [target] if draft is None else [target, draft]
+    requests = make_requests(models, [[1] * 8], settings, None)
+    steps = [record.seconds for record in decode(target, draft, requests, settings)]
+    return _Step(
+        undisturbed([sum(seconds.values()) for seconds in steps]),
+        undisturbed([seconds["draft"] for seconds in steps]),
     )
-    rule = EASD(coupling="maximal")
-
-    def verified() -> object:
-        return verify(rule, replace(step, target_probs=logits.softmax(-1)), noise)
-
-    return _seconds(verified)
-
-
-def _noise(device: str) -> Noise:
-    keys = torch.tensor([request_key(0, 0)], device=device)
-    return Noise(keys=keys, start=torch.zeros(1, dtype=torch.long, device=device))
 
 
 def _memory_gb(device: str) -> float:
@@ -137,10 +175,10 @@ def _memory_gb(device: str) -> float:
 
 def describe(hardware: Hardware) -> str:
     """What was measured, in a line."""
-    assert hardware.products is not None
-    one, many = hardware.products[0][1], hardware.products[-1]
+    table = hardware.products
+    assert table is not None
     return (
-        f"{hardware.bandwidth_gbs:.1f} GB/s, {one / 1e9:.2f} G weights/s for one text, "
-        f"{2 * many[0] * many[1] / 1e9:.0f} GFLOP/s for {many[0]:.0f}, "
+        f"{hardware.bandwidth_gbs:.1f} GB/s, {table.entries[-1] / table.seconds[0][-1] / 1e9:.2f} "
+        f"G weights/s for one text, {1000 * hardware.tflops:.0f} GFLOP/s for {table.rows[-1]}, "
         f"{hardware.layer_us:.0f} us a layer, {hardware.step_us:.0f} us a step"
     )

@@ -24,6 +24,8 @@ class Shape:
         cached: numbers that a token leaves in the cache.
         attended: multiplications and additions of one token with one cached token.
         vocab_size: entries of the output.
+        matrices: entries of each matrix in `products`; unless given, they count as one.
+        hidden: entries of a token's state between layers.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Shape:
     cached: int
     attended: int
     vocab_size: int
+    matrices: tuple[int, ...] = ()
+    hidden: int = 0
 
     @classmethod
     def of(cls, model: nn.Module, name: str) -> Shape:
@@ -51,16 +55,19 @@ class Shape:
         heads = config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
+        linear = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
+        matrices = tuple(layer.weight.numel() for layer in linear)
         return cls(
             name=name,
             parameters=sum(p.numel() for p in model.parameters()),
-            products=sum(layer.weight.numel() for layer in linear),
+            products=sum(matrices),
             width=next(model.parameters()).element_size(),
             layers=config.num_hidden_layers,
             cached=2 * config.num_hidden_layers * kv_heads * head_size,
             attended=4 * config.num_hidden_layers * heads * head_size,
             vocab_size=config.vocab_size,
+            matrices=matrices,
+            hidden=config.hidden_size,
         )
 
     @classmethod

@@ -23,12 +23,20 @@ class Machine:
         """One forward of `tokens` new tokens for each of `texts` texts of `context` tokens."""
         on = self.hardware
         rows = texts * tokens
-        products = on.product_seconds(shape.products, shape.width, rows)
+        products = on.product_seconds(shape.matrices or (shape.products,), shape.width, rows)
         attention = max(
-            on.read_seconds(texts * context * shape.cached * shape.width),
+            on.cache_seconds(texts * context * shape.cached, shape.width),
             on.compute_seconds(rows * context * shape.attended),
         )
-        return products + attention + shape.layers * on.layer_seconds()
+        layers = shape.layers * on.layer_seconds(rows * shape.hidden)
+        return products + attention + layers + on.forward_us * 1e-6
+
+    def draft_seconds(self, texts: int, context: int) -> float:
+        """One draft token for each text: the draft's forward, and drawing from it."""
+        assert self.draft is not None
+        on = self.hardware
+        drawing = on.vocabulary_seconds(texts * self.target.vocab_size, on.draw_ns)
+        return self.forward_seconds(self.draft, texts, 1, context) + drawing + on.draw_us * 1e-6
 
     def step_seconds(self, texts: int, gamma: int, context: int) -> float:
         """One step: `gamma` draft forwards, one of the target, and the verification."""
@@ -36,9 +44,7 @@ class Machine:
         seconds = self.forward_seconds(self.target, texts, gamma + 1, context) + on.step_us * 1e-6
         if not gamma:
             return seconds + on.vocabulary_seconds(entries, on.draw_ns)
-        assert self.draft is not None
-        drawing = on.vocabulary_seconds(entries, on.draw_ns)
-        seconds += gamma * (self.forward_seconds(self.draft, texts, 1, context) + drawing)
+        seconds += gamma * self.draft_seconds(texts, context)
         return seconds + on.vocabulary_seconds((gamma + 1) * entries, on.verify_ns)
 
     def texts_that_fit(self, gamma: int, context: int) -> int:
