@@ -81,6 +81,7 @@ class ModelDrafter:
         counts = list(counts)
         device = self.model.device
         greedy = all(row.request.processing.greedy for row in rows)
+        some_greedy = any(row.request.processing.greedy for row in rows)
         constrained = any(row.request.processing.prefixed for row in rows)
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
@@ -101,9 +102,10 @@ class ModelDrafter:
                 token = self._sample(probs[-1][:, 0], noise, position, greedy, among)
                 drafted = torch.cat([drafted, token[:, None]], 1)
                 if self.least_block_prob:
-                    block_prob *= _confidence(found, token)
-                    for row in (block_prob < self.least_block_prob).nonzero()[:, 0].tolist():
-                        counts[row] = min(counts[row], position + 1)
+                    block_prob *= _confidence(found, token, some_greedy)
+                    for row, prob in enumerate(block_prob.tolist()):
+                        if prob < self.least_block_prob:
+                            counts[row] = min(counts[row], position + 1)
             position += 1
         if not bonus:
             probs.append(blank)
@@ -150,9 +152,10 @@ class ModelDrafter:
         return logits[..., : self.vocab_size]
 
 
-def _confidence(found: Distributions, token: Tensor) -> Tensor:
+def _confidence(found: Distributions, token: Tensor, some_greedy: bool) -> Tensor:
     """The draft's probability of `token` [B], before greedy decoding made it certain; [B]."""
-    return found.scores[:, 0].softmax(-1).gather(-1, token[:, None])[:, 0]
+    probs = found.scores.softmax(-1) if some_greedy else found.probs
+    return probs[:, 0].gather(-1, token[:, None])[:, 0]
 
 
 def _certain_where(silent: Tensor | None, probs: Tensor) -> Tensor:
