@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen2Config
 
@@ -14,6 +15,7 @@ from easd.core.rules import TargetOnly
 from easd.engine.generate import decode, make_requests
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, ModelError, TraceError
+from easd.pairs.reduced_head import ReducedHead
 from easd.planning import (
     HARDWARE,
     Acceptance,
@@ -91,6 +93,17 @@ def test_a_loaded_model_is_counted_as_its_configuration(tmp_path):
     assert replace(loaded, name=named.name, width=2) == named
 
 
+def test_only_tokens_that_a_reduced_head_knows_are_drawn():
+    model = LlamaForCausalLM(
+        LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=50)
+    )
+    plain = Shape.of(model, "plain")
+    model.lm_head = ReducedHead.from_full(model.lm_head.weight, torch.arange(20))
+    reduced = Shape.of(model, "reduced")
+    assert (plain.vocab_size, reduced.vocab_size) == (50, 20)
+    assert plain.products - reduced.products == 30 * 32
+
+
 def test_mixtures_and_unknown_models_are_refused(tmp_path):
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     MixtralConfig(**small, num_attention_heads=2, num_key_value_heads=1).save_pretrained(tmp_path)
@@ -160,14 +173,15 @@ def test_a_measured_forward_is_the_sum_of_its_parts():
 
 
 def test_drawing_is_paid_for_every_draft_token():
-    on = replace(SIMPLE, draw_us=7, draw_ns=2, verify_ns=3, step_us=13)
+    on = replace(SIMPLE, draw_us=7, draw_ns=2, verify_us=17, verify_ns=3, step_us=13, text_us=19)
     small = shape(products=10, matrices=(10,), vocab_size=1000)
-    machine = Machine(hardware=on, target=small, draft=small)
-    drawing = 7e-6 + 2 * 1000 * 2e-9
+    machine = Machine(hardware=on, target=small, draft=replace(small, vocab_size=100))
+    drawing = 7e-6 + 2 * 100 * 2e-9
     drafting = machine.forward_seconds(small, 2, 1, 0) + drawing
     assert machine.draft_seconds(2, 0) == pytest.approx(drafting)
     rest = machine.forward_seconds(small, 2, 5, 0) + 13e-6 + 5 * 2 * 1000 * 3e-9
-    assert machine.step_seconds(2, 4, 0) == pytest.approx(4 * drafting + rest)
+    texts = 2 * 5 * 19e-6
+    assert machine.step_seconds(2, 4, 0) == pytest.approx(4 * drafting + 17e-6 + rest + texts)
 
 
 def test_a_line_finds_what_timings_were_made_of():

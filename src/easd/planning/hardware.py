@@ -33,7 +33,9 @@ class Hardware:
         exchange_us: microseconds of one exchange between the devices; a layer has two.
         forward_us: microseconds of a forward outside its layers.
         step_us: microseconds a step spends beside the forwards and the verification.
-        draw_us: microseconds of a draft token beside its forward and its distribution.
+        draw_us, verify_us: microseconds of drawing a draft token and of verifying a block that do
+            not depend on the vocabulary.
+        text_us: microseconds for each text and each position of its block.
         draw_ns, verify_ns: measured nanoseconds for each entry of the vocabulary to draw a draft
             token, and to verify a position; unless given, a dozen passes over float32 in memory.
         cached_ns: measured nanoseconds for each cached number that attention reads; unless given,
@@ -55,6 +57,8 @@ class Hardware:
     forward_us: float = 0.0
     step_us: float = 300.0
     draw_us: float = 0.0
+    verify_us: float = 0.0
+    text_us: float = 0.0
     draw_ns: float | None = None
     verify_ns: float | None = None
     cached_ns: float | None = None

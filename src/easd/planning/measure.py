@@ -103,24 +103,48 @@ def _with_layers(hardware: Hardware, dtype: torch.dtype, device: str) -> Hardwar
 
 def _with_steps(hardware: Hardware, dtype: torch.dtype, device: str) -> Hardware:
     """Adds what a step costs beside its forwards, by models that have no layers."""
-    alone, draws, blocks = [], [], []
-    for size in _VOCABULARIES:
-        model = _llama(_NARROW, 0, dtype, device, vocab_size=size)
-        one, scored = (_forward_seconds(model, 1, tokens, 1) for tokens in (1, _GAMMA + 1))
-        alone.append(_step(model, None).whole - one)
-        step = _step(model, model)
-        draws.append(step.drafting / _GAMMA - one)
-        blocks.append(step.whole - step.drafting - scored)
-    step_seconds, _ = fixed_and_slope(_VOCABULARIES, alone)
-    draw_seconds, draw_slope = fixed_and_slope(_VOCABULARIES, draws)
-    _, verify_slope = fixed_and_slope(_VOCABULARIES, blocks)
+    small, large = (_llama(_NARROW, 0, dtype, device, vocab_size=size) for size in _VOCABULARIES)
+    alone = _beside_forwards(small, 1, 0).rest
+    blocks = [_beside_forwards(model, 1, _GAMMA) for model in (small, large)]
+    many = _beside_forwards(small, _TEXTS, _GAMMA)
+    draw, draw_slope = fixed_and_slope(_VOCABULARIES, [block.draw for block in blocks])
+    verify, verify_slope = fixed_and_slope(_VOCABULARIES, [block.rest for block in blocks])
+    text = (many.whole - blocks[0].whole) / (_TEXTS - 1) / (_GAMMA + 1)
     return replace(
         hardware,
-        step_us=step_seconds * 1e6,
-        draw_us=draw_seconds * 1e6,
+        step_us=alone * 1e6,
+        draw_us=draw * 1e6,
+        verify_us=max(0.0, verify - alone) * 1e6,
+        text_us=max(0.0, text) * 1e6,
         draw_ns=draw_slope * 1e9,
         verify_ns=verify_slope / (_GAMMA + 1) * 1e9,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """Seconds of a step beside its forwards: for each draft token, and for the rest of it."""
+
+    gamma: int
+    draw: float
+    rest: float
+
+    @property
+    def whole(self) -> float:
+        return self.gamma * self.draw + self.rest
+
+
+def _beside_forwards(model: LlamaForCausalLM, texts: int, gamma: int) -> _Beside:
+    """Of a model that drafts for itself; of decoding it alone where `gamma` is 0."""
+    rule = EASD(coupling="maximal") if gamma else TargetOnly()
+    settings = Settings(rule=rule, gamma=gamma or 1, max_new_tokens=400, batch_size=texts)
+    requests = make_requests([model], [[1] * 8] * texts, settings, None)
+    steps = [s.seconds for s in decode(model, model if gamma else None, requests, settings)]
+    whole = undisturbed([sum(seconds.values()) for seconds in steps])
+    drafting = undisturbed([seconds["draft"] for seconds in steps]) if gamma else 0.0
+    drawn = drafting / gamma - _forward_seconds(model, texts, 1, 1) if gamma else 0.0
+    rest = whole - drafting - _forward_seconds(model, texts, gamma + 1, 1)
+    return _Beside(gamma, drawn, rest)
 
 
 def _llama(
@@ -145,26 +169,6 @@ def _forward_seconds(model: LlamaForCausalLM, texts: int, tokens: int, context: 
     slots.prefill(0, [[1] * context] * texts)
     ids = torch.ones(texts, tokens, dtype=torch.long, device=model.device)
     return seconds_of(lambda: slots.forward(ids))
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """Seconds of a step and of its drafting."""
-
-    whole: float
-    drafting: float
-
-
-def _step(target: LlamaForCausalLM, draft: LlamaForCausalLM | None) -> _Step:
-    rule = TargetOnly() if draft is None else EASD(coupling="maximal")
-    settings = Settings(rule=rule, gamma=_GAMMA, max_new_tokens=400)
-    models = [target] if draft is None else [target, draft]
-    requests = make_requests(models, [[1] * 8], settings, None)
-    steps = [record.seconds for record in decode(target, draft, requests, settings)]
-    return _Step(
-        undisturbed([sum(seconds.values()) for seconds in steps]),
-        undisturbed([seconds["draft"] for seconds in steps]),
-    )
 
 
 def _memory_gb(device: str) -> float:

@@ -23,7 +23,7 @@ class Shape:
         layers: decoder layers.
         cached: numbers that a token leaves in the cache.
         attended: multiplications and additions of one token with one cached token.
-        vocab_size: entries of the output.
+        vocab_size: tokens that can be drawn; fewer than the output's where its head is reduced.
         matrices: entries of each matrix in `products`; unless given, they count as one.
         hidden: entries of a token's state between layers.
     """
@@ -56,6 +56,8 @@ class Shape:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         linear = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
+        # A reduced head (`easd.pairs.reduced_head`) says which tokens it knows.
+        known = getattr(model.get_output_embeddings(), "token_ids", None)  # type: ignore[operator]
         matrices = tuple(layer.weight.numel() for layer in linear)
         return cls(
             name=name,
@@ -65,7 +67,7 @@ class Shape:
             layers=config.num_hidden_layers,
             cached=2 * config.num_hidden_layers * kv_heads * head_size,
             attended=4 * config.num_hidden_layers * heads * head_size,
-            vocab_size=config.vocab_size,
+            vocab_size=config.vocab_size if known is None else len(known),
             matrices=matrices,
             hidden=config.hidden_size,
         )

@@ -35,16 +35,17 @@ class Machine:
         """One draft token for each text: the draft's forward, and drawing from it."""
         assert self.draft is not None
         on = self.hardware
-        drawing = on.vocabulary_seconds(texts * self.target.vocab_size, on.draw_ns)
+        drawing = on.vocabulary_seconds(texts * self.draft.vocab_size, on.draw_ns)
         return self.forward_seconds(self.draft, texts, 1, context) + drawing + on.draw_us * 1e-6
 
     def step_seconds(self, texts: int, gamma: int, context: int) -> float:
         """One step: `gamma` draft forwards, one of the target, and the verification."""
         on, entries = self.hardware, texts * self.target.vocab_size
-        seconds = self.forward_seconds(self.target, texts, gamma + 1, context) + on.step_us * 1e-6
+        seconds = self.forward_seconds(self.target, texts, gamma + 1, context)
+        seconds += (on.step_us + on.text_us * texts * (gamma + 1)) * 1e-6
         if not gamma:
             return seconds + on.vocabulary_seconds(entries, on.draw_ns)
-        seconds += gamma * self.draft_seconds(texts, context)
+        seconds += gamma * self.draft_seconds(texts, context) + on.verify_us * 1e-6
         return seconds + on.vocabulary_seconds((gamma + 1) * entries, on.verify_ns)
 
     def texts_that_fit(self, gamma: int, context: int) -> int:
