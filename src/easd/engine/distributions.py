@@ -18,10 +18,13 @@ from easd.engine.request import Row
 
 @dataclass(frozen=True, slots=True)
 class Distributions:
-    """`probs` [B, T, V], and `raw` [B, T, V] (temperature 1, no truncation) where asked for."""
+    """`probs` [B, T, V]; where asked for the `scores` behind them and `raw` probabilities.
+
+    Raw ones are those at temperature 1 without truncation.
+    """
 
     probs: Tensor
-    scores: Tensor
+    scores: Tensor | None
     raw: Tensor | None
 
 
@@ -32,16 +35,18 @@ def distributions(
     counts: Sequence[int],
     *,
     want_raw: bool,
+    want_scores: bool = False,
 ) -> Distributions:
     """Probabilities of B rows at T positions, in at least float32.
 
     Args:
-        logits: [B, T, V]; the last position of a row follows its prefix and all drafted tokens,
-            the one before it all but one, and so on.
+        logits: [B, T, V], overwritten unless scores are wanted; the last position of a row follows
+            its prefix and all drafted tokens, the one before it all but one, and so on.
         rows: one for each of the batch.
         drafted: int64 [B, >= T-1], the tokens drafted after the prefix.
         counts: how many of each row's drafted tokens are meant; the rest is padding.
-        want_raw: Whether to compute raw probabilities too.
+        want_raw: whether to compute raw probabilities too.
+        want_scores: whether to keep what the probabilities are the softmax of.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     scores = _each(logits, rows, drafted, counts, truncate=True)
@@ -52,28 +57,37 @@ def distributions(
     for place, row in enumerate(rows):
         kinds.setdefault(row.request.processing.kind, []).append(place)
     if len(kinds) == 1:
-        return Distributions(*_drawn(rows[0].request.processing, scores), raw)
+        processing = rows[0].request.processing
+        scores = _warped(processing, scores)
+        probs = _drawn(processing, scores, in_place=not want_scores)
+        return Distributions(probs, scores if want_scores else None, raw)
     warped, probs = torch.empty_like(scores), torch.empty_like(scores)
     for places in kinds.values():
-        found = _drawn(rows[places[0]].request.processing, scores[places])
-        probs[places], warped[places] = found
-    return Distributions(probs, warped, raw)
+        processing = rows[places[0]].request.processing
+        warped[places] = _warped(processing, scores[places])
+        probs[places] = _drawn(processing, warped[places], in_place=True)
+    return Distributions(probs, warped if want_scores else None, raw)
 
 
-def _drawn(processing: Processing, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The probabilities tokens are drawn from and the scores behind all warpers, [b, T, V]."""
+def _warped(processing: Processing, scores: Tensor) -> Tensor:
+    """The scores behind all warpers, [b, T, V]; a greedy row has none."""
+    flat = scores.flatten(0, 1)
+    nothing = flat.new_zeros(flat.shape[0], 0, dtype=torch.long)
+    for warper in () if processing.greedy else processing.warpers:
+        flat = warper(nothing, flat)
+    return flat.view_as(scores)
+
+
+def _drawn(processing: Processing, scores: Tensor, *, in_place: bool) -> Tensor:
+    """The probabilities tokens are drawn from, [b, T, V]; `in_place` of the scores."""
     if processing.greedy:
         best, token = scores.max(-1)
         probs = torch.zeros_like(scores).scatter_(-1, token[..., None], 1.0)
         # A one-hot row would hide that it was made from NaN or from nothing.
         probs[..., 0].masked_fill_(~best.isfinite(), float("nan"))
-        return probs, scores
-    flat = scores.flatten(0, 1)
-    nothing = flat.new_zeros(flat.shape[0], 0, dtype=torch.long)
-    for warper in processing.warpers:
-        flat = warper(nothing, flat)
-    scores = flat.view_as(scores)
-    return scores.softmax(-1), scores
+        return probs
+    # New memory for a large batch's distributions costs more than they do.
+    return torch.softmax(scores, -1, out=scores) if in_place else scores.softmax(-1)
 
 
 def _each(

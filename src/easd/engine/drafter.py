@@ -81,8 +81,10 @@ class ModelDrafter:
         counts = list(counts)
         device = self.model.device
         greedy = all(row.request.processing.greedy for row in rows)
-        some_greedy = any(row.request.processing.greedy for row in rows)
         constrained = any(row.request.processing.prefixed for row in rows)
+        some_greedy = any(row.request.processing.greedy for row in rows)
+        # Greedy decoding makes probabilities certain; how sure the draft was, scores tell.
+        wants_scores = constrained or (some_greedy and self.least_block_prob > 0)
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
         block_prob = torch.ones(len(rows), device=device, dtype=self._dtype)
@@ -93,8 +95,10 @@ class ModelDrafter:
                 logits = self._catch_up(rows)
             else:
                 logits = self._forward(drafted[:, -1:], [1] * len(rows))
-            found = distributions(logits, rows, drafted, counts, want_raw=raw)
-            silent = found.scores.amax(-1) == float("-inf") if constrained else None
+            found = distributions(
+                logits, rows, drafted, counts, want_raw=raw, want_scores=wants_scores
+            )
+            silent = _silent(found) if constrained else None
             probs.append(_certain_where(silent, found.probs))
             raws.append(found.raw if found.raw is None else _certain_where(silent, found.raw))
             if position < max(counts):
@@ -102,7 +106,7 @@ class ModelDrafter:
                 token = self._sample(probs[-1][:, 0], noise, position, greedy, among)
                 drafted = torch.cat([drafted, token[:, None]], 1)
                 if self.least_block_prob:
-                    block_prob *= _confidence(found, token, some_greedy)
+                    block_prob *= _confidence(found, token)
                     for row, prob in enumerate(block_prob.tolist()):
                         if prob < self.least_block_prob:
                             counts[row] = min(counts[row], position + 1)
@@ -152,9 +156,15 @@ class ModelDrafter:
         return logits[..., : self.vocab_size]
 
 
-def _confidence(found: Distributions, token: Tensor, some_greedy: bool) -> Tensor:
+def _silent(found: Distributions) -> Tensor:
+    """Where every token that the draft knows is banned; bool [B, T]."""
+    assert found.scores is not None, "they were asked for"
+    return found.scores.amax(-1) == float("-inf")
+
+
+def _confidence(found: Distributions, token: Tensor) -> Tensor:
     """The draft's probability of `token` [B], before greedy decoding made it certain; [B]."""
-    probs = found.scores.softmax(-1) if some_greedy else found.probs
+    probs = found.probs if found.scores is None else found.scores.softmax(-1)
     return probs[:, 0].gather(-1, token[:, None])[:, 0]
 
 

@@ -123,6 +123,7 @@ class Engine:
             draft.tokens,
             draft.counts,
             want_raw=rule_wants_raw or any(row.request.wants_raw for row in rows),
+            want_scores=any(row.request.keep_scores for row in rows),
         )
         parts = [self._verify(places, draft, found, noise) for places in self._alike(rows)]
         clock.lap("verify")
@@ -217,7 +218,7 @@ class Engine:
             greedy=torch.ones(len(places), dtype=torch.bool, device=device) if greedy else None,
         )
 
-    def _commit(self, draft: Draft, parts: list[_Part], scores: Tensor) -> list[list[int]]:
+    def _commit(self, draft: Draft, parts: list[_Part], scores: Tensor | None) -> list[list[int]]:
         outcomes = {
             place: outcome
             for part in parts
@@ -236,6 +237,7 @@ class Engine:
                 kept=kept,
             )
             if row.request.keep_scores:
+                assert scores is not None, "they were asked for"
                 row.scores.extend(scores[place, :kept].clone())
             lengths.append(standing)
             if row.finished:
