@@ -97,7 +97,9 @@ class AtGate(ABC):
     def asked(self, step: Step) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The gate [B, K+1], closed where there is no draft, and all signals with it."""
         signals = self.signals(step)
-        gate = self.close_undrafted(signals["gate"], step)
+        gate = signals["gate"]
+        if not on_host(gate) or gate.any():
+            gate = self.close_undrafted(gate, step)
         return gate, ChainMap({"gate": gate}, signals)  # type: ignore[arg-type]
 
     def law(self, step: Step) -> Tensor:

@@ -28,7 +28,11 @@ from easd.errors import RuleError
 EntropyOf = Literal["sampling", "raw"]
 
 _SIGNALS = ("draft_entropy", "target_entropy", "shared_top")
-_BY_PRICE: tuple[Condition, ...] = ("overlap", "target_entropy", "draft_entropy")
+# The overlap takes more calls and the entropies more arithmetic; up to this many entries calls
+# decide which is cheaper.
+_FEW_ENTRIES = 2**18
+_BY_CALLS: tuple[Condition, ...] = ("target_entropy", "draft_entropy", "overlap")
+_BY_ARITHMETIC: tuple[Condition, ...] = ("overlap", "target_entropy", "draft_entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,8 @@ class EntropyGate:
     def _opens_in_order(self, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
         """Asks the conditions by their price, each only where all before it hold; bool [B, k]."""
         gate = None
-        asked: list[Condition] = [each for each in _BY_PRICE if each in self.conditions]
+        order = _BY_CALLS if target_probs.numel() <= _FEW_ENTRIES else _BY_ARITHMETIC
+        asked: list[Condition] = [each for each in order if each in self.conditions]
         for condition in asked:
             at = ... if gate is None else gate.nonzero(as_tuple=True)
             signal = self._signal(condition, draft_probs, target_probs, at)
