@@ -17,16 +17,13 @@ import torch
 from torch import Tensor
 
 from easd.core import kernels
+from easd.core.mixing import GOLDEN_32, GOLDEN_64, MIX_32, MIX_64
 
 Coupling = Literal["independent", "shared"]
 
 # What a number is for. Two draws at one position must never use the same number by accident.
 _ACCEPT, _EMIT, _DRAFT = 1, 2, 3
 
-_GOLDEN_64 = -0x61C8864680B583EB
-_MIX_64 = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
-_GOLDEN_32 = -0x61C88647
-_MIX_32 = (0x21F0AAAD, 0x735A2D97)
 _IN_CACHE = 65_536  # Numbers of four bytes: two such tables fit into a core's own cache.
 
 
@@ -90,9 +87,9 @@ def race(probs: Tensor, noise: Tensor) -> Tensor:
 
 
 def _key(keys: Tensor, positions: Tensor, purpose: int) -> Tensor:
-    z = keys + (positions * 4 + purpose) * _GOLDEN_64
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX_64[0]
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX_64[1]
+    z = keys + (positions * 4 + purpose) * GOLDEN_64
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * MIX_64[0]
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * MIX_64[1]
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
 
 
@@ -103,13 +100,13 @@ def _mix(key: Tensor, counter: Tensor | None = None) -> Tensor:
         x = low
     else:
         low, high = low[..., None], high[..., None]
-        x = counter * _GOLDEN_32 + low
+        x = counter * GOLDEN_32 + low
     return _avalanche(_avalanche(x) ^ high) & 0x7FFFFFFF
 
 
 def _avalanche(x: Tensor) -> Tensor:
-    x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX_32[0]
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * _MIX_32[1]
+    x = (x ^ ((x >> 16) & 0xFFFF)) * MIX_32[0]
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * MIX_32[1]
     return x ^ ((x >> 15) & 0x1FFFF)
 
 
@@ -144,7 +141,7 @@ def _clock_blocks(key: Tensor, tokens: Tensor) -> Iterator[Tensor]:
     """
     flat = key.reshape(-1, 1)
     low, high = flat.to(torch.int32), (flat >> 32).to(torch.int32)
-    counter, count = tokens * _GOLDEN_32, len(tokens)
+    counter, count = tokens * GOLDEN_32, len(tokens)
     size = max(1, min(_IN_CACHE // count, len(flat)))
     space, times = torch.empty(2, size, count, dtype=torch.int32), torch.empty(size, count)
     for lows, highs in zip(low.split(size), high.split(size), strict=True):
@@ -160,7 +157,7 @@ def _clock_blocks(key: Tensor, tokens: Tensor) -> Iterator[Tensor]:
 
 
 def _avalanche_in_place(x: Tensor, scratch: Tensor) -> None:
-    for shift, mask, factor in ((16, 0xFFFF, _MIX_32[0]), (15, 0x1FFFF, _MIX_32[1])):
+    for shift, mask, factor in ((16, 0xFFFF, MIX_32[0]), (15, 0x1FFFF, MIX_32[1])):
         torch.bitwise_right_shift(x, shift, out=scratch)
         scratch &= mask
         x ^= scratch

@@ -15,7 +15,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from triton.language.extra import libdevice  # pyright: ignore[reportMissingImports]
 
-from easd.core.noise import _GOLDEN_32, _MIX_32
+from easd.core.mixing import GOLDEN_32, MIX_32
 
 BLOCK = 1024
 STEPS = 8
@@ -33,9 +33,9 @@ _FIELDS = tl.constexpr(FIELDS)
 _TINY = tl.constexpr(2.0**-126)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _NO_TOKEN = tl.constexpr(2**31 - 1)
-_GOLDEN = tl.constexpr(_GOLDEN_32 % 2**32)
-_MIX_0 = tl.constexpr(_MIX_32[0])
-_MIX_1 = tl.constexpr(_MIX_32[1])
+_GOLDEN = tl.constexpr(GOLDEN_32 % 2**32)
+_MIX_0 = tl.constexpr(MIX_32[0])
+_MIX_1 = tl.constexpr(MIX_32[1])
 
 
 @triton.jit
