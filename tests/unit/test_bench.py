@@ -185,7 +185,7 @@ def invoke(out, *more):
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     out = tmp_path / "run"
-    grid = ["--rounds", "100", "--system", "target", "--system", "speculative"]
+    grid = ["--rounds", "100", "--system", "target", "--system", "speculative", "--threads", "1"]
     command = [sys.executable, "-m", "easd", *ARGUMENTS, *grid, "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -276,3 +276,9 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
     with pytest.raises(TraceError, match="no benchmark"):
         read_timings(tmp_path)
+
+
+def test_a_roofline_is_not_drawn_of_an_int8_draft(tmp_path):
+    found = invoke(tmp_path / "run", "--roofline", "--int8-draft")
+    assert isinstance(found.exception, ConfigError)
+    assert "roofline counts weights of one width" in str(found.exception)

@@ -38,6 +38,9 @@ def test_a_row_does_not_know_its_batch_mates():
     rows = torch.randn(24, 576)
     alone = torch.cat([layer(row[None]) for row in rows])
     assert torch.equal(layer(rows), alone)
+    many = layer(torch.cat([rows] * 2))[:24]  # More rows go another way, to the same rounding.
+    assert (many == alone).float().mean() > 0.99
+    torch.testing.assert_close(many, alone, rtol=2**-7, atol=1e-3)
     loud = torch.cat([rows[:1], 1000 * rows[1:]])
     assert torch.equal(layer(loud)[0], alone[0])
 
@@ -89,3 +92,8 @@ def test_layers_that_are_small_or_odd_stay_as_they_are():
 def test_elsewhere_than_on_a_cpu_it_is_refused():
     with pytest.raises(ModelError, match="on meta would not make it faster"):
         quantise_linears(nn.Linear(320, 256, device="meta"), spared=nn.Linear(1, 1))
+
+
+def test_a_draft_that_would_stay_as_it_is_is_refused():
+    with pytest.raises(ModelError, match="no linear layer that is large enough"):
+        load_pair("lab-a", int8_draft=True, device="cpu")

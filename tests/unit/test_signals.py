@@ -158,3 +158,10 @@ def test_the_odds_of_a_certain_token_are_not_finite():
     certain = torch.tensor([[0.0, 1.0, 0.0]])
     for draft in ([[0.2, 0.7, 0.1]], [[1.0, 0.0, 0.0]]):
         assert not sum_of_odds(torch.tensor(draft), certain)[2].isfinite().any()
+
+
+def test_a_rows_entropy_does_not_depend_on_how_many_are_summed():
+    probs = (3 * torch.randn(16, 3, 49_152, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    together = entropy(probs)
+    assert torch.equal(together, torch.stack([entropy(row) for row in probs]))
+    assert torch.equal(together[:, 1], entropy(probs[:, 1]))

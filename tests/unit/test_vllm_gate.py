@@ -143,8 +143,8 @@ def test_a_request_that_does_not_fit_is_refused(asked, says):
 
 def test_both_names_of_the_published_coupling_are_served():
     for coupling in ("auto", "as_published"):
-        asked = {"easd": {"tau_h": 1.0, "coupling": coupling}}
-        assert Serving.parse({}).rule_for(asked) == EASD(tau_h=1.0, coupling=coupling)
+        serving = Serving.parse({"tau_h": 1.0, "coupling": coupling})
+        assert serving.rule_for({"easd": True}) == EASD(tau_h=1.0, coupling=coupling)
 
 
 def test_lossless_only_refuses_every_gate_that_can_open():

@@ -47,7 +47,8 @@ class Line:
         per_forward: tokens of a text in a forward of the target.
         step_ms: milliseconds of the whole run for each step of the batch.
         parts: share of the run's wall time by part.
-        decoding: improvement over the target alone, the reading of prompts left out of both.
+        decoding: improvement over the target alone, the reading of prompts left out of both; None
+            by processor time, which is not recorded by part.
         theorem: improvement by arXiv:2211.17192, Theorem 3.8, from acceptance and cost.
         bound: the same with what scoring a block really costs.
     """
@@ -82,10 +83,10 @@ def lines(timings: pd.DataFrame, clock: Clock = "wall") -> Iterator[Line]:
     for (batch, context), cell in timings.groupby(["batch", "context"], dropna=False, sort=False):
         rows = {str(n): found.set_index("round") for n, found in cell.groupby("system")}
         for name in cell["system"].unique():
-            yield _line(int(str(batch)), context, name, rows)
+            yield _line(int(str(batch)), context, name, rows, clock)
 
 
-def _line(batch: int, context: Any, name: str, rows: dict[str, pd.DataFrame]) -> Line:
+def _line(batch: int, context: Any, name: str, rows: dict[str, pd.DataFrame], clock: Clock) -> Line:
     own = rows[name]
     total = own.sum(numeric_only=True)
     ours = total["forwards"] > 0
@@ -103,7 +104,7 @@ def _line(batch: int, context: Any, name: str, rows: dict[str, pd.DataFrame]) ->
         step_ms=1000 * _mean(own["clock"] / own["forwards"]) if ours else None,
         parts={p: float(total[f"{p}_s"] / total["seconds"]) for p in PARTS} if ours else None,
         decoding=_mean(_decoding(own) / _decoding(rows["target"]))
-        if ours and "target" in rows
+        if ours and "target" in rows and clock == "wall"
         else None,
         theorem=theorem,
         bound=bound,

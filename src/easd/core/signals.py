@@ -11,17 +11,16 @@ from easd.core import kernels
 
 _CHUNK = 64
 _SLICE = 16_384
-_IN_CACHE = 131_072
 
 
 def entropy(probs: Tensor) -> Tensor:
     """Shannon entropy in nats over the full vocabulary; [..., V] -> [...].
 
-    Slice by slice, so that temporaries stay in cache; `torch.special.entr` takes twice as long.
+    Slice by slice, so that temporaries stay in cache; slices of one size, so that a row's sum does
+    not depend on how many are summed. `torch.special.entr` takes twice as long.
     """
     tiny = torch.finfo(probs.dtype).tiny
-    size = max(_SLICE, _IN_CACHE // max(1, probs.shape[:-1].numel()))
-    parts = [part.clamp_min(tiny).log_().mul_(part).sum(-1) for part in probs.split(size, -1)]
+    parts = [part.clamp_min(tiny).log_().mul_(part).sum(-1) for part in probs.split(_SLICE, -1)]
     return 0 - reduce(torch.add, parts)  # a bare minus would turn 0 into -0
 
 

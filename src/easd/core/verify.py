@@ -10,7 +10,7 @@ from easd.core.types import Decision, Judgement, Rule, Step
 
 
 def verify(rule: Rule, step: Step, noise: Noise) -> Decision:
-    """Decides one step; no branch on data, so it compiles into one graph.
+    """Decides one step; compiled or on a GPU no branch on data, so it is one graph.
 
     With independent noise the rule accepts and replaces as it says. With shared noise the emitted
     token at each position is the law's own sample and a draft token is kept where it equals that

@@ -15,7 +15,7 @@ from easd.errors import ModelError
 
 _SMALLEST = 2**16  # weights of a layer; below this its product costs a call and little more
 _BLOCK = 64  # torch's kernel reads past matrices whose sides are no multiples of its vectors
-_MOST_ROWS = 32  # more rows are faster as one bfloat16 product over widened weights
+_MOST_ROWS = 32  # more rows are faster as one product over widened weights
 
 
 class Int8Linear(nn.Linear):
@@ -36,7 +36,8 @@ class Int8Linear(nn.Linear):
         if len(flat) <= _MOST_ROWS:
             product = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scales)
         else:
-            product = nn.functional.linear(flat, self.weight.bfloat16()) * self.scales
+            whole = nn.functional.linear(flat.float(), self.weight.float())
+            product = (whole * self.scales.float()).bfloat16()
         product = product.to(input.dtype).view(*input.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 
@@ -48,14 +49,14 @@ def quantise_linears(model: nn.Module, *, spared: nn.Module) -> None:
         spared: a model that must stay as it is.
 
     Raises:
-        ModelError: `model` is not on a CPU, or shares such a layer with `spared`.
+        ModelError: `model` is not on a CPU, shares such a layer with `spared`, or has none.
     """
     if (device := next(model.parameters()).device).type != "cpu":
         raise ModelError(
             f"int8 weights for a draft on {device} would not make it faster; leave int8_draft out, "
             "or decode on a CPU"
         )
-    kept = set(spared.modules())
+    kept, rounded = set(spared.modules()), 0
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is not nn.Linear or not _fits(layer.weight):
@@ -66,6 +67,12 @@ def quantise_linears(model: nn.Module, *, spared: nn.Module) -> None:
                     "to be rounded; leave int8_draft out"
                 )
             setattr(parent, name, Int8Linear(layer))
+            rounded += 1
+    if not rounded:
+        raise ModelError(
+            "the draft has no linear layer that is large enough to gain from int8 weights; "
+            "leave int8_draft out"
+        )
 
 
 def _fits(weight: Tensor) -> bool:

@@ -130,8 +130,9 @@ def load_models(
 
 
 def _with_int8_draft(pair: Pair) -> Pair:
-    if pair.draft is not None:
-        quantise_linears(pair.draft, spared=pair.target)
+    if pair.draft is None:
+        raise ModelError("int8_draft rounds a draft's matrices and there is no draft; leave it out")
+    quantise_linears(pair.draft, spared=pair.target)
     return pair
 
 

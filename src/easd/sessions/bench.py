@@ -103,6 +103,8 @@ class Benchmark:
             each = values if isinstance(values, tuple) else (values,)
             if any(value is not None and value < 1 for value in each):
                 raise ConfigError(f"{name} = {values} holds less than 1; use 1 or more")
+        if self.roofline and self.study.base.int8_draft:
+            raise ConfigError("roofline counts weights of one width; leave out it or int8_draft")
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"system {kind!r} is not known; choose from {', '.join(KINDS)}")

@@ -48,7 +48,11 @@ class AtGate(ABC):
 
     @abstractmethod
     def open_law(self, step: Step) -> Tensor:
-        """Distribution [B, K+1, V] of the emitted token where the gate is open."""
+        """Distribution [B, K+1, V] of the emitted token where the gate is open.
+
+        A function of the distributions and of `greedy` alone: it may be asked of some positions
+        only, each as a row of its own with K = 0.
+        """
 
     def open_probs(self, step: Step, tokens: Tensor) -> Tensor:
         """What `open_law` gives `tokens` [B, K+1, n]; [B, K+1, n]."""

@@ -31,7 +31,7 @@ _SIGNALS = ("draft_entropy", "target_entropy", "shared_top")
 # The overlap takes more calls and the entropies more arithmetic; up to this many entries calls
 # decide which is cheaper.
 _FEW_ENTRIES = 2**18
-_BY_CALLS: tuple[Condition, ...] = ("target_entropy", "draft_entropy", "overlap")
+_BY_CALLS: tuple[Condition, ...] = ("target_entropy", "overlap", "draft_entropy")
 _BY_ARITHMETIC: tuple[Condition, ...] = ("overlap", "target_entropy", "draft_entropy")
 
 
