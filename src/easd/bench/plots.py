@@ -39,6 +39,9 @@ def plot(found: Sequence[Line], path: Path) -> None:
         area.set_ylabel("tokens a second over the target alone")
         if axis == "texts at once":
             area.set_xscale("log", base=2)
+            area.minorticks_off()
+        ticks = sorted({place for points in curves.values() for place in points})
+        area.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         area.legend(fontsize="small")
     figure.savefig(path)
 
