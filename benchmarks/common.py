@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from easd import Pair
+from easd.pairs import lab
 
 PROMPTS = (
     "A bakery sells muffins in boxes of 6. It baked 150 muffins and 12 were burnt. "
@@ -50,6 +51,13 @@ def chat_ids(pair: Pair, prompts: list[str]) -> list[list[int]]:
         )
         for prompt in prompts
     ]
+
+
+def pair_prompts(pair: Pair, count: int, seed: int) -> list:
+    """Problems of a lab pair, as text; for other pairs prompts of our own, as token ids."""
+    if pair.name in lab.RECIPES:
+        return [problem.prompt for problem in lab.problems(pair.name, count, seed)]
+    return chat_ids(pair, load_prompts(None, count))
 
 
 def interval(values: list[float], seed: int = 0) -> tuple[float, float, float]:

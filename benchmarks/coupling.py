@@ -14,11 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from common import chat_ids, describe, load_prompts, quiet
+from common import describe, pair_prompts, quiet
 
 from easd import EASD, Speculative, generate, load_pair
 from easd.core.types import Rule
-from easd.pairs import lab
 
 DRAWS = 2000
 
@@ -61,10 +60,7 @@ def main() -> None:
             "as published": replace(gate, coupling="as_published"),
             "maximal": gate,
         }
-        if name.startswith("lab"):
-            prompts = [problem.prompt for problem in lab.problems(name, args.texts, seed=5)]
-        else:
-            prompts = chat_ids(pair, load_prompts(None, args.texts))
+        prompts = pair_prompts(pair, args.texts, seed=5)
         found = {}
         for system, rule in rules.items():
             texts = generate(

@@ -19,12 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import chat_ids, describe, load_prompts, quiet
+from common import describe, pair_prompts, quiet
 
 from easd import EASD, RULES, generate, load_pair
 from easd.core.rules import TargetOnly
 from easd.core.types import Rule
-from easd.pairs import lab
 
 
 def rules(tau_h: float) -> dict[str, Rule]:
@@ -55,10 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     quiet()
     pair = load_pair(args.pair, dtype=getattr(torch, args.dtype), device="cpu")
-    if args.pair.startswith("lab"):
-        prompts = [problem.prompt for problem in lab.problems(args.pair, args.count, seed=0)]
-    else:
-        prompts = chat_ids(pair, load_prompts(None, args.count))
+    prompts = pair_prompts(pair, args.count, seed=0)
     texts = {}
     for name, rule in rules(args.tau_h).items():
         found = generate(

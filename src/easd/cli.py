@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from easd.cli_options import Device, Draft, Dtype, Int8Draft, Pair, Target
+from easd.cli_options import Device, Draft, Dtype, Int8Draft, Pair, Target, chosen_models
 from easd.cli_serve import app as server
 from easd.cli_speed import app as speed
 from easd.cli_study import app as studies
@@ -312,12 +312,7 @@ def generate(
     from easd.study.artefact import read_artefact
 
     overrides: dict[str, Any] = {
-        "pair": pair,
-        "target": target,
-        "draft": draft,
-        "dtype": dtype,
-        "int8_draft": int8_draft,
-        "device": device,
+        **chosen_models(locals()),
         "chat": chat,
         "rule": rule,
         "rule.tau_h": tau_h,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from typer import Option
 
 MODELS = "Models"
+MODEL_SETTINGS = ("pair", "target", "draft", "dtype", "int8_draft", "device")
 
 Pair = Annotated[
     str | None,
@@ -52,3 +54,8 @@ Device = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+
+
+def chosen_models(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of models that were given, among all options of a command."""
+    return {name: options[name] for name in MODEL_SETTINGS if options[name] is not None}

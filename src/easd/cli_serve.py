@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from easd.cli_options import Device, Draft, Dtype, Int8Draft, Pair, Target
+from easd.cli_options import Device, Draft, Dtype, Int8Draft, Pair, Target, chosen_models
 
 app = typer.Typer()
 
@@ -130,12 +130,7 @@ def serve(
     from easd.server.serving import Serving
 
     overrides: dict[str, Any] = {
-        "pair": pair,
-        "target": target,
-        "draft": draft,
-        "dtype": dtype,
-        "int8_draft": int8_draft,
-        "device": device,
+        **chosen_models(locals()),
         "rule": rule or ("speculative" if lossless_only and config is None else None),
         "gamma": gamma,
         "drafter": drafter,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Option
 
-from easd.cli_options import MODELS, Device, Draft, Dtype, Int8Draft, Pair, Target
+from easd.cli_options import MODELS, Device, Draft, Dtype, Int8Draft, Pair, Target, chosen_models
 
 app = typer.Typer()
 
@@ -191,22 +191,15 @@ def bench(
     from easd.sessions.bench import Benchmark
     from easd.study.config import StudyConfig
 
+    models = chosen_models(locals())
     batches = tuple(batch or (1,))
     own = lab.ALIASES.get(pair or "", pair)
     task = task or (own if own in lab.RECIPES else "gsm8k")
     items = {"name": task, "limit": max(batches) * texts}
-    models = {
-        "pair": pair,
-        "target": target,
-        "draft": draft,
-        "dtype": dtype,
-        "int8_draft": int8_draft,
-        "device": device,
-    }
     Benchmark(
         study=StudyConfig.from_dict(
             {
-                **{name: value for name, value in models.items() if value is not None},
+                **models,
                 "temperature": temperature,
                 "tasks": [{**items, "data": str(data)} if data else items],
             }

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from easd.cli_options import Device, Draft, Dtype, Int8Draft, Pair, Target
+from easd.cli_options import MODEL_SETTINGS, Device, Draft, Dtype, Int8Draft, Pair, Target
 
 app = typer.Typer()
 
@@ -652,10 +652,7 @@ def _evaluate(
     ).run()
 
 
-_SHARED = (
-    *("pair", "target", "draft", "dtype", "int8_draft", "device"),
-    *("temperature", "top_p", "gamma"),
-)
+_SHARED = (*MODEL_SETTINGS, "temperature", "top_p", "gamma")
 
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:

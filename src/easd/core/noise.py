@@ -70,7 +70,7 @@ class Noise:
         keys = self._keys(at, self._drafting)
         if among is None:
             return _winner(probs, keys)
-        return among[_winner(probs.index_select(-1, among), keys, among)]
+        return among[_winner(probs.index_select(-1, among), keys, among.to(torch.int32))]
 
     @property
     def _drafting(self) -> int:
@@ -121,8 +121,7 @@ def _winner(probs: Tensor, key: Tensor, tokens: Tensor | None = None) -> Tensor:
     if tokens is None and kernels.usable(probs):
         return kernels.race(probs, key)
     if tokens is None:
-        tokens = torch.arange(probs.shape[-1], device=key.device)
-    tokens = tokens.to(torch.int32)
+        tokens = torch.arange(probs.shape[-1], dtype=torch.int32, device=key.device)
     if not key.is_cpu or torch.compiler.is_compiling():
         return race(probs, _exponential(_mix(key, tokens)))
     rows = probs.reshape(-1, probs.shape[-1])
