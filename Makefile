@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo bench test test-gemma test-vllm test-wheel lint docs check wheel clean
+.PHONY: setup demo bench gpu test test-gemma test-vllm test-wheel lint docs check wheel clean
 
 setup: .venv/.ready
 
@@ -78,3 +78,7 @@ wheel: setup
 
 clean:
 	rm -rf .venv .venv-vllm dist site
+
+# Everything that a GPU has to show, in eight minutes; see docs/gpu.md.
+gpu:
+	$(PYTHON) benchmarks/gpu.py

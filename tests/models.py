@@ -1,5 +1,6 @@
 """Tiny random models, built from their configs, and short cuts to the engine over them."""
 
+import os
 from functools import cache
 
 import torch
@@ -19,6 +20,8 @@ from easd.engine.generate import decode
 from easd.engine.request import Request, Row
 from easd.engine.settings import Settings
 
+DEVICE = os.environ.get("EASD_TEST_DEVICE", "cpu")
+
 
 def build(
     config: PretrainedConfig,
@@ -36,7 +39,7 @@ def build(
             if values.ndim > 1:
                 values *= spread
     model.generation_config.eos_token_id = None
-    return model.to(dtype).eval()
+    return model.to(DEVICE, dtype).eval()
 
 
 def near(model: PreTrainedModel, *, noise: float = 0.3, seed: int = 1) -> PreTrainedModel:
@@ -50,7 +53,7 @@ def near(model: PreTrainedModel, *, noise: float = 0.3, seed: int = 1) -> PreTra
                 drawn = torch.randn(values.shape, generator=generator, dtype=torch.float64)
                 values += (noise * values.std() * drawn).to(values.dtype)
     draft.generation_config.eos_token_id = None
-    return draft.eval()
+    return draft.to(DEVICE).eval()
 
 
 def llama_config(vocab_size: int = 24, **changes: object) -> LlamaConfig:

@@ -224,12 +224,12 @@ def gate_is_open(rule, prefix):
     from easd.core.types import Step
 
     target, draft = llama_pair()
-    ids = torch.tensor([prefix])
+    ids = torch.tensor([prefix], device=target.device)
     with torch.no_grad():
         p, q = (model(ids, use_cache=False).logits[:, -1:].softmax(-1) for model in (target, draft))
     step = Step(
         draft_tokens=ids[:, :0],
-        num_draft_tokens=torch.tensor([0]),
+        num_draft_tokens=torch.zeros_like(ids[:, 0]),
         draft_probs=q,
         target_probs=p,
     )
@@ -311,7 +311,8 @@ def uncached(model, request, *, at_once=None):
     key = torch.tensor([request_key(request.seed, request.number)])
     while len(ids) < len(request.prompt) + request.max_new_tokens:
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[:, -1]
+            given = torch.tensor([ids], device=model.device)
+            logits = model(input_ids=given, use_cache=False).logits[:, -1].cpu()
         noise = Noise(keys=key, start=torch.tensor([len(ids)]), coupling="shared")
         drawn = noise.emit(torch.tensor([0]), logits.shape[-1])
         ids.append(int(race(logits.double().softmax(-1), drawn)))
@@ -477,7 +478,8 @@ def test_sliding_windows_are_exact(name):
     asked = requests(prompts(7, longest=20), max_new_tokens=20, keep_scores=True)
     for row in run((target, draft), asked, rule=Speculative(), batch_size=3).values():
         with torch.no_grad():
-            logits = target(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0]
+            given = torch.tensor([row.ids], device=target.device)
+            logits = target(input_ids=given, use_cache=False).logits[0]
         plain = logits[len(row.request.prompt) - 1 : -1]
         torch.testing.assert_close(torch.stack(row.scores), plain, atol=1e-9, rtol=0)
 

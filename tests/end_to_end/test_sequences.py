@@ -41,7 +41,8 @@ def distribution(which, prefix, settings=NO_PROCESSING):
     """Probabilities from a plain forward without a cache, processed by transformers' warpers."""
     ids = torch.tensor([prefix])
     with torch.no_grad():
-        scores = models()[which](input_ids=ids, use_cache=False).logits[:, -1]
+        given = ids.to(models()[which].device)
+        scores = models()[which](input_ids=given, use_cache=False).logits[:, -1].cpu()
     for warper in settings.processing(len(PROMPT), [], []).processors:
         scores = warper(ids, scores)
     return scores[0].softmax(-1)
@@ -295,7 +296,7 @@ def test_planted_rules_are_caught(wrong, right):
 
 def test_draft_noise_reused_for_acceptance_is_caught(monkeypatch):
     def accept(self, length):
-        at = torch.arange(length).expand(len(self.keys), -1)
+        at = torch.arange(length, device=self.keys.device).expand(len(self.keys), -1)
         return 1 - torch.exp(-self.draft(at, VOCAB)[..., 0])
 
     monkeypatch.setattr(Noise, "accept", accept)

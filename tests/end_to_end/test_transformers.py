@@ -5,7 +5,7 @@ from threading import Thread
 
 import pytest
 import torch
-from models import build, fresh_pair, gpt2_config, llama_pair, word_tokenizer
+from models import DEVICE, build, fresh_pair, gpt2_config, llama_pair, word_tokenizer
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -27,15 +27,15 @@ LONG, SHORT = [5, 9, 14, 7, 20, 11], [3, 8]
 def batch():
     """Two prompts, the second padded on the left."""
     return {
-        "input_ids": torch.tensor([LONG, [0] * 4 + SHORT]),
-        "attention_mask": torch.tensor([[1] * 6, [0] * 4 + [1] * 2]),
+        "input_ids": torch.tensor([LONG, [0] * 4 + SHORT], device=DEVICE),
+        "attention_mask": torch.tensor([[1] * 6, [0] * 4 + [1] * 2], device=DEVICE),
     }
 
 
 def one(prompt=LONG):
     return {
-        "input_ids": torch.tensor([prompt]),
-        "attention_mask": torch.ones(1, len(prompt)).long(),
+        "input_ids": torch.tensor([prompt], device=DEVICE),
+        "attention_mask": torch.ones(1, len(prompt), device=DEVICE).long(),
     }
 
 
@@ -60,7 +60,7 @@ class OnlyEven(LogitsProcessor):
 
     def __call__(self, input_ids, scores):
         odd = (input_ids[:, -1] % 2 == 1)[:, None]
-        forbidden = odd & (torch.arange(scores.shape[-1]) % 2 == 1)
+        forbidden = odd & (torch.arange(scores.shape[-1], device=scores.device) % 2 == 1)
         return scores.masked_fill(forbidden, float("-inf"))
 
 
@@ -195,7 +195,7 @@ def test_prompt_lookup_from_the_config():
 
 
 def test_prompts_without_attention_mask():
-    ids = {"input_ids": torch.tensor([LONG])}
+    ids = {"input_ids": torch.tensor([LONG], device=DEVICE)}
     assert ours(ids, do_sample=False).tolist() == theirs(ids, do_sample=False).tolist()
 
 
@@ -330,7 +330,7 @@ def test_text_streamer_prints(capsys):
         ({"streamer": Collect()}, "streamer takes one text"),
         ({"gamma": 0}, "gamma = 0"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_what_cannot_be_honoured_is_refused(options, match):
     with pytest.raises(easd.errors.EasdError, match=match) as caught:
@@ -340,8 +340,8 @@ def test_what_cannot_be_honoured_is_refused(options, match):
 
 def test_right_padding_is_refused():
     inputs = {
-        "input_ids": torch.tensor([LONG, [*SHORT, 0, 0, 0, 0]]),
-        "attention_mask": torch.tensor([[1] * 6, [1] * 2 + [0] * 4]),
+        "input_ids": torch.tensor([LONG, [*SHORT, 0, 0, 0, 0]], device=DEVICE),
+        "attention_mask": torch.tensor([[1] * 6, [1] * 2 + [0] * 4], device=DEVICE),
     }
     with pytest.raises(easd.errors.ConfigError, match="right padding"):
         ours(inputs)
@@ -356,21 +356,21 @@ def test_a_filled_cache_is_refused():
 
 def test_embeddings_are_refused():
     target, _ = llama_pair()
-    embedded = target.get_input_embeddings()(torch.tensor([LONG]))
+    embedded = target.get_input_embeddings()(torch.tensor([LONG], device=DEVICE))
     with pytest.raises(easd.errors.ConfigError, match="inputs_embeds"):
         ours({"inputs_embeds": embedded})
 
 
 def test_positions_of_ones_own_are_refused():
     with pytest.raises(easd.errors.ConfigError, match="position_ids"):
-        ours(one(), position_ids=torch.arange(3, 9)[None])
-    plain = ours(one(), do_sample=False, position_ids=torch.arange(6)[None])
+        ours(one(), position_ids=torch.arange(3, 9, device=DEVICE)[None])
+    plain = ours(one(), do_sample=False, position_ids=torch.arange(6, device=DEVICE)[None])
     assert plain.tolist() == theirs(one(), do_sample=False).tolist()
 
 
 def test_inputs_beside_the_tokens_are_refused():
     model = build(gpt2_config(24))
-    kinds = torch.ones(1, len(LONG), dtype=torch.long)
+    kinds = torch.ones(1, len(LONG), device=DEVICE, dtype=torch.long)
     with pytest.raises(easd.errors.ConfigError, match="token_type_ids cannot be honoured"):
         ours(one(), pair=(model, model), token_type_ids=kinds)
 

@@ -5,6 +5,7 @@ from itertools import combinations, product
 import pytest
 import torch
 from enumeration import check_law, steps
+from models import DEVICE
 
 from easd.core.conditions import ALL_CONDITIONS
 from easd.core.rules import RULES, at_gate, entropy_gate, gated, make_rule
@@ -12,6 +13,8 @@ from easd.core.rules.entropy_aware import EASD
 from easd.core.rules.gated import GatedRule
 from easd.core.rules.redirected import RedirectedRule
 
+# Values are looked at before going on there only.
+ON_HOST = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU computes every position")
 GATED_FIELDS = {
     "redraw": ["exclude", "target"],
     "penalise": ["drafted", "draft_top"],
@@ -72,6 +75,7 @@ def test_so_they_do_where_values_cannot_be_looked_at(rule, monkeypatch):
         check_law(rule, step)
 
 
+@ON_HOST
 @pytest.mark.parametrize(
     "conditions", [c for n in (1, 2, 3) for c in combinations(ALL_CONDITIONS, n)]
 )
@@ -90,6 +94,7 @@ def test_asking_in_order_opens_the_same_gates(conditions, entropy_of):
     assert opened
 
 
+@ON_HOST
 def test_deciding_measures_no_signal_that_nobody_reads(monkeypatch):
     def refuse(*_):
         raise AssertionError("measured")

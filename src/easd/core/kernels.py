@@ -1,8 +1,7 @@
 """What verification reads whole vocabulary rows for, in one pass over them on a GPU.
 
 The functions give what their namesakes in `signals`, `rules.entropy_gate` and `noise` give; those
-stay the definition, and the way wherever `usable` is false. The kernels are proved under Triton's
-interpreter and by its compiler only, so they are used where EASD_KERNELS=1 asks for them.
+stay the definition, and the way wherever `usable` is false. EASD_KERNELS=0 turns the kernels off.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ _HAVE_TRITON = find_spec("triton") is not None
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether the kernels are asked for and can take `tensor`; never while torch compiles."""
+    """Whether the kernels can take `tensor`; never while torch compiles."""
     return (
         tensor.is_cuda
-        and os.environ.get("EASD_KERNELS") == "1"
+        and os.environ.get("EASD_KERNELS") != "0"
         and tensor.dtype == torch.float32
         and _HAVE_TRITON
         and not torch.compiler.is_compiling()
