@@ -17,10 +17,10 @@ from common import describe, quiet
 from rich.console import Console
 
 from easd import Speculative, generate, load_pair
+from easd.cli.commands.evaluate import load_tasks
 from easd.core.signals import entropy
-from easd.sessions.evaluate import load_tasks
-from easd.study.config import StudyConfig
-from easd.study.prompting import encode_item
+from easd.evaluate.config import StudyConfig
+from easd.evaluate.prompting import encode_item
 
 
 def blocks(pair, prompts, args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ import torch
 from common import describe, pair_prompts, quiet
 
 from easd import EASD, Speculative, generate, load_pair
-from easd.core.types import Rule
+from easd.core.step import Rule
 
 DRAWS = 2000
 

@@ -14,8 +14,8 @@ from easd import load_pair
 from easd.core.rules import EASD, Speculative, TargetOnly
 from easd.engine.chat import encode
 from easd.engine.settings import Settings
-from easd.study.decoding import decode_by_rule
-from easd.study.tasks import load_task
+from easd.evaluate.decoding import decode_by_rule
+from easd.tasks import load_task
 
 RULES = {"target": TargetOnly(), "speculative": Speculative(), "easd": EASD()}
 

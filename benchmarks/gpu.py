@@ -191,7 +191,7 @@ def turns(
     pair: Any, prompts: list[list[int]], *, batches: tuple[int, ...], **of: Any
 ) -> dict[str, Any]:
     """Every system in turn at every batch size: tokens a second, their ratios, parts of a step."""
-    from easd.bench.systems import Load, System, Timing, decode_once
+    from easd.speed.bench.systems import Load, System, Timing, decode_once
 
     found: dict[str, Any] = {}
     for batch in batches:
@@ -304,7 +304,7 @@ def verification(tiny: bool) -> dict[str, Any]:
 
     from easd.core.noise import Noise
     from easd.core.rules import EASD, Speculative
-    from easd.core.types import Step
+    from easd.core.step import Step
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vocab_size = 512 if tiny else VOCABULARY

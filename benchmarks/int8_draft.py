@@ -16,7 +16,7 @@ from common import PROMPTS, chat_ids, describe, interval, quiet
 
 from easd import generate, load_pair
 from easd.core.rules import TargetOnly
-from easd.engine.slots import SlotModel
+from easd.engine.models.slots import SlotModel
 
 CONTEXT = 150
 

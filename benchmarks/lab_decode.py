@@ -19,7 +19,7 @@ from lab_exact import SEED, Reference, read_reference, threshold
 
 from easd import EASD, Settings, Speculative, generate, load_pair
 from easd.core.rules import DraftOnly, TargetOnly
-from easd.core.types import Rule
+from easd.core.step import Rule
 from easd.pairs import lab
 
 GAMMA = 4

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from easd import EASD, RandomRefusal, Speculative, load_pair
 from easd.core.rules.entropy_gate import gate_signals
-from easd.core.types import Rule, Step
+from easd.core.step import Rule, Step
 from easd.pairs import lab
 
 RATES = (0.005, 0.01, 0.02, 0.05)

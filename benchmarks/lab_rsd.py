@@ -13,8 +13,8 @@ from lab_exact import SEED
 
 from easd import Settings, generate, load_pair
 from easd.core.rules import DraftOnly, TargetOnly
-from easd.engine.reward_guided import RewardGuided, StepCounts, generate_reward_guided
-from easd.engine.rewards import load_reward_model
+from easd.evaluate.reward_guided import RewardGuided, StepCounts, generate_reward_guided
+from easd.evaluate.rewards import load_reward_model
 from easd.pairs import lab
 from easd.pairs.rewards import STEP_TOKENS
 

@@ -15,7 +15,7 @@ import torch
 from common import describe, interval, quiet
 
 from easd import load_pair
-from easd.engine.slots import SlotModel
+from easd.engine.models.slots import SlotModel
 
 SHAPES = ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 9), (8, 1), (8, 5))
 

@@ -20,12 +20,12 @@ from common import PROMPTS, chat_ids, describe, quiet
 from easd import EASD, load_pair
 from easd.core.rules import TargetOnly
 from easd.engine.generate import decode, make_requests
+from easd.engine.models.slots import SlotModel
 from easd.engine.settings import Settings
-from easd.engine.slots import SlotModel
 from easd.pairs import lab
-from easd.planning import Machine, Shape, measure_here
-from easd.planning.measure import describe as describe_hardware
-from easd.planning.timing import seconds_of, undisturbed
+from easd.speed.plan import Machine, Shape, measure_here
+from easd.speed.plan.measure import describe as describe_hardware
+from easd.speed.plan.timing import seconds_of, undisturbed
 
 
 @torch.inference_mode()

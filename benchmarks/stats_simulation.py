@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from easd.study.stats import (
+from easd.stats import (
     Estimate,
     Spread,
     bootstrap,

@@ -23,7 +23,7 @@ from common import describe, pair_prompts, quiet
 
 from easd import EASD, RULES, generate, load_pair
 from easd.core.rules import TargetOnly
-from easd.core.types import Rule
+from easd.core.step import Rule
 
 
 def rules(tau_h: float) -> dict[str, Rule]:

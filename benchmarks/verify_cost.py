@@ -20,7 +20,7 @@ import torch
 
 from easd.core.noise import Noise, race, request_key
 from easd.core.rules import EASD, Speculative
-from easd.core.types import Rule, Step
+from easd.core.step import Rule, Step
 from easd.core.verify import verify
 
 SYSTEMS: dict[str, Rule] = {

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from easd import EASD, Settings, Speculative
 from easd.core.signals import entropy
-from easd.core.types import Rule
+from easd.core.step import Rule
+from easd.engine.engine import StepRecord
 from easd.engine.generate import decode, make_requests
-from easd.engine.loop import StepRecord
 
 VOCABULARY = 151_936
 SHAPES = {

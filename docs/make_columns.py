@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from easd.study import schema as study
-from easd.study.metrics import COLUMNS
-from easd.trace import SCHEMAS
+from easd.report.metrics import COLUMNS
+from easd.runs import SCHEMAS
+from easd.runs import samples_schema as study
 
 PAGE = Path(__file__).with_name("columns.md")
 
@@ -23,12 +23,12 @@ def page() -> str:
     """The tables of a trace, of an evaluation, and of a report."""
     lines = [
         HEAD,
-        "## A trace\n\nA folder that `--trace` wrote; `easd.trace.read_trace` reads it.\n",
+        "## A trace\n\nA folder that `--trace` wrote; `easd.runs.read_trace` reads it.\n",
     ]
     for name, schema in SCHEMAS.items():
         lines += table(name, schema)
     lines.append(
-        "## An evaluation\n\nA folder that `easd eval` wrote; `easd.study.store.read_run`.\n"
+        "## An evaluation\n\nA folder that `easd eval` wrote; `easd.runs.store.read_run`.\n"
     )
     for name in ("samples", "units", "tokens", "items"):
         lines += table(f"{name} of an evaluation", getattr(study, name.upper()))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from easd.config import RunConfig
-from easd.engine.models import load_pair
-from easd.server.app import App
-from easd.server.serving import Serving
+from easd.pairs.loading import load_pair
+from easd.serve.app import App
+from easd.serve.serving import Serving
 
 PAGE = Path(__file__).with_name("http.md")
 

@@ -1,9 +1,9 @@
 """Does a gate pay on this pair? Both models read solved problems once; nothing is decoded."""
 
 from easd import generate, load_pair, make_rule
+from easd.diagnose.diagnosis import diagnose
+from easd.diagnose.reference_pass import read_positions
 from easd.pairs.lab import problems
-from easd.study.diagnosis import diagnose
-from easd.study.teacher import read_positions
 
 pair = load_pair("lab-a")
 encode, end = pair.tokenizer.encode, pair.tokenizer.eos_token_id

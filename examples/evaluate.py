@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from easd.loading import load
-from easd.study.config import load_study
-from easd.study.evaluate import Evaluation
-from easd.study.metrics import accuracy, differences, frames
-from easd.study.store import read_run
+from easd.evaluate.config import load_study
+from easd.evaluate.engine import Evaluation
+from easd.pairs.from_config import load
+from easd.report.metrics import accuracy, differences, frames
+from easd.runs.store import read_run
 
 folder = sys.argv[1]
 study = load_study(Path(__file__).with_name("evaluate.yaml"))

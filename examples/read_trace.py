@@ -2,7 +2,7 @@
 
 import sys
 
-from easd.trace import read_trace, summary
+from easd.runs import read_trace, summary
 
 trace = read_trace(sys.argv[1])
 tokens = trace.tokens.to_pandas()

@@ -5,7 +5,7 @@ import sys
 from easd import EASD, Settings, generate, load_pair
 from easd.config import RunConfig
 from easd.pairs.lab import problems
-from easd.trace.writer import TraceWriter
+from easd.runs.writer import TraceWriter
 
 folder = sys.argv[1]
 pair = load_pair("lab-a")

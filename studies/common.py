@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.text import Text
 
 from easd import EASD
-from easd.engine.models import Pair
-from easd.sessions.diagnose import references
-from easd.sessions.evaluate import load_tasks, watch
-from easd.study.config import StudyConfig
-from easd.study.diagnosis import Diagnosis, diagnose
-from easd.study.evaluate import Evaluation
-from easd.study.report import write_report
-from easd.study.store import read_run
-from easd.study.tasks import Task
-from easd.study.teacher import read_positions
+from easd.cli.commands.diagnose import references
+from easd.cli.commands.evaluate import load_tasks, watch
+from easd.diagnose.diagnosis import Diagnosis, diagnose
+from easd.diagnose.reference_pass import read_positions
+from easd.engine.pair import Pair
+from easd.evaluate.config import StudyConfig
+from easd.evaluate.engine import Evaluation
+from easd.report import write_report
+from easd.runs.store import read_run
+from easd.tasks import Task
 
 console = Console(stderr=True)
 

@@ -21,14 +21,14 @@ from common import Fitted, console, evaluate, fit, report
 from transformers.utils import logging
 
 from easd import load_pair
-from easd.engine.models import load_models
-from easd.sessions.calibrate import calibration_config
-from easd.study.calibration import SOURCES, paper_threshold, signals
-from easd.study.config import StudyConfig
-from easd.study.metrics import frames
-from easd.study.stats import bootstrap, compare_all
-from easd.study.store import read_run
-from easd.study.tasks import load_task
+from easd.cli.commands.calibrate import calibration_config
+from easd.diagnose.calibration import SOURCES, paper_threshold, signals
+from easd.evaluate.config import StudyConfig
+from easd.pairs.loading import load_models
+from easd.report.metrics import frames
+from easd.runs.store import read_run
+from easd.stats import bootstrap, compare_all
+from easd.tasks import load_task
 
 RATES = (0.005, 0.02, 0.08)
 # What the diagnosis calls the systems that it foretells, and at which rate.

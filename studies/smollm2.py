@@ -14,8 +14,8 @@ from common import console, evaluate, fit, report
 from transformers.utils import logging
 
 from easd import load_pair
-from easd.study.config import StudyConfig
-from easd.study.tasks import load_task
+from easd.evaluate.config import StudyConfig
+from easd.tasks import load_task
 
 FIT_FROM, FIT_ITEMS = 600, 120
 RATES = (0.02, 0.08)

@@ -2,7 +2,7 @@
 
 import torch
 
-from easd.core.types import Step
+from easd.core.step import Step
 
 V, K = 6, 3
 

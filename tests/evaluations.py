@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from easd.study.schema import ITEMS, SAMPLES, TOKENS, UNITS
-from easd.study.store import Run
+from easd.runs.samples_schema import ITEMS, SAMPLES, TOKENS, UNITS
+from easd.runs.store import Run
 
 EASD = {
     "name": "easd",

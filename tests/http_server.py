@@ -14,10 +14,11 @@ import httpx
 from models import llama_pair, word_tokenizer
 
 from easd.config import RunConfig, load_config
-from easd.engine.models import Pair, load_pair
-from easd.server.app import App
-from easd.server.run import http_server
-from easd.server.serving import Serving
+from easd.engine.pair import Pair
+from easd.pairs.loading import load_pair
+from easd.serve.app import App
+from easd.serve.run import http_server
+from easd.serve.serving import Serving
 
 PROBLEM = "82 + 7 - 8 - 11 + 27 ?"
 

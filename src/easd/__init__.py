@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from easd.core.rules import make_rule as make_rule
     from easd.engine.generate import Generation as Generation
     from easd.engine.generate import generate as generate
-    from easd.engine.models import PAIRS as PAIRS
-    from easd.engine.models import Pair as Pair
-    from easd.engine.models import load_models as load_models
-    from easd.engine.models import load_pair as load_pair
+    from easd.engine.pair import Pair as Pair
     from easd.engine.settings import Settings as Settings
     from easd.integrations.transformers import custom_generate as custom_generate
+    from easd.pairs.loading import PAIRS as PAIRS
+    from easd.pairs.loading import load_models as load_models
+    from easd.pairs.loading import load_pair as load_pair
 
 _HOMES = {
     "easd.core.rules": ("EASD", "RULES", "RandomRefusal", "Speculative", "make_rule"),
     "easd.engine.generate": ("Generation", "generate"),
-    "easd.engine.models": ("PAIRS", "Pair", "load_models", "load_pair"),
+    "easd.engine.pair": ("Pair",),
+    "easd.pairs.loading": ("PAIRS", "load_models", "load_pair"),
     "easd.engine.settings": ("Settings",),
     "easd.integrations.transformers": ("custom_generate",),
 }

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from easd.core.rules import RULES, make_rule, rule_name
-from easd.core.types import Rule
+from easd.core.step import Rule
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, EasdError, RuleError
 

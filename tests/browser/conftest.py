@@ -8,11 +8,11 @@ import pytest
 
 from easd.config import RunConfig
 from easd.engine.generate import generate
-from easd.engine.models import load_pair
 from easd.inspect.page import write_page
 from easd.pairs.lab import problems
-from easd.trace import read_trace
-from easd.trace.writer import TraceWriter
+from easd.pairs.loading import load_pair
+from easd.runs import read_trace
+from easd.runs.writer import TraceWriter
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Without these, Chromium calls home at every start.

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from easd.core.conditions import conditions_met
-from easd.trace.schema import EMITTED, EXAMINED
-from easd.trace.visible import visible
+from easd.core.gate import conditions_met
+from easd.runs.schema import EMITTED, EXAMINED
+from easd.runs.visible import visible
 
 expect = pytest.importorskip("playwright.sync_api").expect
 TOP_N = 5

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from easd.pairs.lab import folder, grade, problems
-from easd.trace import read_trace, summary
+from easd.runs import read_trace, summary
 
 PROMPT = "28 - 28 + 6 * 25 * 2 ?"
 LAB = ["generate", "--pair", "lab"]

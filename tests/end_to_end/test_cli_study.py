@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from easd.study.store import read_run
+from easd.runs.store import read_run
 
 FAST = ["--pair", "lab-a", "--device", "cpu", "--batch", "50", "--set", "chunk=50"]
 

@@ -11,14 +11,15 @@ from models import llama_pair, prompts, word_tokenizer
 from transformers.generation import logits_process as hf
 
 from easd import EASD, Settings, load_pair, make_rule
-from easd.core.types import Step
-from easd.engine.models import Pair
+from easd.core.step import Step
+from easd.diagnose import pool
+from easd.diagnose import reference_pass as teacher
+from easd.diagnose.diagnosis import POSITIONS, Positions, diagnose, gate
+from easd.diagnose.positions import OPEN, UNGATED
+from easd.diagnose.reference_pass import read_positions
+from easd.engine.pair import Pair
 from easd.errors import ConfigError, InputError, NumericsError
 from easd.pairs import lab
-from easd.study import teacher
-from easd.study.diagnosis import POSITIONS, Positions, diagnose, gate, pool
-from easd.study.diagnosis.positions import OPEN, UNGATED
-from easd.study.teacher import read_positions
 
 TAU_H, TAU_O = 1.5, 0.6
 FIELDS = {

@@ -16,12 +16,12 @@ from serving import Faults, LabServer, Proxy, running
 from easd.core.rules import EASD
 from easd.engine.generate import generate
 from easd.errors import EasdError
-from easd.study.endpoint import client
-from easd.study.endpoint.evaluate import EndpointEvaluation
-from easd.study.endpoint.requests import read_answer, seed_of
-from easd.study.endpoint.settings import EndpointStudy
-from easd.study.store import read_run
-from easd.study.tasks import load_task
+from easd.evaluate.endpoint import client
+from easd.evaluate.endpoint.evaluate import EndpointEvaluation
+from easd.evaluate.endpoint.requests import read_answer, seed_of
+from easd.evaluate.endpoint.settings import EndpointStudy
+from easd.runs.store import read_run
+from easd.tasks import load_task
 
 SYSTEMS = ["speculative", "easd:tau_h=0.2"]
 
@@ -357,8 +357,8 @@ def test_the_vllm_dialect_speaks_as_the_plugin_listens():
             "systems": ["speculative", "easd", "easd:tau_h=1.2,tau_o=0.6"],
         }
     )
+    from easd.evaluate.endpoint.dialects import DIALECTS
     from easd.integrations.vllm.serving import Serving
-    from easd.study.endpoint.dialects import DIALECTS
 
     serving = Serving.parse({"tau_h": 1.5})
     bodies = [DIALECTS["vllm"].body(system.rule) for system in study.systems]

@@ -221,7 +221,7 @@ def test_easd_is_the_target_up_to_the_first_token_a_penalty_changed():
 
 
 def gate_is_open(rule, prefix):
-    from easd.core.types import Step
+    from easd.core.step import Step
 
     target, draft = llama_pair()
     ids = torch.tensor([prefix], device=target.device)

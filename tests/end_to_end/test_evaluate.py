@@ -16,11 +16,11 @@ import pytest
 from easd import load_pair
 from easd.engine.generate import generate
 from easd.errors import ConfigError, EasdError, InputError, TraceError
-from easd.study.config import StudyConfig
-from easd.study.evaluate import Evaluation
-from easd.study.presets import ablation, matched_refusal, sweep
-from easd.study.store import read_run
-from easd.study.tasks import Grade, load_task
+from easd.evaluate.config import StudyConfig
+from easd.evaluate.engine import Evaluation
+from easd.evaluate.presets import ablation, matched_refusal, sweep
+from easd.runs.store import read_run
+from easd.tasks import Grade, load_task
 
 GRID = {
     "pair": "lab-a",

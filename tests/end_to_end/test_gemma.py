@@ -8,7 +8,7 @@ import torch
 
 from easd import Speculative, generate
 from easd.core.rules import TargetOnly
-from easd.engine.slots import SlotModel
+from easd.engine.models.slots import SlotModel
 from easd.pairs.smollm2 import load_gemma3
 
 pytestmark = pytest.mark.gemma

@@ -7,8 +7,8 @@ import anyio
 import pytest
 
 import easd
+from easd.engine.engine import Engine
 from easd.engine.generate import decode, make_requests
-from easd.engine.loop import Engine
 from easd.errors import ConfigError, EasdError, InputError, NumericsError
 from easd.pairs import lab
 

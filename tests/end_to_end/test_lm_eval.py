@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import easd
-from easd.engine.loop import Engine
+from easd.engine.engine import Engine
 from easd.errors import ConfigError, EasdError, InputError
 from easd.integrations import lm_eval_cli
 from easd.pairs import lab

@@ -9,15 +9,15 @@ from models import llama_pair, prompts, requests, texts, word_tokenizer
 from easd import load_pair
 from easd.core.rules import DraftOnly, TargetOnly
 from easd.engine.generate import make_requests
-from easd.engine.reward_guided import (
+from easd.engine.settings import Settings
+from easd.errors import ConfigError, InputError, NumericsError
+from easd.evaluate.reward_guided import (
     RewardGuided,
     StepCounts,
     generate_reward_guided,
     rewriting_number,
 )
-from easd.engine.rewards import ScoredStep, load_reward_model
-from easd.engine.settings import Settings
-from easd.errors import ConfigError, InputError, NumericsError
+from easd.evaluate.rewards import ScoredStep, load_reward_model
 from easd.pairs import lab
 from easd.pairs.rewards import STEP_TOKENS
 

@@ -17,7 +17,7 @@ from easd.core.noise import Noise
 from easd.core.reference import Reference
 from easd.core.rules import EASD, DraftOnly, RandomRefusal, Speculative, TargetOnly
 from easd.core.signals import entropy
-from easd.engine.drafter import ModelDrafter
+from easd.engine.drafters import ModelDrafter
 from easd.engine.settings import Settings
 
 PASS, FAIL = 1e-3, 1e-6
@@ -305,7 +305,7 @@ def test_draft_noise_reused_for_acceptance_is_caught(monkeypatch):
 
 
 def test_a_cache_that_keeps_refused_tokens_is_caught(monkeypatch):
-    from easd.engine.loop import Engine
+    from easd.engine.engine import Engine
 
     commit = Engine._commit
 

@@ -16,10 +16,10 @@ from easd.config import load_config, parse_rule
 from easd.core.rules import RULES
 from easd.engine.generate import context_limit
 from easd.pairs.lab import problems
-from easd.trace import read_trace
-from easd.trace.schema import SAMPLES, TOKENS
-from easd.trace.tally import summary
-from easd.trace.writer import TraceWriter
+from easd.runs import read_trace
+from easd.runs.schema import SAMPLES, TOKENS
+from easd.runs.tally import summary
+from easd.runs.writer import TraceWriter
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SOLUTION = "+ 7 = 89 - 8 = 81 - 11 = 70 + 27 = 97 # 97"

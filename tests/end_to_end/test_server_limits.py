@@ -20,9 +20,9 @@ from openai import OpenAI
 
 from easd.config import load_config
 from easd.engine.generate import make_engine, make_requests
-from easd.server import connections
-from easd.server.metrics import Metrics
-from easd.server.scheduler import Job, Scheduler
+from easd.serve import connections
+from easd.serve.metrics import Metrics
+from easd.serve.scheduler import Job, Scheduler
 
 CHAT, COMPLETIONS, DECODE = "/v1/chat/completions", "/v1/completions", "/easd/decode"
 MESSAGES = [{"role": "user", "content": PROBLEM}]
@@ -305,7 +305,7 @@ def test_models_that_break_fail_their_requests_alone(server):
 
 
 def test_an_observer_that_fails_fails_its_request_alone(monkeypatch):
-    monkeypatch.setattr("easd.server.page_events.tokens_table", None)
+    monkeypatch.setattr("easd.serve.page_events.tokens_table", None)
     with endless_server(batch_size=2) as server:
         url = server.url + COMPLETIONS
         with httpx.stream("POST", url, json=long_text(max_tokens=100)) as other:
@@ -349,7 +349,7 @@ def test_bodies_that_are_too_large(server, announced):
 
 
 def test_a_body_that_never_ends(monkeypatch):
-    monkeypatch.setattr("easd.server.app.BODY_SECONDS", 0.5)
+    monkeypatch.setattr("easd.serve.app.BODY_SECONDS", 0.5)
     with lab_server() as server:
         begun = time.monotonic()
         silent = raw(server, head(COMPLETIONS, "Content-Length: 100"), b"{")

@@ -7,7 +7,7 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample import rejection_sampler
 
-from easd.core.types import Step
+from easd.core.step import Step
 from easd.integrations.vllm.gate import rows_of
 
 PROMPTS = [[3, 5, 7, 9], [10, 12], [21], [4, 44, 64, 2, 13]]

@@ -8,7 +8,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.sample.metadata import SamplingMetadata
 
 from easd.core.rules import EASD
-from easd.core.types import Step
+from easd.core.step import Step
 from easd.integrations.vllm import worker
 from easd.integrations.vllm.gate import Tally
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from vllm import SamplingParams
 
 from easd.core.rules import EASD
-from easd.core.types import Step
+from easd.core.step import Step
 
 SAMPLES = 10_000
 PROMPT = [78, 26, 91, 50]  # of many tried the one after which the gate matters most

@@ -7,7 +7,7 @@ import torch
 from enumeration import check_law, steps
 from models import DEVICE
 
-from easd.core.conditions import ALL_CONDITIONS
+from easd.core.gate import ALL_CONDITIONS
 from easd.core.rules import RULES, at_gate, entropy_gate, gated, make_rule
 from easd.core.rules.entropy_aware import EASD
 from easd.core.rules.gated import GatedRule

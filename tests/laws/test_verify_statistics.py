@@ -13,7 +13,7 @@ from scipy.stats import chi2
 from easd.core.noise import Noise, race, request_key
 from easd.core.rules import EASD, RandomRefusal, Speculative, WithoutOverlap
 from easd.core.signals import residual
-from easd.core.types import Step
+from easd.core.step import Step
 from easd.core.verify import verify
 
 ROWS, V = 100_000, 8

@@ -24,7 +24,7 @@ from easd.core.rules import (
 )
 from easd.core.rules.entropy_gate import EntropyGate
 from easd.core.rules.gated import GatedRule
-from easd.core.types import Step
+from easd.core.step import Step
 from easd.core.verify import verify
 
 COMBINATIONS = [

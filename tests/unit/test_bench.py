@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from easd.bench import System, lines, read_timings
-from easd.bench.floors import floors
-from easd.bench.room import check_memory
-from easd.bench.systems import KINDS, Timing
 from easd.cli import app
-from easd.engine.models import load_pair
 from easd.errors import ConfigError, TraceError
-from easd.planning import Hardware, Machine, Shape
-from easd.trace.schema import PARTS
+from easd.pairs.loading import load_pair
+from easd.runs.schema import PARTS
+from easd.speed.bench import System, lines, read_timings
+from easd.speed.bench.floors import floors
+from easd.speed.bench.room import check_memory
+from easd.speed.bench.systems import KINDS, Timing
+from easd.speed.plan import Hardware, Machine, Shape
 
 
 def row(number, system, *, batch=1, context=None, **values):

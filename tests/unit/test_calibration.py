@@ -7,10 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from easd.engine.settings import Settings
-from easd.errors import ConfigError, InputError
-from easd.study.artefact import Artefact, read_artefact, sampling
-from easd.study.calibration import (
+from easd.diagnose.calibration import (
     Signals,
     firing,
     firing_grid,
@@ -19,6 +16,9 @@ from easd.study.calibration import (
     signals,
     warnings_of,
 )
+from easd.diagnose.calibration_file import Artefact, read_artefact, sampling
+from easd.engine.settings import Settings
+from easd.errors import ConfigError, InputError
 
 RNG = np.random.default_rng(0)
 

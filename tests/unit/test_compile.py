@@ -5,7 +5,7 @@ import torch
 
 from easd.core.noise import Noise, race, request_key
 from easd.core.rules import EASD, RandomRefusal, Speculative
-from easd.core.types import Step
+from easd.core.step import Step
 from easd.core.verify import verify
 
 K, V = 3, 400

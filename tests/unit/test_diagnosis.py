@@ -11,22 +11,22 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from easd.core.conditions import required_shared
+from easd.core.gate import required_shared
 from easd.core.rules import EASD
 from easd.core.rules.redirected import MOST_POWER
-from easd.errors import ConfigError, InputError
-from easd.study.diagnosis import (
+from easd.diagnose import pool
+from easd.diagnose.diagnosis import (
     POSITIONS,
     Positions,
     diagnose,
     fit_pool,
     gate,
     markdown,
-    pool,
     render,
     threshold_for,
 )
-from easd.study.diagnosis.positions import OPEN, TOP_N, UNGATED
+from easd.diagnose.positions import OPEN, TOP_N, UNGATED
+from easd.errors import ConfigError, InputError
 
 
 def make_table(num_texts=60, length=20, seed=0, **columns):
@@ -348,5 +348,5 @@ def test_bad_settings_are_refused():
 
 
 def test_a_diagnosis_loads_no_torch():
-    code = "import sys; import easd.study.diagnosis; assert 'torch' not in sys.modules"
+    code = "import sys; import easd.diagnose.diagnosis; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

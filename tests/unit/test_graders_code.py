@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from easd.study.tasks import Item, confined, sandbox
-from easd.study.tasks.programs import extract, grade_code
+from easd.tasks import Item, confined, sandbox
+from easd.tasks.programs import extract, grade_code
 
 pytestmark = pytest.mark.skipif(
     sandbox.missing() is not None, reason=f"no sandbox here: {sandbox.missing()}"
@@ -193,7 +193,7 @@ os.setresuid(1000, 1000, 1000)
 # Only so that Python is readable wherever it is installed, also for the child.
 libc.capset(struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", 4, 4, 4, 0, 0, 0))
 libc.prctl(47, 2, 2, 0, 0)
-from easd.study.tasks import sandbox
+from easd.tasks import sandbox
 assert sandbox.run(["x = 1"]).passed
 for code in {[code for _, code, error in ATTACKS if error == REFUSED]!r}:
     outcome = sandbox.run([code, "x = 1"])
@@ -204,7 +204,7 @@ for code in {[code for _, code, error in ATTACKS if error == REFUSED]!r}:
 
 
 def test_the_code_dies_with_the_run() -> None:
-    script = "from easd.study.tasks import sandbox\nsandbox.run(['import time\\ntime.sleep(60)'])"
+    script = "from easd.tasks import sandbox\nsandbox.run(['import time\\ntime.sleep(60)'])"
     run = subprocess.Popen([sys.executable, "-c", script])
 
     def children() -> list[str]:

@@ -7,8 +7,8 @@ from benchmark_files import benchmark_files
 
 pytest.importorskip("math_verify")
 
-from easd.study.tasks import Item, Task, load_task
-from easd.study.tasks.mathematics import _worker
+from easd.tasks import Item, Task, load_task
+from easd.tasks.mathematics import _worker
 
 MATHEMATICS = ("math500", "olympiadbench", "gsm8k", "svamp", "aime24", "limr", "limo")
 ROWS = {

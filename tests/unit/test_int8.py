@@ -6,10 +6,10 @@ from torch import nn
 
 from easd import Speculative, generate, load_pair
 from easd.core.rules import TargetOnly
-from easd.engine.int8 import Int8Linear, quantise_linears
-from easd.engine.packing import PackedLinears
+from easd.engine.models.int8 import Int8Linear, quantise_linears
+from easd.engine.models.packing import PackedLinears
 from easd.errors import ModelError
-from easd.planning import Shape
+from easd.speed.plan import Shape
 
 
 @pytest.fixture(scope="module")

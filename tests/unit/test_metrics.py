@@ -10,11 +10,11 @@ import pytest
 from evaluations import EASD, Evaluation, graded, rule_of
 
 from easd.errors import ConfigError
-from easd.study import metrics
-from easd.study.metrics import POOLED, frames
-from easd.study.metrics.differences import equal_lists
-from easd.study.metrics.flips import part
-from easd.study.stats import paired_difference
+from easd.report import metrics
+from easd.report.metrics import POOLED, frames
+from easd.report.metrics.differences import equal_lists
+from easd.report.metrics.flips import part
+from easd.stats import paired_difference
 
 RIGHT, WRONG = True, False
 
@@ -321,8 +321,7 @@ def test_settings_name_every_field_and_every_skipped_line():
 
 def test_metrics_need_no_model_library():
     code = (
-        "import sys, easd.study.report\n"
-        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+        "import sys, easd.report\nprint([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

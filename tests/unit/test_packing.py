@@ -3,8 +3,8 @@ import gc
 import torch
 from torch import nn
 
-from easd.engine import packing
-from easd.engine.packing import PackedLinears
+from easd.engine.models import packing
+from easd.engine.models.packing import PackedLinears
 
 
 def model():

@@ -14,12 +14,12 @@ import pytest
 
 from easd.config import RunConfig
 from easd.engine.generate import generate
-from easd.engine.models import load_pair
 from easd.errors import TraceError
 from easd.inspect.page import content_security_policy, data, live_page, write_page
 from easd.pairs.lab import problems
-from easd.trace import TOKENS, read_trace, summary
-from easd.trace.writer import TraceWriter
+from easd.pairs.loading import load_pair
+from easd.runs import TOKENS, read_trace, summary
+from easd.runs.writer import TraceWriter
 
 
 @pytest.fixture(scope="module")

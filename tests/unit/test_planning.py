@@ -16,7 +16,10 @@ from easd.engine.generate import decode, make_requests
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, ModelError, TraceError
 from easd.pairs.reduced_head import ReducedHead
-from easd.planning import (
+from easd.runs import read_trace
+from easd.runs.tally import outcomes
+from easd.runs.writer import TraceWriter
+from easd.speed.plan import (
     HARDWARE,
     Acceptance,
     Hardware,
@@ -26,11 +29,8 @@ from easd.planning import (
     parse_hardware,
     plan,
 )
-from easd.planning.products import ProductTable
-from easd.planning.timing import fixed_and_slope, undisturbed
-from easd.trace import read_trace
-from easd.trace.tally import outcomes
-from easd.trace.writer import TraceWriter
+from easd.speed.plan.products import ProductTable
+from easd.speed.plan.timing import fixed_and_slope, undisturbed
 
 LARGE = Qwen2Config(
     hidden_size=8192,

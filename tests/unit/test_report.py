@@ -12,7 +12,7 @@ import pytest
 from evaluations import EASD, Evaluation, graded, rule_of
 
 from easd.errors import ConfigError, TraceError
-from easd.study.report import write_report
+from easd.report import write_report
 
 RIGHT, WRONG = True, False
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -332,8 +332,8 @@ def test_bad_requests_are_refused(tmp_path):
 
 
 def test_every_printed_number_has_a_definition():
-    from easd.study.metrics import COLUMNS
-    from easd.study.report import behaviour, cost, evidence
+    from easd.report import behaviour, cost, evidence
+    from easd.report.metrics import COLUMNS
 
     modules = (behaviour, cost, evidence)
     groups = [v for m in modules for k, v in vars(m).items() if k.startswith("_") and k.isupper()]
@@ -343,7 +343,7 @@ def test_every_printed_number_has_a_definition():
 
 
 def test_the_template_is_packaged():
-    import easd.study
+    import easd.report
 
-    template = Path(easd.study.__file__).parent / "templates" / "report.html.j2"
+    template = Path(easd.report.__file__).parent / "templates" / "report.html.j2"
     assert template.is_file()

@@ -11,8 +11,8 @@ from transformers import (
 
 from easd import Settings, generate, load_pair
 from easd.core.rules import DraftOnly
-from easd.engine.rewards import RewardModel, ScoredStep, load_reward_model
 from easd.errors import InputError, ModelError
+from easd.evaluate.rewards import RewardModel, ScoredStep, load_reward_model
 from easd.pairs import lab
 from easd.pairs.rewards import STEP_TOKENS, reward_folder
 

@@ -17,7 +17,7 @@ from easd.core.rules import (
     make_rule,
     rule_name,
 )
-from easd.core.types import Rule, Step
+from easd.core.step import Rule, Step
 from easd.errors import EasdError, RuleError
 
 ALL = [pytest.param(kind, id=name) for name, kind in RULES.items()]

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from easd.server.writing import Writing
+from easd.serve.writing import Writing
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

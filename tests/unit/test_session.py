@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from easd.cli.commands.generate import Stream
 from easd.engine.request import Request, Row
-from easd.sessions.generate import Stream
 
 
 class Bytes:

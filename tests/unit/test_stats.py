@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from easd.errors import InputError
-from easd.study.stats import (
+from easd.stats import (
     Spread,
     bootstrap,
     compare_all,
@@ -468,7 +468,7 @@ def test_without_scipy_the_error_has_the_install_line():
     program = (
         "import sys; sys.modules['scipy'] = None\n"
         "from easd.errors import EasdError\n"
-        "try: import easd.study.stats\n"
+        "try: import easd.stats\n"
         "except EasdError as error: print(error)"
     )
     shown = subprocess.run(

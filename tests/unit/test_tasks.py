@@ -8,7 +8,7 @@ import pytest
 
 from easd.errors import ConfigError, EasdError, InputError
 from easd.pairs import lab
-from easd.study.tasks import TASKS, load_task
+from easd.tasks import TASKS, load_task
 
 ROWS = [
     {"id": "one", "problem": "1 + 1?", "answer": "2", "solution": "It is 1 + 1 = 2."},
@@ -175,7 +175,7 @@ def test_code_needs_permission(tmp_path: Path) -> None:
 def test_code_is_refused_where_it_cannot_be_confined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easd.study.tasks.sandbox.sys.platform", "darwin")
+    monkeypatch.setattr("easd.tasks.sandbox.sys.platform", "darwin")
     with pytest.raises(ConfigError, match="cannot run code safely here"):
         load_task("humaneval", data=tmp_path, allow_code_execution=True)
 
@@ -183,8 +183,8 @@ def test_code_is_refused_where_it_cannot_be_confined(
 def test_a_sandbox_that_does_not_work_is_told_before_anything_is_graded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easd.study.tasks.sandbox.missing", lambda: None)
-    monkeypatch.setattr("easd.study.tasks.sandbox.MEMORY", 1 << 20)
+    monkeypatch.setattr("easd.tasks.sandbox.missing", lambda: None)
+    monkeypatch.setattr("easd.tasks.sandbox.MEMORY", 1 << 20)
     with pytest.raises(ConfigError, match="cannot run code here: the sandbox fails with"):
         load_task("humaneval", data=tmp_path, allow_code_execution=True)
 
@@ -232,7 +232,7 @@ def test_every_task_says_what_it_is() -> None:
 
 
 def test_missing_libraries_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("easd.study.tasks.mathematics.find_spec", lambda name: None)
+    monkeypatch.setattr("easd.tasks.mathematics.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'easd\[study\]'"):
         load_task("gsm8k", data=file)
 

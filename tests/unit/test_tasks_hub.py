@@ -8,7 +8,7 @@ import pytest
 datasets = pytest.importorskip("datasets")
 
 from easd.errors import ConfigError, InputError  # noqa: E402
-from easd.study.tasks import TASKS, Task, load_task  # noqa: E402
+from easd.tasks import TASKS, Task, load_task  # noqa: E402
 
 CODE = "def add(a, b):\n    return a + b\n"
 ROWS: dict[str, list[dict[str, Any]]] = {

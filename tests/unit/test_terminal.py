@@ -8,8 +8,8 @@ from rich.console import Console
 
 from easd.errors import TraceError
 from easd.inspect.terminal import render
-from easd.trace import SCHEMAS, Trace
-from easd.trace.visible import visible
+from easd.runs import SCHEMAS, Trace
+from easd.runs.visible import visible
 
 RULE = {"name": "easd", "tau_h": 1.0, "tau_o": 0.8, "top_n": 5}
 CONFIG = {

@@ -13,12 +13,12 @@ import pytest
 from easd.config import RunConfig
 from easd.core.noise import Noise, request_key
 from easd.engine.generate import generate
-from easd.engine.models import load_pair
 from easd.errors import TraceError
 from easd.pairs.lab import problems
-from easd.trace import SCHEMAS, Tally, read_trace, summary, writer
-from easd.trace.schema import OUTCOMES, PARTS
-from easd.trace.writer import TraceWriter
+from easd.pairs.loading import load_pair
+from easd.runs import SCHEMAS, Tally, read_trace, summary, writer
+from easd.runs.schema import OUTCOMES, PARTS
+from easd.runs.writer import TraceWriter
 
 PROMPTS = [problem.prompt for problem in problems("lab-a", 12, seed=0)]
 EMITTED = ("accepted", "replacement", "bonus")
@@ -241,7 +241,7 @@ def test_run_json_says_what_ran_and_reads_back_as_the_config(run):
 def test_reading_needs_no_torch(run):
     _, _, trace = run(LOOSE)
     code = (
-        "import sys; from rich.console import Console; from easd.trace import read_trace, summary\n"
+        "import sys; from rich.console import Console; from easd.runs import read_trace, summary\n"
         "from easd.inspect.terminal import render\n"
         f"trace = read_trace({str(trace.folder)!r}); summary(trace)\n"
         "render(trace, 0, Console(quiet=True))\n"

@@ -7,7 +7,7 @@ import torch
 
 from easd.core.rules import EASD
 from easd.core.rules.entropy_aware import WithoutOverlap
-from easd.core.types import Step
+from easd.core.step import Step
 from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm.gate import Tally, ask, penalise_, rows_of
 from easd.integrations.vllm.serving import Serving

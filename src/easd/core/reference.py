@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.types import Rule, Step
+from easd.core.step import Rule, Step
 
 Text = tuple[int, ...]
 Predict = Callable[[Text], Tensor]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from easd.core.noise import Noise
-from easd.core.types import Decision, Judgement, Rule, Step
+from easd.core.step import Decision, Judgement, Rule, Step
 
 
 def verify(rule: Rule, step: Step, noise: Noise) -> Decision:

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easd.core.rules import rule_name
-from easd.core.types import Rule
-from easd.engine.drafter import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
-from easd.engine.loop import Engine, StepRecord
+from easd.core.step import Rule
+from easd.engine.drafters import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
+from easd.engine.engine import Engine, StepRecord
+from easd.engine.models.slots import SlotModel, context_window
 from easd.engine.request import Counts, FinishReason, Request, Row
 from easd.engine.settings import Settings
-from easd.engine.slots import SlotModel, context_window
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError, InputError, ModelError
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from easd.core.noise import request_key
-from easd.core.types import Rule
+from easd.core.step import Rule
 from easd.engine.processing import Processing
 
 FinishReason = Literal["eos", "stop", "length"]

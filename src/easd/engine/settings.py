@@ -10,7 +10,7 @@ from transformers.generation import logits_process as hf
 
 from easd.core.noise import Coupling
 from easd.core.rules import EASD
-from easd.core.types import Rule
+from easd.core.step import Rule
 from easd.engine.processing import Processing, Processor
 from easd.errors import ConfigError
 

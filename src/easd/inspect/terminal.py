@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.errors import TraceError
-from easd.trace import Trace, summary
-from easd.trace.schema import EMITTED
-from easd.trace.visible import visible
+from easd.runs import Trace, summary
+from easd.runs.schema import EMITTED
+from easd.runs.visible import visible
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a mark goes with each colour.
 _PLAIN = "default"
@@ -55,7 +55,7 @@ def render(trace: Trace, sample: int, console: Console) -> None:
 
 
 def summary_panel(found: dict[str, Any], config: dict[str, Any], *, title: str) -> Panel:
-    """The counts and rates of a run, as `Tally.summary` and `easd.trace.summary` name them."""
+    """The counts and rates of a run, as `Tally.summary` and `easd.runs.summary` name them."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()

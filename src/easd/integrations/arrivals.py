@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import anyio.to_thread
 
-from easd.engine.loop import Engine
+from easd.engine.engine import Engine
 from easd.engine.request import Request, Row
 from easd.engine.settings import Settings
 

@@ -24,16 +24,16 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from easd.engine.chat import encode_turns
+from easd.engine.engine import Engine
 from easd.engine.generate import context_limit, make_engine, make_requests
-from easd.engine.loop import Engine
-from easd.engine.models import PAIRS
 from easd.engine.request import Counts, Request, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 from easd.integrations.arguments import before_stop, run_config
 from easd.integrations.arrivals import Arrivals
-from easd.loading import load
+from easd.pairs.from_config import load
 from easd.pairs.lab import ALIASES
+from easd.pairs.loading import PAIRS
 
 # inspect's name for it, and ours.
 _HONOURED = {

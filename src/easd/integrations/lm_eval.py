@@ -28,13 +28,13 @@ from tqdm import tqdm
 from easd.config import RunConfig
 from easd.core.rules import Speculative
 from easd.core.rules.exact import TargetOnly
-from easd.core.types import Rule
+from easd.core.step import Rule
 from easd.engine.generate import context_limit, decode, end_tokens, make_requests
 from easd.engine.request import Counts, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 from easd.integrations.arguments import before_stop, run_config
-from easd.loading import load
+from easd.pairs.from_config import load
 
 _HARNESS_DECIDES = {
     "chat": "--apply_chat_template",

@@ -22,9 +22,9 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationM
 
 from easd.core.noise import Coupling
 from easd.core.rules import EASD
-from easd.core.types import Rule
+from easd.core.step import Rule
+from easd.engine.engine import StepRecord
 from easd.engine.generate import decode
-from easd.engine.loop import StepRecord
 from easd.engine.processing import Processing
 from easd.engine.request import Criterion, Request, Row
 from easd.engine.settings import Settings

@@ -19,7 +19,7 @@ from vllm.v1.worker.gpu.spec_decode import rejection_sampler, rejection_sampler_
 from vllm.v1.worker.gpu.states import RequestState
 
 from easd.core.rules import EASD
-from easd.core.types import Step
+from easd.core.step import Step
 from easd.integrations.vllm import worker_v2
 from easd.integrations.vllm.serving import Serving
 

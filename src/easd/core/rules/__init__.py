@@ -23,7 +23,7 @@ from easd.core.rules.redirected import (
     Sharpened,
 )
 from easd.core.rules.relaxed import Ensemble, FLy, Lenient, TypicalAcceptance
-from easd.core.types import Rule
+from easd.core.step import Rule
 from easd.errors import RuleError
 
 RULES: dict[str, type[Rule]] = {

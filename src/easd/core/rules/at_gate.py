@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from easd.core.rules.exact import acceptance
 from easd.core.signals import residual
-from easd.core.types import Models, NeedsRaw, Step
+from easd.core.step import Models, NeedsRaw, Step
 from easd.errors import RuleError
 
 

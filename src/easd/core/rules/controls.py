@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from easd.core.rules.gated import GatedRule
-from easd.core.types import Step
+from easd.core.step import Step
 from easd.errors import RuleError
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from easd.core import kernels
-from easd.core.conditions import (
+from easd.core.gate import (
     ALL_CONDITIONS,
     Condition,
     condition_met,
@@ -22,7 +22,7 @@ from easd.core.conditions import (
 )
 from easd.core.rules.at_gate import check_choice, on_host
 from easd.core.signals import entropy, shared_top_tokens
-from easd.core.types import NeedsRaw, Step
+from easd.core.step import NeedsRaw, Step
 from easd.errors import RuleError
 
 EntropyOf = Literal["sampling", "raw"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from easd.core.signals import residual
-from easd.core.types import Judgement, Models, NeedsRaw, Step
+from easd.core.step import Judgement, Models, NeedsRaw, Step
 
 
 def drafted(probs: Tensor, step: Step) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from easd.core.rules.at_gate import AtGate, check_choice, on_host
 from easd.core.rules.exact import acceptance, drafted
 from easd.core.signals import exclude, residual, sum_of_odds
-from easd.core.types import Judgement, Step
+from easd.core.step import Judgement, Step
 
 Redraw = Literal["exclude", "target"]
 Penalise = Literal["drafted", "draft_top"]

@@ -18,7 +18,7 @@ from easd.core.rules.at_gate import AtGate, check_choice
 from easd.core.rules.entropy_gate import EntropyGate
 from easd.core.rules.relaxed import check_lenience, lenient_law
 from easd.core.signals import most_probable
-from easd.core.types import Judgement, Step
+from easd.core.step import Judgement, Step
 from easd.errors import RuleError
 
 Pick = Literal["argmax", "sample"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from easd.core.rules.exact import Ungated, acceptance, drafted, redrawn
 from easd.core.signals import entropy, most_probable, residual
-from easd.core.types import Judgement, Models, NeedsRaw, Step
+from easd.core.step import Judgement, Models, NeedsRaw, Step
 from easd.errors import RuleError
 
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from easd.trace.schema import TOKENS
+from easd.runs.schema import TOKENS
 
 # In the order in which they use each other.
 _MODULES = (

@@ -1,7 +1,7 @@
 """What the page is told of a trace.
 
     run           run.json
-    summary       counts and rates, see `easd.trace.summary`
+    summary       counts and rates, see `easd.runs.summary`
     texts         one a text: its row of the samples table, and its `tokens` by column
     texts_in_run  how many there are, shown or not
     vocabulary    pairs of token id and text
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from easd.errors import TraceError
-from easd.trace import TOKENS, Trace, summary
+from easd.runs import TOKENS, Trace, summary
 
 MOST_ROWS = 50_000  # About 15 MB of page.
 

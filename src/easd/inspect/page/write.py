@@ -8,7 +8,7 @@ from pathlib import Path
 from easd.errors import TraceError
 from easd.inspect.page.assemble import page
 from easd.inspect.page.data import run_data
-from easd.trace import Trace
+from easd.runs import Trace
 
 
 def write_page(traces: Sequence[Trace], path: str | Path, *, sample: int | None = None) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.conditions import ALL_CONDITIONS, Condition
+from easd.core.gate import ALL_CONDITIONS, Condition
 from easd.core.rules import EASD
 from easd.core.rules.entropy_gate import gate_signals
 

@@ -1,7 +1,0 @@
-"""How fast every way to decode is, taken in turn on the same prompts of one machine."""
-
-from easd.bench.run import Bench, Cell, read_timings
-from easd.bench.systems import System, Timing
-from easd.bench.table import Line, lines
-
-__all__ = ["Bench", "Cell", "Line", "System", "Timing", "lines", "read_timings"]

@@ -1,0 +1,151 @@
+"""`easd plan`: what a pair would do on other hardware, before paying for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from easd.config import RunConfig
+from easd.errors import ConfigError
+from easd.pairs.from_config import load_with_status
+from easd.runs import read_trace
+from easd.speed.plan import (
+    Acceptance,
+    Cell,
+    Hardware,
+    Machine,
+    Shape,
+    measure_here,
+    parse_hardware,
+    plan,
+)
+from easd.speed.plan.measure import describe
+
+HERE = "here"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is asked.
+
+    Attributes:
+        pair: an embedded pair; else
+        target, draft: hub ids, folders, or config.json files.
+        on: a device such as `h100:8`, a YAML file, or `here` to measure this machine.
+        price: of one device for an hour.
+        trace: a run whose acceptance is taken; else
+        acceptance: one rate for every draft token.
+        texts: how many at once.
+        gammas: draft tokens of a block.
+        context: tokens of a text, prompt included, in the middle of its decoding.
+    """
+
+    pair: str | None
+    target: str | None
+    draft: str | None
+    on: str
+    price: float | None
+    trace: Path | None
+    acceptance: float | None
+    texts: tuple[int, ...]
+    gammas: tuple[int, ...]
+    context: int
+
+    def run(self) -> None:
+        """Prints tokens a second against texts at once and gamma.
+
+        Raises:
+            EasdError: A model, device or trace is unknown, or no acceptance is given.
+        """
+        kept = self._acceptance()
+        target, draft = self._shapes()
+        machine = Machine(hardware=self._hardware(), target=target, draft=draft)
+        cells = plan(machine, kept, texts=self.texts, gammas=self.gammas, context=self.context)
+        console = Console()
+        console.print(_title(machine, kept, self.context))
+        console.print(_table(cells, self.gammas))
+        for line in _advice(cells, self.texts):
+            console.print(line)
+
+    def _acceptance(self) -> Acceptance:
+        if self.trace is not None and self.acceptance is None:
+            return Acceptance.of(read_trace(self.trace))
+        if self.acceptance is not None and self.trace is None:
+            return Acceptance(rates=(self.acceptance,))
+        raise ConfigError(
+            "how many draft tokens are kept comes from a run or from you; give one of --trace and "
+            "--acceptance"
+        )
+
+    def _shapes(self) -> tuple[Shape, Shape]:
+        if self.pair is not None and self.target is self.draft is None:
+            pair = load_with_status(RunConfig(pair=self.pair), Console(stderr=True))
+            assert pair.draft is not None, "embedded pairs have both"
+            return Shape.of(pair.target, f"{pair.name}'s target"), Shape.of(pair.draft, "its draft")
+        if self.pair is None and self.target is not None and self.draft is not None:
+            return Shape.named(self.target), Shape.named(self.draft)
+        raise ConfigError("give an embedded --pair, or both --target and --draft")
+
+    def _hardware(self) -> Hardware:
+        for name in ("texts", "gammas"):
+            if min(getattr(self, name)) < 1:
+                raise ConfigError(f"{name} = {min(getattr(self, name))} is none; use 1 or more")
+        if self.on == HERE:
+            return replace(measure_here(), price=self.price)
+        return parse_hardware(self.on, self.price)
+
+
+def _title(machine: Machine, kept: Acceptance, context: int) -> str:
+    hardware = machine.hardware
+    assert machine.draft is not None
+    count = f"{hardware.devices} x " if hardware.devices > 1 else ""
+    measured = f" ({describe(hardware)})" if hardware.products else ""
+    rates = ", ".join(f"{rate:.2f}" for rate in kept.rates)
+    return (
+        f"{machine.target.name} ({machine.target.parameters / 1e9:.3g} billion weights) with "
+        f"{machine.draft.name} ({machine.draft.parameters / 1e9:.3g}) on "
+        f"{count}{hardware.name}{measured}; {context} tokens of context; draft tokens kept by "
+        f"place: {rates}"
+    )
+
+
+def _table(cells: Sequence[Cell], gammas: Sequence[int]) -> Table:
+    table = Table("texts", "target alone", *(f"gamma {gamma}" for gamma in gammas))
+    priced = any(cell.price is not None for cell in cells)
+    table.title = "tokens a second, over the target alone" + ", price of a million" * priced
+    table.show_lines = True
+    for column in table.columns:
+        column.justify = "right"
+    for count in dict.fromkeys(cell.texts for cell in cells):
+        table.add_row(str(count), *(_cell(cell) for cell in cells if cell.texts == count))
+    return table
+
+
+def _cell(cell: Cell) -> str:
+    if not cell.fits:
+        return "does not fit"
+    lines = [f"{cell.tokens_per_second:,.0f}", f"{cell.improvement:.2f}x" if cell.gamma else ""]
+    if cell.price is not None:
+        lines.append(f"{cell.price:.2f}")
+    return "\n".join(lines)
+
+
+def _advice(cells: Sequence[Cell], texts: Sequence[int]) -> list[str]:
+    fitting = [cell for cell in cells if cell.fits]
+    best = {}
+    for count in texts:
+        here = [cell for cell in fitting if cell.texts == count]
+        if here:
+            best[count] = max(here, key=lambda cell: cell.tokens_per_second)
+    lines = [f"best gamma: {', '.join(f'{best[n].gamma} at {n}' for n in best)} texts at once"]
+    never = [count for count, cell in best.items() if not cell.gamma]
+    if never:
+        lines.append(f"speculation stops paying at {min(never)} texts at once")
+    else:
+        lines.append("speculation pays at every number of texts that fits")
+    lines.append("a forecast from bytes and arithmetic, not a measurement")
+    return lines

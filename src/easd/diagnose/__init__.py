@@ -1,0 +1,1 @@
+"""What both models make of reference text, and which rule that speaks for."""

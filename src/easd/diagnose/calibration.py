@@ -1,0 +1,172 @@
+"""Thresholds from the entropies of a pair's own texts, as arXiv:2512.23765 calibrates tau_h.
+
+Everything here is a function of a tokens table (`easd.runs.samples_schema`), decoded losslessly
+with the draft evaluated at bonus positions too, so that every token of a text has both entropies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from easd.core.gate import conditions_met, required_shared
+from easd.errors import InputError
+from easd.runs.schema import EMITTED
+from easd.stats import Estimate, bootstrap, share, top_mean
+
+Source = Literal["pooled", "draft", "target"]
+SOURCES: tuple[Source, ...] = ("pooled", "draft", "target")
+TOP_SHARE = 0.05
+NO_OP_RATE = 0.001  # A gate that opens at a smaller share of positions does next to nothing.
+
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """What the gate looks at, at every emitted position: arrays [N].
+
+    Attributes:
+        text: which text a position belongs to, 0 to T - 1.
+        draft_entropy, target_entropy: nats.
+        shared: top tokens in common.
+        top_n: how many top tokens were compared.
+    """
+
+    text: np.ndarray
+    draft_entropy: np.ndarray
+    target_entropy: np.ndarray
+    shared: np.ndarray
+    top_n: int
+
+    @property
+    def texts(self) -> int:
+        return int(self.text.max()) + 1
+
+    def met(self, tau_h: float, tau_o: float) -> dict[str, np.ndarray]:
+        """Where each condition is met, and where all are (`gate`); bool [N] each."""
+        found = conditions_met(
+            self.draft_entropy,
+            self.target_entropy,
+            self.shared,
+            tau_h=tau_h,
+            least_shared=required_shared(tau_o, self.top_n),
+        )
+        return {"gate": np.logical_and.reduce(list(found.values())), **found}
+
+
+def signals(tokens: pa.Table, *, top_n: int = 5) -> Signals:
+    """The signals of every emitted position at which both models were asked.
+
+    Args:
+        tokens: of one lossless system.
+        top_n: how many top tokens the rule that wrote them counted.
+
+    Raises:
+        InputError: There is no such position.
+    """
+    seen = tokens.filter(
+        pc.field("outcome").cast(pa.string()).isin(EMITTED) & pc.field("draft_entropy").is_valid()
+    )
+    if not seen.num_rows:
+        raise InputError(
+            "there are no positions with both entropies; record tokens (trace) of a system that "
+            "drafts"
+        )
+    keys = [name for name in ("task", "seed", "request") if name in seen.column_names]
+    frame = seen.select(keys).to_pandas()
+    text = frame.groupby(keys, observed=True, sort=False).ngroup().to_numpy()
+    return Signals(
+        text=text,
+        draft_entropy=seen["draft_entropy"].to_numpy(),
+        target_entropy=seen["target_entropy"].to_numpy(),
+        shared=np.rint(seen["overlap"].to_numpy() * top_n),
+        top_n=top_n,
+    )
+
+
+def paper_threshold(found: Signals, source: Source) -> Estimate:
+    """The mean of the top 5 % highest entropies, in nats: the paper's rule.
+
+    Args:
+        found: signals of a validation set.
+        source: whose entropies; the paper does not say.
+    """
+    entropies = {
+        "draft": found.draft_entropy,
+        "target": found.target_entropy,
+        "pooled": np.concatenate([found.draft_entropy, found.target_entropy]),
+    }[source]
+    text = np.tile(found.text, 2) if source == "pooled" else found.text
+    return top_mean(entropies, text, TOP_SHARE, resamples=_RESAMPLES)
+
+
+def rate_threshold(found: Signals, rate: float, tau_o: float) -> Estimate:
+    """The tau_h, in nats, at which the gate is open at a share `rate` of positions.
+
+    Raises:
+        InputError: The overlap alone is met more rarely than that.
+    """
+    highest = np.minimum(found.draft_entropy, found.target_entropy)
+    highest = np.where(found.met(0.0, tau_o)["overlap"], highest, 0.0)
+    possible = float((highest > 0).mean())
+    if not 0 < rate < possible:
+        raise InputError(
+            f"rate = {rate} cannot be reached: the gate is open at {possible:.2%} of positions at "
+            f"most (tau_o = {tau_o}, tau_h = 0); use a number in (0, {possible:.4f})"
+        )
+    order = np.argsort(-highest, kind="stable")
+    falling, owner = highest[order], found.text[order]
+
+    def threshold(weights: np.ndarray) -> float:
+        copies = np.cumsum(weights[owner])
+        return float(falling[np.searchsorted(copies, rate * copies[-1], side="right")])
+
+    return bootstrap(
+        lambda weights: [threshold(row) for row in weights],
+        found.texts,
+        resamples=_RESAMPLES,
+        n=len(falling),
+    )
+
+
+def firing(found: Signals, tau_h: float, tau_o: float) -> dict[str, Estimate]:
+    """Share of positions at which the gate is open (`gate`) and each condition is met."""
+    whole = np.bincount(found.text)
+    return {
+        name: share(np.bincount(found.text, weights=met), whole)
+        for name, met in found.met(tau_h, tau_o).items()
+    }
+
+
+def firing_grid(found: Signals, tau_h: Sequence[float], tau_o: Sequence[float]) -> pd.DataFrame:
+    """The gate's opening rate for every pair of thresholds: columns tau_h, tau_o, rate.
+
+    Replayed from recorded signals: what a threshold would change in the text itself is left out.
+    """
+    return pd.DataFrame(
+        [
+            {"tau_h": h, "tau_o": o, "rate": float(found.met(h, o)["gate"].mean())}
+            for h in tau_h
+            for o in tau_o
+        ]
+    )
+
+
+def warnings_of(rates: Mapping[str, Estimate]) -> list[str]:
+    """What a user should be told before using a threshold with these rates."""
+    gate = rates["gate"]
+    if gate.value >= NO_OP_RATE:
+        return []
+    rarest = min((n for n in rates if n != "gate"), key=lambda name: rates[name].value)
+    return [
+        f"the gate is open at {gate.value:.3%} of positions (95 % interval {gate.low:.3%} to "
+        f"{gate.high:.3%}), under {NO_OP_RATE:.1%}: this configuration does next to nothing; the "
+        f"rarest condition is {rarest} ({rates[rarest].value:.2%}); calibrate to a rate instead"
+    ]

@@ -1,0 +1,123 @@
+"""Files that carry fields of a rule from a calibration or a diagnosis to where they are used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from easd.core.rules import RULES
+from easd.engine.settings import Settings
+from easd.errors import ConfigError
+from easd.runs.files import write_json
+from easd.tasks import Task
+
+FORMAT = 1
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+Kind = Literal["calibration", "diagnosis"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artefact:
+    """Fields of rules, and what they were found for.
+
+    Attributes:
+        kind: which command wrote it.
+        fields: values of a rule's fields: tau_h, tau_o, top_n, entropy_of; a diagnosis has the
+            pool's a and b too.
+        pair: names of the models.
+        fingerprints: hashes of the weights and of the tokenizer.
+        sampling: temperature and truncation.
+        data: of each task its name, source, hash and number of items.
+        estimates: everything that was measured.
+        easd_version: of the library that wrote it.
+    """
+
+    kind: Kind
+    fields: Mapping[str, Any]
+    pair: str
+    fingerprints: Mapping[str, str | None]
+    sampling: Mapping[str, float]
+    data: Sequence[Mapping[str, Any]]
+    estimates: Mapping[str, Any]
+    easd_version: str = version("easd")
+    format: int = FORMAT
+
+    def save(self, path: Path) -> None:
+        """Writes a JSON file; the folder must be there.
+
+        Raises:
+            TraceError: It cannot be written.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        write_json(path, values)
+
+    def check(self, fingerprints: Mapping[str, str | None], settings: Settings) -> None:
+        """Refuses another pair, tokenizer, temperature or truncation.
+
+        Raises:
+            ConfigError: One of them differs.
+        """
+        for name, found in self.fingerprints.items():
+            if fingerprints.get(name) != found:
+                raise ConfigError(
+                    f"this {self.kind} was made for {self.pair} and the {name} here is another one "
+                    f"({fingerprints.get(name)}, not {found}); make one for this pair, or --force"
+                )
+        now = sampling(settings)
+        for name, value in self.sampling.items():
+            if now[name] != value:
+                raise ConfigError(
+                    f"this {self.kind} was made at {name} = {value} and this run has {now[name]}; "
+                    "make one for these settings, or --force"
+                )
+
+    def fill(self, rule: Mapping[str, Any]) -> dict[str, Any]:
+        """A rule's mapping with the fields it has and does not set itself."""
+        kind = RULES.get(str(rule.get("name", "easd")))
+        known = {f.name for f in fields(kind)} if kind else set()  # type: ignore[arg-type]
+        return {**{n: v for n, v in self.fields.items() if n in known}, **rule}
+
+
+def read_artefact(path: str | Path) -> Artefact:
+    """Reads a file that `easd calibrate` or `easd diagnose` wrote.
+
+    Raises:
+        ConfigError: It is not such a file, or of another version.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"cannot read the calibration {str(path)!r} ({reason})") from None
+    except ValueError as error:
+        raise ConfigError(f"{str(path)!r} is damaged ({error}); calibrate again") from None
+    names = {f.name for f in fields(Artefact)}
+    if not isinstance(values, dict) or values.keys() != names:
+        raise ConfigError(f"{str(path)!r} is no calibration; give a file of `easd calibrate`")
+    if values["format"] != FORMAT:
+        raise ConfigError(
+            f"{str(path)!r} has format {values['format']!r}, this version reads {FORMAT}; "
+            "calibrate again"
+        )
+    return Artefact(**values)
+
+
+def data_of(task: Task) -> dict[str, Any]:
+    """What names the items that something was found on."""
+    return {
+        "task": task.name,
+        "source": task.source,
+        "hash": task.data_hash,
+        "items": len(task.items),
+    }
+
+
+def sampling(settings: Settings) -> dict[str, float]:
+    """The settings that a calibration depends on."""
+    return {name: getattr(settings, name) for name in SAMPLING}

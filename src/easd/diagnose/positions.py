@@ -1,0 +1,184 @@
+"""The table a diagnosis starts from: one row for every token of the reference texts.
+
+A gated rule's law is (1 - g) p + g * open_law, and neither p nor the open law knows the thresholds.
+So the probabilities of the right token, stored once, give every rule at every threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from easd.core.gate import ALL_CONDITIONS, Condition, conditions_met, required_shared
+from easd.errors import InputError
+from easd.runs.schema import column
+
+TOP_N = 5
+PLAUSIBLE = 0.1
+
+OPEN = (
+    "easd",
+    "easd-draft-top",
+    "easd-on-accepted",
+    "greedy-p",
+    "sharpened",
+    "keep-near-top",
+    "contrast",
+    "draft-token",
+)
+"""Rules with a gate, whose law where it is open is stored."""
+
+UNGATED = ("typical-acceptance", "lenience", "ensemble", "draft")
+"""Rules without a gate."""
+
+_PROBS = pa.list_(pa.float64())
+_RIGHT = "the reference's token"
+
+POSITIONS = pa.schema(
+    [
+        column("text", pa.int32(), "index", "the reference text, in the order given"),
+        column("id", pa.dictionary(pa.int32(), pa.string()), "name", "the reference text's name"),
+        column("position", pa.int32(), "index", "the token's place in the reference text"),
+        column("token", pa.int32(), "token id", f"{_RIGHT}, called right below"),
+        column("draft_prob", pa.float64(), "probability", "the draft's of the right token"),
+        column("target_prob", pa.float64(), "probability", "the target's of the right token"),
+        column("draft_best", pa.bool_(), "yes or no", "the right token is the draft's best"),
+        column("target_best", pa.bool_(), "yes or no", "the right token is the target's best"),
+        column("draft_entropy", pa.float64(), "nats", "of the draft, as the gate takes it"),
+        column("target_entropy", pa.float64(), "nats", "of the target, likewise"),
+        column("shared_top", pa.int32(), "tokens", f"shared by both models' {TOP_N} most probable"),
+        *(
+            column(f"open_{name}", pa.float64(), "probability", f"right, under {name} at its gate")
+            for name in OPEN
+        ),
+        *(
+            column(f"law_{name}", pa.float64(), "probability", f"right, under {name} everywhere")
+            for name in UNGATED
+        ),
+        column(
+            "pool_target_probs",
+            _PROBS,
+            "probability",
+            f"the target's of the plausible tokens: {PLAUSIBLE} of its best one's or more",
+        ),
+        column(
+            "pool_draft_probs",
+            _PROBS,
+            "probability",
+            "the draft's of the same tokens, raised to the least that the pool rule counts",
+        ),
+        column("pool_right", pa.int32(), "index", "the right token among them, or null"),
+    ]
+)
+
+Values = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The table as arrays.
+
+    Attributes:
+        values: columns by name, [N] each, but for the pool's.
+        texts: each position's text as a number below `n_texts`, [N].
+        n_texts: T, all with a position.
+        target_logs: the target's log-probabilities of plausible tokens, all positions in turn, [M].
+        draft_logs: the draft's.
+        starts: where each position's plausible tokens begin, and M at the end, [N+1].
+        right: the right token's place in them, [N]; -1 where it is not plausible.
+    """
+
+    values: dict[str, NDArray]
+    texts: NDArray[np.intp]
+    n_texts: int
+    target_logs: Values
+    draft_logs: Values
+    starts: NDArray[np.int64]
+    right: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Positions:
+        """Reads a table of `read_positions`.
+
+        Raises:
+            InputError: Columns are missing, or there is not a single position, or text beside it.
+        """
+        missing = [name for name in POSITIONS.names if name not in table.column_names]
+        if missing:
+            raise InputError(
+                f"the table of positions lacks {', '.join(missing[:3])}; "
+                "make it with read_positions"
+            )
+        lists = ("pool_target_probs", "pool_draft_probs")
+        values = {
+            name: table[name].to_numpy()
+            for name in POSITIONS.names
+            if name not in {"id", "pool_right", *lists}
+        }
+        names, texts = np.unique(values["text"], return_inverse=True)
+        if len(names) < 2:
+            raise InputError(
+                f"reference texts given: {len(names)}; give two or more, to know of others"
+            )
+        target, draft = (table[name].combine_chunks() for name in lists)
+        lengths = target.value_lengths().to_numpy(zero_copy_only=False)
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        place = table["pool_right"].fill_null(-1).to_numpy().astype(np.int64)
+        return cls(
+            values,
+            texts,
+            len(names),
+            np.log(target.flatten().to_numpy()),
+            np.log(draft.flatten().to_numpy()),
+            starts,
+            np.where(place < 0, -1, starts[:-1] + place),
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def by_text(self, values: Values) -> Values:
+        """Sums over each text's positions, [N] -> [T]."""
+        return np.bincount(self.texts, weights=values).astype(np.float64)
+
+
+def met(positions: Positions, tau_h: float, tau_o: float) -> dict[Condition, Mask]:
+    """Where each condition of the gate holds, by the names in `ALL_CONDITIONS`."""
+    signals = ("draft_entropy", "target_entropy", "shared_top")
+    return conditions_met(
+        *(positions.values[name] for name in signals),
+        tau_h=tau_h,
+        least_shared=required_shared(tau_o, TOP_N),
+    )
+
+
+def gate(
+    positions: Positions,
+    tau_h: float,
+    tau_o: float = 0.8,
+    conditions: Collection[Condition] = ALL_CONDITIONS,
+) -> Mask:
+    """Where the gate of entropy-aware rules is open."""
+    holds = met(positions, tau_h, tau_o)
+    return np.logical_and.reduce([holds[name] for name in conditions])
+
+
+def threshold_for(positions: Positions, rate: float, tau_o: float = 0.8) -> float:
+    """The `tau_h` at which the gate is open at a share `rate` of positions.
+
+    Where too few positions meet the overlap condition, the rate is out of reach and `tau_h` is 0.
+
+    Raises:
+        InputError: The rate is no share.
+    """
+    if not 0 < rate < 1:
+        raise InputError(f"rate = {rate} is not a share of positions; use a number in (0, 1)")
+    values = positions.values
+    both = np.minimum(values["draft_entropy"], values["target_entropy"])
+    highest = np.sort(np.where(values["shared_top"] >= required_shared(tau_o, TOP_N), both, 0.0))
+    return float(highest[-1 - min(round(rate * len(highest)), len(highest) - 1)])

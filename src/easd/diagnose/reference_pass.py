@@ -1,0 +1,283 @@
+"""One teacher-forced pass of both models over reference texts: what a diagnosis needs of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from easd.core.rules import (
+    EASD,
+    Contrast,
+    DraftOnly,
+    Ensemble,
+    FLy,
+    Greedy,
+    KeepNearTop,
+    Lenient,
+    Pool,
+    Sharpened,
+    TypicalAcceptance,
+)
+from easd.core.rules.entropy_gate import gate_signals
+from easd.core.rules.redirected import LEAST_DRAFT_PROB
+from easd.core.step import Rule, Step
+from easd.diagnose.positions import OPEN, PLAUSIBLE, POSITIONS, TOP_N, UNGATED
+from easd.engine.distributions import distributions
+from easd.engine.generate import context_limit, make_requests, shared_vocabulary
+from easd.engine.models.slots import SlotModel
+from easd.engine.pair import Pair
+from easd.engine.request import Row
+from easd.engine.settings import Settings
+from easd.errors import ConfigError, InputError, NumericsError
+
+ReferenceText = tuple[Sequence[int], Sequence[int], str]
+"""Token ids of a prompt and of the text that rightly follows it, and the text's name."""
+
+# Probabilities of one model at one time: 8 MB in float32, which processors' caches like.
+_MOST_PROBS = 2**21
+_MOST_ROWS = 256
+_POSITIONS_AT_ONCE = 32
+
+# An overlap of 0 is always met: these gates are open everywhere, and the law is the open law.
+_ALWAYS = {"conditions": ("overlap",), "tau_o": 0.0, "gate_bonus": True}
+
+OPEN_RULES: dict[str, Rule] = dict(
+    zip(
+        OPEN,
+        (
+            EASD(**_ALWAYS),
+            EASD(**_ALWAYS, penalise="draft_top"),
+            EASD(**_ALWAYS, gate_on="accepted"),
+            Greedy(**_ALWAYS),
+            Sharpened(**_ALWAYS),
+            KeepNearTop(**_ALWAYS),
+            Contrast(**_ALWAYS, plausible=PLAUSIBLE),
+            # Its own gate is open where the target has any entropy, as it has at every open gate.
+            FLy(tau_h=0.0, window=0),
+        ),
+        strict=True,
+    )
+)
+UNGATED_RULES: dict[str, Rule] = dict(
+    zip(UNGATED, (TypicalAcceptance(), Lenient(), Ensemble(), DraftOnly()), strict=True)
+)
+# With both powers 0 all plausible tokens are equal.
+_PLAUSIBLE_TOKENS = Pool(**_ALWAYS, a=0.0, b=0.0, pick="sample", plausible=PLAUSIBLE)
+
+
+def read_positions(
+    pair: Pair,
+    texts: Sequence[ReferenceText],
+    settings: Settings | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> pa.Table:
+    """Both models' and every rule's opinion of each token of the reference texts.
+
+    Args:
+        pair: with a draft model.
+        texts: two or more.
+        settings: what is done to logits (temperature, truncation, penalties); the rest is not used.
+        on_progress: called with positions done and positions in all.
+
+    Returns:
+        Rows by text and position; see `POSITIONS`.
+
+    Raises:
+        ConfigError: There is no draft model.
+        InputError: A text is empty, too long for a model, or not made of the models' tokens.
+        NumericsError: A model returned NaN.
+    """
+    if pair.draft is None:
+        raise ConfigError("a diagnosis compares two models; name a draft")
+    settings = replace(settings or Settings(), n=1)
+    vocab_size = shared_vocabulary(pair.target, pair.draft)
+    _check(texts, context_limit([pair.target, pair.draft]), vocab_size)
+    requests = make_requests(
+        [pair.target, pair.draft],
+        [list(prompt) for prompt, _, _ in texts],
+        settings,
+        pair.tokenizer,
+    )
+    lengths = [len(reference) for _, reference, _ in texts]
+    room = max(1, _MOST_PROBS // vocab_size)
+    num_rows = min(_MOST_ROWS, len(texts), max(1, room // _POSITIONS_AT_ONCE))
+    models = SlotModel(pair.target, num_rows), SlotModel(pair.draft, num_rows)
+    # Texts of similar length keep each other company, so that little is padding.
+    order = sorted(range(len(texts)), key=lambda index: lengths[index])
+    tables, done = [], 0
+    for begin in range(0, len(order), num_rows):
+        chosen = order[begin : begin + num_rows]
+        batch = _Batch(
+            chosen,
+            [
+                # Processors see every position of the text, however many tokens settings allow.
+                Row.start(replace(requests[index], max_new_tokens=lengths[index]))
+                for index in chosen
+            ],
+            [list(texts[index][1]) for index in chosen],
+            [texts[index][2] for index in chosen],
+        )
+        for table in _read(batch, models, vocab_size, max(1, room // len(chosen))):
+            tables.append(table)
+            done += len(table)
+            if on_progress is not None:
+                on_progress(done, sum(lengths))
+    return (
+        pa.concat_tables(tables, promote_options="none")
+        .unify_dictionaries()
+        .sort_by([("text", "ascending"), ("position", "ascending")])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Texts read side by side: their numbers, prompts as rows, references and names."""
+
+    numbers: list[int]
+    rows: list[Row]
+    references: list[list[int]]
+    names: list[str]
+
+
+@torch.inference_mode()
+def _read(
+    batch: _Batch, models: tuple[SlotModel, SlotModel], vocab_size: int, length: int
+) -> Iterator[pa.Table]:
+    """Rows of the table for `length` positions of every text at a time."""
+    for model in models:
+        model.prefill(0, [row.ids[:-1] for row in batch.rows])
+    longest = max(map(len, batch.references))
+    for begin in range(0, longest, length):
+        pieces = [reference[begin : begin + length] for reference in batch.references]
+        width = min(length, longest - begin)
+        right = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces])
+        there = torch.tensor([[True] * len(p) + [False] * (width - len(p)) for p in pieces])
+        right, there = right.to(models[0].device), there.to(models[0].device)
+        step = _step(batch.rows, models, vocab_size, right, list(map(len, pieces)))
+        yield _table(batch, begin, step, right, there)
+        for model in models:
+            model.lengths = [
+                filled + len(piece) for filled, piece in zip(model.lengths, pieces, strict=False)
+            ] + model.lengths[len(pieces) :]
+        for row, piece in zip(batch.rows, pieces, strict=True):
+            row.ids.extend(piece)
+
+
+def _step(
+    rows: Sequence[Row],
+    models: tuple[SlotModel, SlotModel],
+    vocab_size: int,
+    right: Tensor,
+    counts: list[int],
+) -> Step:
+    """The next T tokens as a verification step, with a bonus position that nobody asks about."""
+    last = torch.tensor([row.ids[-1:] for row in rows], device=right.device)
+    fed = torch.cat([last, right[:, :-1]], 1)
+    greedy = rows[0].request.processing.greedy
+    # A text ends with its last token, and no position follows.
+    drafted = [max(0, count - 1) for count in counts]
+    target, draft = (
+        distributions(
+            model.forward(fed)[..., :vocab_size], rows, right[:, :-1], drafted, want_raw=greedy
+        )
+        for model in models
+    )
+    pad = partial(torch.nn.functional.pad, pad=(0, 0, 0, 1))
+    return Step(
+        draft_tokens=right,
+        num_draft_tokens=torch.full((len(rows),), right.shape[1], device=right.device),
+        draft_probs=pad(draft.probs),
+        target_probs=torch.cat([target.probs, target.probs[:, -1:]], 1),
+        raw_draft_probs=None if draft.raw is None else pad(draft.raw),
+        raw_target_probs=None if target.raw is None else pad(target.raw),
+        greedy=torch.ones(len(rows), dtype=torch.bool, device=right.device) if greedy else None,
+    )
+
+
+def _table(batch: _Batch, begin: int, step: Step, right: Tensor, there: Tensor) -> pa.Table:
+    """Rows for the positions that are `there` [B, T], whose right tokens are `right` [B, T]."""
+
+    def of_right(probs: Tensor) -> np.ndarray:
+        return _numpy(probs[:, :-1].gather(-1, right[..., None])[..., 0][there].double())
+
+    # The opinions of greedy rows are the raw ones: what is drawn from is one-hot.
+    draft_view, target_view = EASD().gate_probs(step)
+    opinions = replace(step, draft_probs=draft_view, target_probs=target_view, greedy=None)
+    draft_view, target_view = draft_view[:, :-1], target_view[:, :-1]
+    signals = gate_signals(draft_view, target_view, TOP_N)
+    values = {name: _numpy(signal[there]) for name, signal in signals.items()}
+    for model in ("draft", "target"):
+        if not np.isfinite(values[f"{model}_entropy"]).all():
+            raise NumericsError(
+                f"the {model}'s logits are NaN or leave no token to choose; check its files, its "
+                "dtype and the logits processors"
+            )
+    values |= {f"open_{name}": of_right(rule.law(step)) for name, rule in OPEN_RULES.items()}
+    values |= {f"law_{name}": of_right(rule.law(step)) for name, rule in UNGATED_RULES.items()}
+    row, place = (_numpy(index) for index in there.nonzero(as_tuple=True))
+    values |= {
+        "text": np.asarray(batch.numbers)[row],
+        "id": np.asarray(batch.names)[row],
+        "position": begin + place,
+        "token": _numpy(right[there]),
+        "draft_prob": of_right(step.draft_probs),
+        "target_prob": of_right(step.target_probs),
+        "draft_best": _numpy((draft_view.argmax(-1) == right)[there]),
+        "target_best": _numpy((target_view.argmax(-1) == right)[there]),
+        **_pool(_PLAUSIBLE_TOKENS.law(opinions)[:, :-1] > 0, draft_view, target_view, right, there),
+    }
+    columns = [pa.array(values[field.name]).cast(field.type) for field in POSITIONS]
+    # A copy in Arrow's own memory: small arrays kept among large ones would fragment the heap.
+    return pa.table(columns, schema=POSITIONS).take(np.arange(len(row)))
+
+
+def _pool(
+    plausible: Tensor, draft_probs: Tensor, target_probs: Tensor, right: Tensor, there: Tensor
+) -> dict[str, pa.Array]:
+    """The pool's columns: plausible tokens' probabilities, and which of them is right."""
+    chosen = plausible & there[..., None]
+    ends = chosen.sum(-1)[there].cumsum(0)
+    offsets = pa.array(np.concatenate([[0], _numpy(ends)]).astype(np.int32))
+    before = (chosen.cumsum(-1) - 1).gather(-1, right[..., None])[..., 0]
+    among = chosen.gather(-1, right[..., None])[..., 0]
+    return {
+        "pool_target_probs": pa.ListArray.from_arrays(
+            offsets, _numpy(target_probs[chosen].double())
+        ),
+        "pool_draft_probs": pa.ListArray.from_arrays(
+            offsets, _numpy(draft_probs[chosen].clamp_min(LEAST_DRAFT_PROB).double())
+        ),
+        "pool_right": pa.array(_numpy(before[there]), mask=_numpy(~among[there])),
+    }
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy()
+
+
+def _check(texts: Sequence[ReferenceText], limit: int | None, vocab_size: int) -> None:
+    if not texts:
+        raise InputError("there are no reference texts; give two or more")
+    for prompt, reference, name in texts:
+        for what, ids in (("prompt", prompt), ("reference", reference)):
+            if not len(ids):
+                raise InputError(
+                    f"the {what} of text {name!r} is empty; give at least one token, or leave the "
+                    "text out"
+                )
+            if not 0 <= min(ids) <= max(ids) < vocab_size:
+                raise InputError(
+                    f"the {what} of text {name!r} has token ids from {min(ids)} to {max(ids)} and "
+                    f"the vocabulary {vocab_size} tokens; use the models' own tokenizer"
+                )
+        if limit is not None and len(prompt) + len(reference) > limit:
+            raise InputError(
+                f"text {name!r} has {len(prompt)} + {len(reference)} tokens, more than the context "
+                f"window of {limit}; shorten it or leave it out"
+            )

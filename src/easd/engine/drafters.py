@@ -1,0 +1,242 @@
+"""Where draft tokens come from: a draft model, or the prompt itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+
+from easd.core.noise import Noise
+from easd.engine.distributions import Distributions, distributions
+from easd.engine.models.slots import SlotModel
+from easd.engine.request import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """Draft tokens [B, K] and the distributions [B, K+1, V] they were drawn from.
+
+    The last position is all zeros unless the draft was evaluated at the bonus position.
+    """
+
+    tokens: Tensor
+    counts: list[int]
+    probs: Tensor
+    raw: Tensor | None
+
+
+class Drafter(Protocol):
+    """Keeps up with the rows of a batch and proposes tokens for them."""
+
+    def admit(self, first_row: int, rows: Sequence[Row]) -> None:
+        """Takes new rows into consecutive places."""
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Moves a row to another place."""
+        ...
+
+    def propose(
+        self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
+    ) -> Draft:
+        """Drafts at most `counts` tokens for each row; with `bonus` evaluates one position more."""
+        ...
+
+    def commit(self, lengths: list[int]) -> None:
+        """Learns how many tokens of each row stand, so that what was refused is forgotten."""
+        ...
+
+
+class ModelDrafter:
+    """Drafts with a smaller language model over its own slots.
+
+    A row's block ends early where the draft's probability of all its tokens falls below
+    `least_block_prob`. Whether a position is drafted thus depends on tokens before it only, which
+    leaves every token's law as it is; and -log of that probability is on average the sum of the
+    draft's entropies, which foretells refusals (compare arXiv:2410.18351, which stops before a
+    token is drawn and so has paid for it in vain).
+    """
+
+    def __init__(self, model: SlotModel, vocab_size: int, least_block_prob: float = 0.0) -> None:
+        self.model = model
+        self.vocab_size = vocab_size
+        self.least_block_prob = least_block_prob
+        # A reduced head (`easd.pairs.reduced_head`) says which tokens it knows.
+        known = getattr(model.model.get_output_embeddings(), "token_ids", None)
+        self._known = None if known is None else known[known < vocab_size]
+
+    def admit(self, first_row: int, rows: Sequence[Row]) -> None:
+        self.model.prefill(first_row, [row.ids[:-1] for row in rows])
+
+    def move(self, source: int, target: int) -> None:
+        self.model.move(source, target)
+
+    def propose(
+        self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
+    ) -> Draft:
+        counts = list(counts)
+        device = self.model.device
+        greedy = all(row.request.processing.greedy for row in rows)
+        constrained = any(row.request.processing.prefixed for row in rows)
+        some_greedy = any(row.request.processing.greedy for row in rows)
+        # Greedy decoding makes probabilities certain; how sure the draft was, scores tell.
+        wants_scores = constrained or (some_greedy and self.least_block_prob > 0)
+        drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
+        blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
+        block_prob = torch.ones(len(rows), device=device, dtype=self._dtype)
+        probs, raws = [], []
+        position = 0
+        while position < max(counts) + bonus:
+            if position == 0:
+                logits = self._catch_up(rows)
+            else:
+                logits = self._forward(drafted[:, -1:], [1] * len(rows))
+            found = distributions(
+                logits, rows, drafted, counts, want_raw=raw, want_scores=wants_scores
+            )
+            silent = _silent(found) if constrained else None
+            probs.append(_certain_where(silent, found.probs))
+            raws.append(found.raw if found.raw is None else _certain_where(silent, found.raw))
+            if position < max(counts):
+                among = None if constrained else self._known
+                token = self._sample(probs[-1][:, 0], noise, position, greedy, among)
+                drafted = torch.cat([drafted, token[:, None]], 1)
+                if self.least_block_prob:
+                    block_prob *= _confidence(found, token)
+                    for row, prob in enumerate(block_prob.tolist()):
+                        if prob < self.least_block_prob:
+                            counts[row] = min(counts[row], position + 1)
+            position += 1
+        if not bonus:
+            probs.append(blank)
+            raws.append(blank)
+        return Draft(
+            tokens=drafted,
+            counts=counts,
+            probs=torch.cat(probs, 1),
+            raw=torch.cat(raws, 1) if raw else None,
+        )
+
+    def _sample(
+        self, probs: Tensor, noise: Noise, position: int, greedy: bool, among: Tensor | None
+    ) -> Tensor:
+        if greedy:
+            return probs.argmax(-1)
+        at = torch.full((probs.shape[0],), position, device=probs.device)
+        return noise.drafted(probs, at, among)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self.model.model.dtype, torch.float32)
+
+    def commit(self, lengths: list[int]) -> None:
+        for row, length in enumerate(lengths):
+            self.model.lengths[row] = min(self.model.lengths[row], length)
+
+    def _catch_up(self, rows: Sequence[Row]) -> Tensor:
+        """Feeds each row the tokens its slots miss, right-padded; logits [b, 1, V] after them."""
+        missing = [row.ids[self.model.lengths[place] :] for place, row in enumerate(rows)]
+        counts = [len(tokens) for tokens in missing]
+        longest = max(counts)
+        padded = [tokens + [0] * (longest - len(tokens)) for tokens in missing]
+        return self._forward(torch.tensor(padded, device=self.model.device), counts)
+
+    def _forward(self, tokens: Tensor, counts: list[int]) -> Tensor:
+        uniform = len(set(counts)) == 1
+        logits = self.model.forward(tokens, keep=1 if uniform else tokens.shape[1])
+        for row, count in enumerate(counts):
+            self.model.lengths[row] += count
+        if not uniform:
+            last = torch.tensor(counts, device=logits.device) - 1
+            logits = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))
+        return logits[..., : self.vocab_size]
+
+
+def _silent(found: Distributions) -> Tensor:
+    """Where every token that the draft knows is banned; bool [B, T]."""
+    assert found.scores is not None, "they were asked for"
+    return found.scores.amax(-1) == float("-inf")
+
+
+def _confidence(found: Distributions, token: Tensor) -> Tensor:
+    """The draft's probability of `token` [B], before greedy decoding made it certain; [B]."""
+    probs = found.probs if found.scores is None else found.scores.softmax(-1)
+    return probs[:, 0].gather(-1, token[:, None])[:, 0]
+
+
+def _certain_where(silent: Tensor | None, probs: Tensor) -> Tensor:
+    """`probs` [..., V] with rows where `silent` [...] made certain of token 0.
+
+    A processor may ban every token that a draft with a reduced head knows. Any draft is as good
+    there as another: what the target would not write is refused and redrawn from all of its law.
+    """
+    if silent is None:
+        return probs
+    certain = torch.zeros_like(probs)
+    certain[..., 0] = 1
+    return torch.where(silent[..., None], certain, probs)
+
+
+class NoDrafter:
+    """Proposes nothing: every step is one token of the target."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self.device = device
+
+    def admit(self, first_row: int, rows: Sequence[Row]) -> None:
+        """Keeps no state of rows."""
+
+    def move(self, source: int, target: int) -> None:
+        """Keeps no state of rows."""
+
+    def commit(self, lengths: list[int]) -> None:
+        """Keeps no state of rows."""
+
+    def propose(
+        self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
+    ) -> Draft:
+        return self._certain([[] for _ in rows], raw=raw)
+
+    def _certain(self, proposals: list[list[int]], *, raw: bool) -> Draft:
+        """A draft of these tokens, each with probability 1."""
+        length = max(map(len, proposals))
+        padded = [known + [0] * (length - len(known)) for known in proposals]
+        tokens = torch.tensor(padded, dtype=torch.long, device=self.device)
+        probs = torch.zeros(len(proposals), length + 1, self.vocab_size, device=self.device)
+        for row, known in enumerate(proposals):
+            probs[row, range(len(known)), known] = 1
+        return Draft(
+            tokens=tokens,
+            counts=[len(known) for known in proposals],
+            probs=probs,
+            raw=probs if raw else None,
+        )
+
+
+class PromptLookupDrafter(NoDrafter):
+    """Proposes what followed the last few tokens where they stood before in the text.
+
+    A lookup is certain of its proposal: its distribution is one-hot, so its entropy is 0.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device, gamma: int) -> None:
+        super().__init__(vocab_size, device)
+        self.gamma = gamma
+
+    def propose(
+        self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
+    ) -> Draft:
+        found = [self._look_up(row.ids)[:count] for row, count in zip(rows, counts, strict=True)]
+        return self._certain(found, raw=raw)
+
+    def _look_up(self, ids: list[int]) -> list[int]:
+        generator = PromptLookupCandidateGenerator(
+            num_output_tokens=self.gamma, max_length=len(ids) + self.gamma + 2
+        )
+        candidate, _ = generator.get_candidates(torch.tensor([ids]))  # type: ignore[arg-type]
+        return candidate[0, len(ids) :].tolist()

@@ -1,0 +1,1 @@
+"""A causal language model over slots of a batch."""

@@ -1,0 +1,179 @@
+"""A causal language model over slots: forwards at ragged offsets, with masks by position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from easd.engine.models.cache import SlotCache
+from easd.engine.models.packing import PackedLinears
+from easd.errors import ModelError
+
+_ATTENTION = "easd_slots"
+_PREFILL_CHUNK = 512
+_MOST_FOLDED = 16  # tokens; beyond, grouped attention is as fast as it is
+_SERVED_LAYERS = {"full_attention", "sliding_attention"}
+# RoBERTa and its kin count positions from their padding token's id on.
+_PADDED_POSITIONS = "create_position_ids_from_input_ids"
+
+
+class SlotModel:
+    """A model and the slots of a batch; `lengths` are the valid cached tokens of each row."""
+
+    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
+        self.model = model
+        self.config = model.config.get_text_config(decoder=True)
+        self.cache = SlotCache(num_rows)
+        self.lengths = [0] * num_rows
+        self._packed = PackedLinears(model)
+        self._window, self._mask_per_kind = _attention_layout(model)
+        self._limit = context_window(model)
+        self._head_knows_keep = "logits_to_keep" in signature(model.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device  # type: ignore[return-value]
+
+    def prefill(self, first_row: int, prompts: Sequence[Sequence[int]]) -> None:
+        """Caches whole prompts into consecutive rows; shorter ones are padded on the right."""
+        rows = range(first_row, first_row + len(prompts))
+        for row in rows:
+            self.lengths[row] = 0
+        longest = max(map(len, prompts))
+        padded = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
+        for begin in range(0, longest, _PREFILL_CHUNK):
+            self.forward(padded[:, begin : begin + _PREFILL_CHUNK].to(self.device), first_row, 1)
+            for row in rows:
+                self.lengths[row] = min(begin + _PREFILL_CHUNK, longest)
+        for row, prompt in zip(rows, prompts, strict=True):
+            self.lengths[row] = len(prompt)
+
+    def forward(self, tokens: Tensor, first_row: int = 0, keep: int | None = None) -> Tensor:
+        """Logits [b, keep, V] of the last `keep` of `tokens` [b, T]; does not move `lengths`."""
+        batch, length = tokens.shape
+        rows = slice(first_row, first_row + batch)
+        self.cache.place(rows, self.lengths[rows], length, tokens.device)
+        positions = self.cache.placement.positions
+        extra = {"logits_to_keep": keep} if keep is not None and self._head_knows_keep else {}
+        with _own_attention(self.config), self._packed:
+            output = self.model(
+                input_ids=tokens,
+                attention_mask=self._mask(positions),
+                # Padding behind a short row may lie past the last position the model knows.
+                position_ids=positions.clamp_max(self._limit - 1) if self._limit else positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                **extra,
+            )
+        return output.logits if keep is None else output.logits[:, -keep:]
+
+    def move(self, source: int, target: int) -> None:
+        """Moves a row's slots to another row."""
+        self.lengths[target] = self.lengths[source]
+        self.cache.move(source, target, self.lengths[source])
+
+    def _mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        slots = torch.arange(self.cache.placement.stop, device=positions.device)
+        seen = slots <= positions[..., None]
+        if self._window is None:
+            return self._additive(seen)
+        near = self._additive(seen & (slots > positions[..., None] - self._window))
+        if not self._mask_per_kind:
+            return near
+        return {"full_attention": self._additive(seen), "sliding_attention": near}
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
+        return mask.masked_fill_(~seen, float("-inf"))[:, None]
+
+
+def context_window(model: PreTrainedModel) -> int | None:
+    """The number of positions a model was made for, or None where its config names none."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def _attention_layout(model: PreTrainedModel) -> tuple[int | None, bool]:
+    """The sliding window, if any, and whether the model takes one mask per kind of layer.
+
+    Raises:
+        ModelError: The model's cache is of a kind that slots cannot serve.
+    """
+    config = model.config.get_text_config(decoder=True)
+    name = type(model).__name__
+    advice = "decode it alone with transformers' own generate"
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{name} is an encoder-decoder; only decoder-only models are served")
+    if getattr(model, "_is_stateful", False):
+        raise ModelError(f"{name} keeps a recurrent state that cannot be rolled back; {advice}")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not kinds <= _SERVED_LAYERS:
+        unserved = ", ".join(sorted(kinds - _SERVED_LAYERS))
+        raise ModelError(f"{name} has {unserved} layers, which slots cannot serve; {advice}")
+    if getattr(config, "alibi", False) or config.model_type in {"bloom", "mpt"}:
+        raise ModelError(f"{name} encodes positions in its attention mask (ALiBi); {advice}")
+    takes = signature(model.forward).parameters
+    if "past_key_values" not in takes:
+        raise ModelError(f"{name} keeps no keys and values from forward to forward; {advice}")
+    if "position_ids" not in takes or any(hasattr(m, _PADDED_POSITIONS) for m in model.modules()):
+        raise ModelError(f"{name} numbers positions in its own way, not by position_ids; {advice}")
+    window = getattr(config, "sliding_window", None)
+    if "layer_types" in config.to_dict() and config.layer_types:
+        return (window if "sliding_attention" in kinds else None), True
+    return window, False
+
+
+@contextmanager
+def _own_attention(config: Any) -> Iterator[None]:
+    before = config._attn_implementation
+    config._attn_implementation_internal = _ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = before
+
+
+def _slot_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention on grouped heads without repeating keys and values."""
+    if softcap is not None or s_aux is not None:
+        kind = "soft-capped attention" if softcap is not None else "attention sinks"
+        raise ModelError(
+            f"{type(module).__name__} uses {kind}, which the slot attention does not compute; "
+            "decode this model with transformers' own generate"
+        )
+    batch, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    if groups > 1 and 1 < length <= _MOST_FOLDED:
+        # The heads of a group become queries of one head: each key and value is read once for all.
+        query = query.reshape(batch, -1, groups * length, size)
+        attention_mask = attention_mask.repeat(1, 1, groups, 1)
+    output = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _slot_attention)

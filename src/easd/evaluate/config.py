@@ -1,0 +1,236 @@
+"""What an evaluation is asked to do: models, tasks, systems, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from easd.config import Fill, RunConfig, parse_override, parse_rule, read_yaml, rule_to_dict
+from easd.core.rules import RULES, rule_name
+from easd.core.step import Rule
+from easd.engine.settings import Settings
+from easd.errors import ConfigError
+from easd.evaluate.grid import GRID, Grid, listed, parse_grid, whole
+
+DEFAULT_SYSTEMS = ("target", "speculative", "easd")
+BASELINES = (
+    {"name": "target, temperature 0.5", "rule": "target", "temperature": 0.5},
+    {"name": "target, greedy", "rule": "target", "temperature": 0.0},
+)
+REWARD_GUIDED = "rsd"
+
+_STUDY = (*GRID, "trace", "baselines")
+_SYSTEM_SETTINGS = tuple(f.name for f in fields(Settings) if f.name not in ("rule", "n", "seed"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """How reward-guided decoding scores steps.
+
+    Attributes:
+        model: folder or hub id of a reward model; None takes the lab pair's own.
+        delta: least reward of a step that is kept.
+        step: text that ends a step, or how many tokens a step has; None takes the pair's own.
+    """
+
+    model: str | None = None
+    delta: float = 0.7
+    step: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """One way of decoding: a rule with settings of its own, or reward-guided decoding."""
+
+    name: str
+    settings: Settings
+    overrides: Mapping[str, Any]
+    reward: Reward | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json says of it."""
+        found: dict[str, Any] = {
+            "name": self.name,
+            "kind": REWARD_GUIDED if self.reward else "rule",
+        }
+        if self.reward:
+            found |= {f.name: getattr(self.reward, f.name) for f in fields(Reward)}
+        return found | {
+            "rule": rule_to_dict(self.settings.rule),
+            "settings": dict(self.overrides),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyConfig(Grid[System]):
+    """A grid of systems, tasks and seeds on one pair of models.
+
+    Attributes:
+        base: models, and the settings that all systems share unless they say otherwise.
+        trace: items of each task whose every token is recorded.
+    """
+
+    base: RunConfig
+    trace: int = 100
+
+    def __post_init__(self) -> None:
+        Grid.__post_init__(self)
+        if self.trace < 0:
+            raise ConfigError(f"trace = {self.trace} is no number of items; use 0 or more")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, fill: Fill = dict) -> StudyConfig:
+        """Builds a study from a mapping: settings as in `easd generate`, and those of the grid.
+
+        Args:
+            values: settings by name.
+            fill: adds to each rule's mapping what it does not say, such as a calibration.
+
+        Raises:
+            EasdError: A key is unknown or a value does not fit.
+        """
+        shared = {name: value for name, value in values.items() if name not in _STUDY}
+        if "rule" in shared:
+            raise ConfigError("'rule' belongs to a system; list rules under 'systems'")
+        if "n" in shared or "seed" in shared:
+            raise ConfigError("'n' and 'seed' are decided by 'seeds' here; list the seeds")
+        base = RunConfig.from_dict({"noise": "shared", "batch_size": 16, **shared})
+        systems = [
+            parse_system(spec, base.settings, fill=fill)
+            for spec in listed(values.get("systems") or DEFAULT_SYSTEMS, "systems")
+        ]
+        if values.get("baselines", True):
+            named = {system.name for system in systems}
+            systems += [
+                parse_system(spec, base.settings) for spec in BASELINES if spec["name"] not in named
+            ]
+        return cls(
+            base=base,
+            systems=tuple(systems),
+            trace=whole(values.get("trace", 100), "trace"),
+            **parse_grid(values),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json says of it; systems stand there on their own."""
+        shared = self.base.to_dict()
+        return {
+            **{name: value for name, value in shared.items() if name not in ("rule", "n", "seed")},
+            **Grid.to_dict(self),
+            "trace": self.trace,
+        }
+
+
+def load_study(
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    fill: Fill = dict,
+) -> StudyConfig:
+    """Reads a YAML file and lays overrides over it.
+
+    Raises:
+        EasdError: The file cannot be read, or what results is not a valid study.
+    """
+    return StudyConfig.from_dict(read_study(path, overrides), fill=fill)
+
+
+def read_study(
+    path: str | Path | None, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The mapping that a YAML file and overrides make; `endpoint.model` is a field of `endpoint`.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    values = {} if path is None else read_yaml(Path(path))
+    for name, value in (overrides or {}).items():
+        head, _, field = name.partition(".")
+        if head == "endpoint" and field:
+            given = values.get(head) or {}
+            given = given if isinstance(given, Mapping) else {"url": given}
+            values[head] = {**given, field: value}
+        else:
+            values[name] = value
+    return values
+
+
+def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill = dict) -> System:
+    """A system from `rule` or `rule:field=value,...`, or from a mapping.
+
+    A mapping has `rule` (a name, or a mapping with `name` and fields) or `rsd`, an optional `name`,
+    and any settings that differ from those all systems share.
+
+    Raises:
+        EasdError: The rule, a field or a setting is unknown, or a value does not fit.
+    """
+    if isinstance(spec, str):
+        return _system(spec, fill(split_rule(spec)), {}, shared)
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"system {spec!r} is no rule; write a rule's name, or a mapping")
+    overrides = {key: value for key, value in spec.items() if key not in ("name", "rule")}
+    rule = spec.get("rule", "easd")
+    rule = split_rule(rule) if isinstance(rule, str) else dict(rule)
+    return _system(spec.get("name"), fill(rule), overrides, shared)
+
+
+def _system(
+    name: str | None, rule: Mapping[str, Any], overrides: dict[str, Any], shared: Settings
+) -> System:
+    reward = None
+    if rule.get("name") == REWARD_GUIDED:
+        reward = _reward(rule)
+        rule = {"name": "target"}
+    for key in overrides:
+        if key not in _SYSTEM_SETTINGS:
+            known = ", ".join(("name", "rule", *_SYSTEM_SETTINGS))
+            raise ConfigError(f"system {name!r} has no setting {key!r}; choose from {known}")
+    parsed = parse_rule(rule)
+    if not getattr(parsed, "has_law", True):
+        overrides = {"noise": "independent", **overrides}
+    base = RunConfig.from_dict({**_settings_dict(shared), **overrides}).settings
+    return System(
+        name=str(name or _describe(parsed, reward, overrides)),
+        settings=replace(base, rule=parsed),
+        overrides=overrides,
+        reward=reward,
+    )
+
+
+def _settings_dict(settings: Settings) -> dict[str, Any]:
+    return {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name != "rule"}
+
+
+def _reward(values: Mapping[str, Any]) -> Reward:
+    known = {f.name: values[f.name] for f in fields(Reward) if f.name in values}
+    unknown = set(values) - set(known) - {"name"}
+    if unknown:
+        has = ", ".join(f.name for f in fields(Reward))
+        raise ConfigError(f"rsd has no field {unknown.pop()!r}; its fields are {has}")
+    return Reward(**known)
+
+
+def _describe(rule: Rule, reward: Reward | None, overrides: Mapping[str, Any]) -> str:
+    """The rule's name and whatever is not its default."""
+    if reward is not None:
+        return f"rsd delta={reward.delta:g}"
+    default = RULES[rule_name(rule)]()
+    changed = [
+        f"{f.name}={getattr(rule, f.name)}"
+        for f in fields(rule)  # type: ignore[arg-type]
+        if getattr(rule, f.name) != getattr(default, f.name)
+    ]
+    changed += [f"{key}={value}" for key, value in overrides.items()]
+    return " ".join([rule_name(rule), *changed])
+
+
+def split_rule(text: str) -> dict[str, Any]:
+    """`name:field=value,...` as a mapping; values are read as YAML."""
+    name, _, rest = text.partition(":")
+    found: dict[str, Any] = {"name": name}
+    for part in filter(None, rest.split(",")):
+        field, value = parse_override(part)
+        found[field] = value
+    return found

@@ -1,0 +1,164 @@
+"""Decode one unit of an evaluation, by a rule or reward-guided, and count what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from easd.engine.generate import decode, make_requests
+from easd.engine.pair import Pair
+from easd.engine.request import Row
+from easd.engine.settings import Settings
+from easd.evaluate.reward_guided import RewardGuided, Round, generate_reward_guided
+from easd.evaluate.rewards import Scorer
+from easd.runs.recorder import Recorder, has_conditions
+from easd.runs.rows import Columns
+from easd.runs.schema import PARTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What decoding some prompts gave.
+
+    Attributes:
+        texts: in the order of the prompts; columns of the samples table that decoding decides.
+        timing: columns of the units table that it decides.
+        tokens: rows of the tokens table, or None where none were kept.
+    """
+
+    texts: list[dict[str, Any]]
+    timing: dict[str, Any]
+    tokens: Columns | None = None
+
+
+def decode_by_rule(
+    pair: Pair,
+    prompts: Sequence[list[int]],
+    settings: Settings,
+    *,
+    first: int,
+    with_tokens: bool,
+) -> Batch:
+    """Decodes prompts with the settings' rule; the i-th has request number `first` + i."""
+    recorder = Recorder(settings.rule, with_tokens=with_tokens)
+    requests = [
+        replace(request, number=first + request.number)
+        for request in make_requests([pair.target, pair.draft], prompts, settings, pair.tokenizer)
+    ]
+    for record in decode(pair.target, pair.draft, requests, settings):
+        recorder.add(record)
+    rows = [recorder.rows[first + place] for place in range(len(prompts))]
+    return Batch(
+        texts=[
+            {
+                "token_ids": row.new_ids,
+                "finish_reason": row.finished,
+                "prompt_tokens": len(row.request.prompt),
+                **_counts(recorder, row),
+            }
+            for row in rows
+        ],
+        timing=_timing(recorder),
+        tokens=recorder.token_columns(),
+    )
+
+
+def decode_reward_guided(
+    pair: Pair,
+    prompts: Sequence[list[int]],
+    settings: Settings,
+    *,
+    first: int,
+    system: RewardGuided,
+    scorer: Scorer,
+) -> Batch:
+    """Decodes prompts step by step, the target rewriting what the scorer does not like.
+
+    A block is a token that the target wrote; scoring counts as verification.
+    """
+    assert pair.draft is not None, "checked where the evaluation begins"
+    rounds = _Rounds()
+    texts = generate_reward_guided(
+        pair.target,
+        pair.draft,
+        prompts,
+        scorer,
+        tokenizer=pair.tokenizer,
+        system=system,
+        settings=settings,
+        numbers=range(first, first + len(prompts)),
+        on_round=rounds.add,
+    )
+    found = []
+    for text in sorted(texts, key=lambda text: text.number):
+        counts = text.counts
+        found.append(
+            {
+                "token_ids": text.token_ids,
+                "finish_reason": text.finish_reason,
+                "prompt_tokens": len(text.prompt_ids),
+                "blocks": counts.target_tokens,
+                "proposed": counts.draft_tokens,
+                "examined": counts.draft_tokens,
+                "accepted": counts.draft_kept,
+                "penalised": 0,
+                "steps": counts.steps_drafted,
+                "rewritten": counts.steps_rewritten,
+            }
+        )
+    return Batch(texts=found, timing=rounds.timing())
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """Sums over the rounds of reward-guided decoding."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    draft_steps: int = 0
+    target_steps: int = 0
+
+    def add(self, one: Round) -> None:
+        self.seconds["draft"] += one.seconds["draft"]
+        self.seconds["verify"] += one.seconds["reward"]
+        self.seconds["target"] += one.seconds["target"]
+        self.draft_steps += max(len(step.drafted) for step in one.steps)
+        self.target_steps += max(len(step.rewritten or ()) for step in one.steps)
+
+    def timing(self) -> dict[str, Any]:
+        forwards = {"target_steps": self.target_steps, "draft_steps": self.draft_steps}
+        return forwards | _seconds(self.seconds)
+
+
+def _counts(recorder: Recorder, row: Row) -> dict[str, Any]:
+    """How a text came to be; the draft alone proposes and keeps every token."""
+    new = len(row.new_ids)
+    if recorder.rule.models == "draft":
+        return {"blocks": 0, "proposed": new, "examined": new, "accepted": new, "penalised": 0}
+    counts = row.counts
+    found: dict[str, Any] = {
+        name: getattr(counts, name)
+        for name in ("blocks", "proposed", "examined", "accepted", "penalised")
+    }
+    if not hasattr(recorder.rule, "signals"):
+        return found
+    gate, *conditions = recorder.gates[row.request.number].tolist()
+    found["gate_open"] = gate
+    if has_conditions(recorder.rule):
+        names = ("over_draft_entropy", "over_target_entropy", "over_overlap")
+        found |= dict(zip(names, map(round, conditions), strict=True))
+    return found
+
+
+def _timing(recorder: Recorder) -> dict[str, Any]:
+    seconds = dict(recorder.seconds)
+    forwards = {"target_steps": recorder.target_steps, "draft_steps": recorder.draft_steps}
+    if recorder.rule.models == "draft":
+        seconds |= {"draft": seconds["target"], "target": 0.0}
+        forwards = {"target_steps": 0, "draft_steps": recorder.target_steps}
+    return forwards | _seconds(seconds)
+
+
+def _seconds(parts: dict[str, float]) -> dict[str, float]:
+    named = {f"{part}_seconds": value for part, value in parts.items()}
+    return {**named, "seconds": sum(parts.values())}

@@ -1,0 +1,206 @@
+"""Requests with patience: what may pass is tried again, what will not is one clear error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from itertools import count
+from typing import Any, TypeVar
+
+from easd.errors import ConfigError, EndpointError
+from easd.evaluate.endpoint.server import Link, Server
+
+try:
+    import httpx2
+except ImportError:
+    raise ConfigError(
+        "endpoints need httpx2, which is not installed; pip install 'easd[study]'"
+    ) from None
+
+T = TypeVar("T")
+
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # Seconds, where the server does not say.
+LONGEST_ASKED = 600.0  # A server that asks for more is treated as one that does not answer.
+CONNECT = 10.0
+LOOK_UP = 30.0  # What needs no decoding is answered at once.
+_PASSING = (408, 425, 429)
+_MESSAGE = 300  # Characters of a server's own words.
+
+_WAY_OUT = {
+    401: "set the environment variable with its key and name it with api_key_env",
+    403: "set the environment variable with its key and name it with api_key_env",
+    404: "check the url (it usually ends in /v1) and the model",
+}
+_CHANGE = "change the system's settings or body, or the server"
+
+
+class RefusedError(EndpointError):
+    """A request that would be refused again; `status` is the answer's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Passing(Exception):
+    """What may be over at the next try; `wait` is how long the server asks for, in seconds."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class Client:
+    """Sends requests to any number of servers, within one event loop."""
+
+    def __init__(self, link: Link, on_wait: Callable[[str], None] | None = None) -> None:
+        """Opens no connection yet.
+
+        Args:
+            link: how often and how long to try.
+            on_wait: told why nothing moves, once while any number of requests wait.
+        """
+        self.link = link
+        self._on_wait = on_wait
+        self._waiting = 0
+        self._http = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(None, connect=CONNECT),
+            limits=httpx2.Limits(
+                max_connections=link.concurrency, max_keepalive_connections=link.concurrency
+            ),
+            headers={"User-Agent": f"easd/{version('easd')}"},
+        )
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._http.aclose()
+
+    async def ask(
+        self,
+        server: Server,
+        url: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        read: Callable[[Any], T],
+        what: str,
+        retries: int | None = None,
+    ) -> T:
+        """Sends a request until it is answered; without a body it is a GET.
+
+        Args:
+            server: whose key goes with it.
+            url: the whole address.
+            body: sent as JSON.
+            read: takes what it needs from the answer's JSON; ValueError, KeyError, TypeError or
+                IndexError say that it is no such answer.
+            what: names the request in errors.
+            retries: as the link has it, unless told otherwise.
+
+        Raises:
+            RefusedError: The server answers with a status that another try would not change.
+            EndpointError: Every try failed.
+        """
+        headers = server.headers()
+        retries = self.link.retries if retries is None else retries
+        for attempt in count():
+            try:
+                return read(await self._try(server, url, headers, body, what))
+            except _Passing as passing:
+                reason, asked = str(passing), passing.wait
+            except (ValueError, KeyError, TypeError, IndexError):
+                reason, asked = "its answer is not what OpenAI's API returns", 0.0
+            if attempt == retries or asked > LONGEST_ASKED:
+                times = f" after {attempt + 1} tries" if attempt else ""
+                raise EndpointError(
+                    f"{server.shown} gave no answer to {what}{times}: {reason}; see that it runs, "
+                    "and start the same command again"
+                )
+            await self._wait(server, reason, max(asked, _backoff(attempt)))
+        raise AssertionError("counting does not end")
+
+    async def _try(
+        self,
+        server: Server,
+        url: str,
+        headers: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        what: str,
+    ) -> Any:
+        """One try; returns the answer's JSON."""
+        method, limit = "POST", self.link.timeout
+        if body is None:
+            method, limit = "GET", min(limit, LOOK_UP)
+        try:
+            async with asyncio.timeout(limit):
+                response = await self._http.request(method, url, json=body, headers=headers)
+        except TimeoutError:
+            raise _Passing(f"nothing within {limit:g} s") from None
+        except httpx2.RequestError as error:
+            raise _Passing(f"{type(error).__name__} {error}".strip()) from None
+        status = response.status_code
+        if status in _PASSING or status >= 500:
+            reason = f"status {status} ({_message(response)})"
+            raise _Passing(reason, _asked_wait(response.headers.get("retry-after")))
+        if status != 200:
+            raise RefusedError(
+                f"{server.shown} answers {what} with status {status} ({_message(response)}); "
+                f"{_WAY_OUT.get(status, _CHANGE)}",
+                status,
+            )
+        try:
+            return response.json()
+        except ValueError:
+            raise _Passing(f"no JSON but {_short(response.text)!r}") from None
+
+    async def _wait(self, server: Server, reason: str, seconds: float) -> None:
+        if self._on_wait is not None and not self._waiting:
+            self._on_wait(f"{server.shown}: {reason}; trying again in {seconds:.0f} s")
+        self._waiting += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._waiting -= 1
+
+
+def _backoff(attempt: int) -> float:
+    """Doubles with every try; jitter keeps requests that failed together from returning so."""
+    return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+
+
+def _asked_wait(header: str | None) -> float:
+    """Seconds that Retry-After asks for: a number or a date; 0 where it says nothing readable."""
+    if header is None:
+        return 0.0
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        until = parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
+
+
+def _message(response: httpx2.Response) -> str:
+    """The server's own words, in the shapes that servers use."""
+    try:
+        said = response.json()
+    except ValueError:
+        return _short(response.text) or "no message"
+    for name in ("error", "message", "detail"):
+        if isinstance(said, dict) and said.get(name):
+            said = said[name]
+    return _short(said if isinstance(said, str) else json.dumps(said))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 1]}…"

@@ -1,0 +1,200 @@
+"""What an evaluation of a server is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from easd.config import Fill, RunConfig, parse_rule, rule_to_dict
+from easd.errors import ConfigError
+from easd.evaluate.config import split_rule
+from easd.evaluate.endpoint.server import SERVER, Link, Server, parse_endpoint, parse_server
+from easd.evaluate.grid import GRID, Grid, listed, parse_grid
+
+SERVED = "served"
+# Our name for it, and the request's.
+SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+    "stop": "stop",
+}
+_ALWAYS = {"temperature": 1.0, "top_p": 1.0}  # A server's own defaults would differ.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSystem:
+    """One way of asking.
+
+    Attributes:
+        name: of the system.
+        server: whom to ask.
+        sampling: settings of the request by our names; others are left to the server.
+        overrides: those of them that other systems do not share.
+        rule: its name and what is said of its fields; None leaves it to the server.
+        body: further fields of the request; null takes one out.
+        own_server: whether it is another server than the study's.
+    """
+
+    name: str
+    server: Server
+    sampling: Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    rule: Mapping[str, Any] | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    own_server: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json says of it."""
+        settings = dict(self.overrides)
+        if self.own_server:
+            settings |= {"url": self.server.shown, "model": self.server.model}
+        if self.body:
+            settings["body"] = dict(self.body)
+        return {
+            "name": self.name,
+            "kind": "endpoint",
+            "rule": None if self.rule is None else dict(self.rule),
+            "settings": settings,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointStudy(Grid[EndpointSystem]):
+    """A grid of systems, tasks and seeds on one or several servers.
+
+    Attributes:
+        server: the one that is asked unless a system names its own.
+        link: how requests are sent.
+        sampling: what all systems share unless they say otherwise.
+        chat: whether prompts are sent as chats; None does as the task says.
+    """
+
+    server: Server
+    link: Link
+    sampling: Mapping[str, Any]
+    chat: bool | None = None
+
+    def __post_init__(self) -> None:
+        Grid.__post_init__(self)
+        if self.chunk < self.link.concurrency:
+            raise ConfigError(
+                f"concurrency = {self.link.concurrency} is more than chunk = {self.chunk}, the "
+                "requests that are sent together; raise chunk or lower concurrency"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, fill: Fill = dict) -> EndpointStudy:
+        """Builds a study from a mapping with `endpoint`.
+
+        Args:
+            values: settings by name.
+            fill: adds to each rule's mapping what it does not say, such as a calibration.
+
+        Raises:
+            EasdError: A key is unknown or a value does not fit.
+        """
+        known = ("endpoint", "chat", *GRID, *SAMPLING)
+        for name in values:
+            if name not in known:
+                raise ConfigError(
+                    f"{name!r} cannot be set for an endpoint; choose from {', '.join(known)}"
+                )
+        server, link = parse_endpoint(values["endpoint"])
+        shared = {**_ALWAYS, **_sampling(values)}
+        specs = listed(values.get("systems") or SERVED, "systems")
+        return cls(
+            server=server,
+            link=link,
+            sampling=shared,
+            chat=RunConfig.from_dict({"chat": values.get("chat")}).chat,
+            systems=tuple(parse_endpoint_system(spec, server, shared, fill) for spec in specs),
+            **parse_grid(values),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json says of it; systems stand there on their own."""
+        return {
+            "endpoint": self.server.shown,
+            "model": self.server.model,
+            "chat": self.chat,
+            "noise": "independent",
+            **self.sampling,
+            **Grid.to_dict(self),
+        }
+
+    def resolved(self, servers: Mapping[Server, Server]) -> EndpointStudy:
+        """The same with servers of which model and dialect are known."""
+        systems = (replace(system, server=servers[system.server]) for system in self.systems)
+        return replace(self, server=servers.get(self.server, self.server), systems=tuple(systems))
+
+
+def parse_endpoint_system(
+    spec: Any, server: Server, shared: Mapping[str, Any], fill: Fill = dict
+) -> EndpointSystem:
+    """A system from `served`, `rule` or `rule:field=value,...`, or from a mapping.
+
+    A mapping may have `name`, `rule`, sampling settings, `body`, and `url`, `model`,
+    `api_key_env` and `dialect` of a server of its own.
+
+    Raises:
+        EasdError: The rule, a field or a setting is unknown, or a value does not fit.
+    """
+    if isinstance(spec, str):
+        spec = {"name": spec} if spec == SERVED else {"name": spec, "rule": spec}
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"system {spec!r} is no rule; write a rule's name, or a mapping")
+    known = ("name", "rule", "body", *SERVER, *SAMPLING)
+    for key in spec:
+        if key not in known:
+            raise ConfigError(
+                f"system {spec.get('name')!r} has no setting {key!r}; choose from "
+                + ", ".join(known)
+            )
+    body = spec.get("body") or {}
+    if not isinstance(body, Mapping):
+        raise ConfigError(f"body = {body!r} is no mapping; write fields of the request")
+    rule = _rule(spec.get("rule"), fill)
+    overrides = _sampling(spec)
+    own_server = any(key in spec for key in SERVER)
+    if own_server:
+        # A key is for the server it was given for.
+        inherited = ("model", "dialect") if "url" in spec else SERVER
+        base = {name: getattr(server, name) for name in inherited}
+        server = parse_server({**base, **spec})
+    return EndpointSystem(
+        name=str(spec.get("name") or _describe(rule, overrides)),
+        server=server,
+        sampling={**shared, **overrides},
+        overrides=overrides,
+        rule=rule,
+        body=dict(body),
+        own_server=own_server,
+    )
+
+
+def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling settings among the values, each checked."""
+    given = {name: values[name] for name in SAMPLING if values.get(name) is not None}
+    settings = RunConfig.from_dict(given).settings
+    found = {name: getattr(settings, name) for name in given}
+    return found | ({"stop": list(found["stop"])} if "stop" in found else {})
+
+
+def _rule(spec: Any, fill: Fill) -> dict[str, Any] | None:
+    """What is said of a rule, checked as if it were decoded here."""
+    if spec is None:
+        return None
+    said = dict(fill(split_rule(spec) if isinstance(spec, str) else dict(spec)))
+    checked = rule_to_dict(parse_rule(said))
+    return {name: checked[name] for name in ("name", *said)}
+
+
+def _describe(rule: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> str:
+    fields = {key: value for key, value in (rule or {}).items() if key != "name"}
+    changed = [f"{key}={value}" for key, value in {**fields, **overrides}.items()]
+    return " ".join([rule["name"] if rule else SERVED, *changed])

@@ -1,0 +1,125 @@
+"""Evaluate systems on a pair of models that is decoded here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from easd.engine.generate import context_limit
+from easd.engine.pair import Pair
+from easd.engine.settings import Settings
+from easd.errors import ConfigError, InputError
+from easd.evaluate.config import StudyConfig, System
+from easd.evaluate.decoding import Batch, decode_by_rule, decode_reward_guided
+from easd.evaluate.prompting import encode_item
+from easd.evaluate.reward_guided import RewardGuided
+from easd.evaluate.rewards import Scorer, load_reward_model
+from easd.evaluate.runner import Decoded, Unit, UnitRun
+from easd.pairs.rewards import STEP_TOKENS
+from easd.runs.provenance import surroundings
+from easd.runs.rows import tokens_table
+from easd.runs.schema import TOP
+from easd.runs.texts import TokenTexts
+from easd.tasks import Task
+
+
+class Evaluation(UnitRun[System]):
+    """A study of a pair in a folder, to be run or to be gone on with."""
+
+    config: StudyConfig
+
+    def __init__(
+        self, config: StudyConfig, pair: Pair, tasks: Sequence[Task], folder: str | Path
+    ) -> None:
+        """Takes the folder and checks that what it holds is part of this very study.
+
+        Raises:
+            TraceError: The folder belongs to something else, or to a run with other settings.
+            InputError: A prompt does not fit the context window.
+            ConfigError: A reward-guided system has no reward model.
+        """
+        self.config = config
+        self.pair = pair
+        self._texts = TokenTexts(pair.tokenizer)
+        self._prompts = {task.name: self._encode(task) for task in tasks}
+        self._rewards = {
+            system.name: self._load_reward(system) for system in config.systems if system.reward
+        }
+        super().__init__(config, tasks, folder)
+
+    def about(self) -> dict[str, Any]:
+        return surroundings(self.pair)
+
+    def decode(self, unit: Unit[System]) -> Decoded:
+        batch = self._decode(unit)
+        tokens = None
+        if batch.tokens is not None:
+            top_n = getattr(unit.system.settings.rule, "top_n", TOP)
+            texts = self._texts.of(batch.tokens)
+            tokens = tokens_table(batch.tokens, texts, run=unit.name, top_n=top_n)
+        size = min(unit.system.settings.batch_size, len(batch.texts))
+        return Decoded(
+            texts=[{**text, **self._written(text["token_ids"])} for text in batch.texts],
+            timing={"batch": size, **batch.timing},
+            tokens=tokens,
+        )
+
+    def _written(self, token_ids: list[int]) -> dict[str, Any]:
+        text = str(self.pair.tokenizer.decode(token_ids, skip_special_tokens=True))
+        return {"text": text, "new_tokens": len(token_ids)}
+
+    def _decode(self, unit: Unit[System]) -> Batch:
+        prompts = self._prompts[unit.task.name][unit.first : unit.first + len(unit.items)]
+        settings, reward = self.settings(unit), unit.system.reward
+        if reward is None:
+            traced = unit.first < self.config.trace
+            return decode_by_rule(
+                self.pair, prompts, settings, first=unit.first, with_tokens=traced
+            )
+        system, scorer = self._rewards[unit.system.name]
+        return decode_reward_guided(
+            self.pair, prompts, settings, first=unit.first, system=system, scorer=scorer
+        )
+
+    def settings(self, unit: Unit[System]) -> Settings:
+        """How a unit is decoded: the system's settings, with the task's budget and stops."""
+        settings = unit.system.settings
+        return replace(
+            settings,
+            seed=unit.seed,
+            max_new_tokens=settings.max_new_tokens or unit.task.max_new_tokens,
+            stop=settings.stop or unit.task.stop,
+        )
+
+    def _load_reward(self, system: System) -> tuple[RewardGuided, Scorer]:
+        """The reward model of a reward-guided system, and where its steps end."""
+        reward = system.reward
+        assert reward is not None
+        if self.pair.draft is None:
+            raise ConfigError(f"{system.name!r} drafts steps; name a draft model")
+        name, step = reward.model or self.pair.name, reward.step
+        if reward.model is None and name not in STEP_TOKENS:
+            raise ConfigError(
+                f"{system.name!r} needs a reward model, and {name!r} brings none; give one, such "
+                "as rsd:model=FOLDER"
+            )
+        scorer = load_reward_model(name, self.pair.tokenizer, device=str(self.pair.target.device))
+        step = step or STEP_TOKENS.get(name, RewardGuided().step)
+        return RewardGuided(delta=reward.delta, step=step), scorer
+
+    def _encode(self, task: Task) -> list[list[int]]:
+        """Prompts of a task as token ids, checked against the context window."""
+        chat = self.config.base.chat
+        prompts = [encode_item(item, task, self.pair.tokenizer, chat) for item in task.items]
+        limit = context_limit([self.pair.target, self.pair.draft])
+        new = max(s.settings.max_new_tokens or task.max_new_tokens for s in self.config.systems)
+        for item, ids in zip(task.items, prompts, strict=True):
+            if limit is not None and len(ids) + new > limit:
+                raise InputError(
+                    f"item {item.id!r} of {task.name} has {len(ids)} prompt tokens and "
+                    f"max_new_tokens is {new}, over the context window of {limit}; lower "
+                    "max_new_tokens, or leave the item out"
+                )
+        return prompts

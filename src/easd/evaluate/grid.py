@@ -1,0 +1,151 @@
+"""What every evaluation has: tasks, systems and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from easd.errors import ConfigError
+from easd.tasks import Task, load_task
+
+GRID = ("tasks", "systems", "seeds", "chunk")
+
+_TASK = ("data", "limit", "first")
+
+
+class AnySystem(Protocol):
+    """One way of decoding, with a name of its own."""
+
+    @property
+    def name(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+S = TypeVar("S", bound=AnySystem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """Which items of which task; see `easd.tasks.load_task`."""
+
+    name: str
+    data: str | None = None
+    limit: int | None = None
+    first: int = 0
+    options: Mapping[str, Any]
+
+    def load(self, *, allow_code_execution: bool = False) -> Task:
+        """Loads the items.
+
+        Raises:
+            EasdError: The task is unknown, or its data cannot be read.
+        """
+        return load_task(
+            self.name,
+            data=self.data,
+            limit=self.limit,
+            first=self.first,
+            allow_code_execution=allow_code_execution,
+            **self.options,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping it was read from."""
+        found = {name: getattr(self, name) for name in ("name", *_TASK)}
+        return {**found, **self.options}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid(Generic[S]):
+    """Systems, tasks and seeds.
+
+    Attributes:
+        tasks: what to decode.
+        systems: how to decode.
+        seeds: each decodes every item once.
+        chunk: items decoded together, and lost together when the run is killed.
+    """
+
+    tasks: tuple[TaskSpec, ...]
+    systems: tuple[S, ...]
+    seeds: tuple[int, ...] = (0,)
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("task", [task.name for task in self.tasks]),
+            ("system", [system.name for system in self.systems]),
+            ("seed", [str(seed) for seed in self.seeds]),
+        ):
+            if not names:
+                raise ConfigError(f"there is no {what} to evaluate; name at least one")
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ConfigError(f"{what} {twice.pop()!r} is named twice; give each its own name")
+        if self.chunk < 1:
+            raise ConfigError(f"chunk = {self.chunk} decodes nothing; use 1 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json says of it; systems stand there on their own."""
+        return {
+            "tasks": [task.to_dict() for task in self.tasks],
+            "seeds": list(self.seeds),
+            "chunk": self.chunk,
+        }
+
+
+def parse_grid(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tasks, seeds and chunk from a mapping.
+
+    Raises:
+        ConfigError: One of them does not fit.
+    """
+    return {
+        "tasks": tuple(parse_task(spec) for spec in listed(values.get("tasks") or (), "tasks")),
+        "seeds": tuple(whole(seed, "seeds") for seed in listed(values.get("seeds", [0]), "seeds")),
+        "chunk": whole(values.get("chunk", 64), "chunk"),
+    }
+
+
+def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
+    """A task from its name, from `name:limit`, or from a mapping with `name`.
+
+    Raises:
+        ConfigError: There is no name, or a number is none.
+    """
+    if isinstance(spec, str):
+        name, _, limit = spec.partition(":")
+        return TaskSpec(name=name, limit=whole(limit, "limit") if limit else None, options={})
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise ConfigError(f"task {spec!r} has no name; write a name, or a mapping with 'name'")
+    known = {name: spec[name] for name in _TASK if spec.get(name) is not None}
+    known |= {name: whole(known[name], name) for name in ("limit", "first") if name in known}
+    options = {name: value for name, value in spec.items() if name not in ("name", *_TASK)}
+    return TaskSpec(name=str(spec["name"]), options=options, **known)
+
+
+def listed(value: Any, name: str) -> Sequence[Any]:
+    """A list from YAML; a single value is a list of one.
+
+    Raises:
+        ConfigError: It is empty.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value]
+    if not value:
+        raise ConfigError(f"{name} is empty; name at least one")
+    return value
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number from YAML or a command line.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ConfigError(f"{name} = {value!r} is not a whole number") from None

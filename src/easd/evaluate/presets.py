@@ -1,0 +1,64 @@
+"""Grids that answer a question: the paper's ablation with its controls, and threshold sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from easd.runs.store import Run
+
+SWEEP_TAU_H = (1.5, 2.0, 2.5)
+SWEEP_TAU_O = (0.6, 0.8, 1.0)
+
+
+def ablation(gate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The paper's Table 2 with the seeds' controls; random refusal comes by `matched_refusal`.
+
+    Args:
+        gate: fields of EASD's gate that all cells share, such as tau_h.
+    """
+
+    def cell(name: str, rule: str, **fields: Any) -> dict[str, Any]:
+        return {"name": name, "rule": {"name": rule, **gate, **fields}}
+
+    overlap = {key: value for key, value in gate.items() if key != "tau_h"}
+    return [
+        {"name": "target", "rule": "target"},
+        {"name": "speculative", "rule": "speculative"},
+        cell("easd", "easd"),
+        cell("without overlap (entropy only)", "easd-without-overlap"),
+        cell("without draft entropy", "easd-without-draft-entropy"),
+        cell("without both (target entropy only)", "easd-without-both"),
+        {"name": "overlap only", "rule": {"name": "overlap-only", **overlap}},
+        cell("redraw from the target (null control)", "easd", redraw="target"),
+    ]
+
+
+def matched_refusal(run: Run, gate: Mapping[str, Any], easd: str = "easd") -> dict[str, Any]:
+    """Random refusal at the rate at which `easd` found its gate open in a finished run."""
+    samples = run.samples.to_pandas()
+    own = samples[samples["system"] == easd]
+    rate = round(float(own["gate_open"].sum() / max(own["examined"].sum(), 1)), 6)
+    shared = {key: gate[key] for key in ("gate_bonus", "coupling") if key in gate}
+    return {
+        "name": "random refusal at easd's rate",
+        "rule": {"name": "random-refusal", "rate": rate, **shared},
+    }
+
+
+def sweep(
+    tau_h: Sequence[float], tau_o: Sequence[float], gate: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Every pair of thresholds, beside the target and lossless speculation."""
+    return [
+        {"name": "target", "rule": "target"},
+        {"name": "speculative", "rule": "speculative"},
+        *(
+            {
+                "name": f"easd tau_h={h:g} tau_o={o:g}",
+                "rule": {"name": "easd", **gate, "tau_h": h, "tau_o": o},
+            }
+            for h in tau_h
+            for o in tau_o
+        ),
+    ]

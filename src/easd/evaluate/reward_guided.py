@@ -1,0 +1,365 @@
+"""Reward-guided speculative decoding, step by step over the engine (RSD, arXiv:2501.19324, Alg. 1).
+
+The draft writes one reasoning step, a reward model scores it, and where the score is too low the
+target writes that step anew. What the target writes is kept unscored.
+
+A text's law is the mixture the paper states only if a rewritten step is drawn independently of the
+refused one: with the same noise the target would often repeat it. So drafted steps use the noise
+of the request's own number and rewritten ones that of `rewriting_number`.
+
+Every step reads its text again from the beginning; `StepCounts` keeps that reading apart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easd.core.rules import DraftOnly, TargetOnly
+from easd.core.step import Rule
+from easd.engine.generate import decode, make_requests
+from easd.engine.request import FinishReason, Request, Row
+from easd.engine.settings import Settings
+from easd.engine.stopping import StopStrings
+from easd.errors import ConfigError, NumericsError
+from easd.evaluate.rewards import ScoredStep, Scorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardGuided:
+    """When a drafted step is good enough, and where steps end.
+
+    Attributes:
+        delta: the least reward that keeps a drafted step; above 1 the target writes everything.
+        step: the text that ends a step, or the number of tokens of every step. A step also ends
+            where its text does.
+    """
+
+    delta: float = 0.7
+    step: str | int = "\n\n"
+
+    def __post_init__(self) -> None:
+        if not self.delta >= 0:
+            raise ConfigError(f"delta = {self.delta} is no threshold of rewards; use 0 or more")
+        if self.step == "":
+            raise ConfigError("step is an empty text, which ends nothing; give a delimiter")
+        if isinstance(self.step, int) and self.step < 1:
+            raise ConfigError(f"step = {self.step} tokens is too short; use 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenStep:
+    """One step of a text: what the draft wrote, its reward, and what the target made of it.
+
+    Attributes:
+        start: tokens in front of the step, the prompt's included.
+        rewritten: the target's step, or None where the drafted one was kept.
+    """
+
+    start: int
+    drafted: tuple[int, ...]
+    reward: float
+    rewritten: tuple[int, ...] | None
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """What stands in the text."""
+        return self.drafted if self.rewritten is None else self.rewritten
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCounts:
+    """What one text, or several together, cost.
+
+    Attributes:
+        steps_drafted: scored steps; each is one call of the scorer.
+        draft_tokens: written by the draft, one forward each.
+        draft_kept: those of them that stand in the text.
+        target_tokens: written by the target, one forward each.
+        draft_read, target_read, scored_tokens: tokens read before or while doing so, each text
+            from its beginning at every step; what was read before is not kept.
+    """
+
+    steps_drafted: int = 0
+    steps_rewritten: int = 0
+    draft_tokens: int = 0
+    draft_kept: int = 0
+    target_tokens: int = 0
+    draft_read: int = 0
+    target_read: int = 0
+    scored_tokens: int = 0
+
+    @classmethod
+    def of(cls, steps: Sequence[WrittenStep]) -> StepCounts:
+        """Counts the steps of one text or of many."""
+        kept = [step for step in steps if step.rewritten is None]
+        rewritten = [step for step in steps if step.rewritten is not None]
+        draft_tokens = sum(len(step.drafted) for step in steps)
+        draft_read = sum(step.start for step in steps)
+        return cls(
+            steps_drafted=len(steps),
+            steps_rewritten=len(rewritten),
+            draft_tokens=draft_tokens,
+            draft_kept=sum(len(step.drafted) for step in kept),
+            target_tokens=sum(len(step.token_ids) for step in rewritten),
+            draft_read=draft_read,
+            target_read=sum(step.start for step in rewritten),
+            scored_tokens=draft_read + draft_tokens,
+        )
+
+    @property
+    def draft_discarded(self) -> int:
+        """Tokens of the draft that the target replaced."""
+        return self.draft_tokens - self.draft_kept
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the text."""
+        return self.draft_kept + self.target_tokens
+
+    @property
+    def block_efficiency(self) -> float | None:
+        """Tokens of the text per target forward; None where the target wrote nothing."""
+        return self.tokens / self.target_tokens if self.target_tokens else None
+
+    def target_forwards(self, *, draft: float, reward: float) -> float:
+        """The cost in target forwards, when one of the draft or the scorer costs this many.
+
+        Reading is left out: a decoder that kept its caches would read kept steps along with the
+        first token of the next.
+        """
+        return self.target_tokens + draft * self.draft_tokens + reward * self.steps_drafted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardGuidedText:
+    """One decoded text; `number`, `text` and `finish_reason` as in `Generation`."""
+
+    number: int
+    prompt_ids: tuple[int, ...]
+    token_ids: list[int]
+    text: str | None
+    finish_reason: FinishReason
+    steps: tuple[WrittenStep, ...]
+
+    @property
+    def counts(self) -> StepCounts:
+        return StepCounts.of(self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One step of every text being decoded, for progress and timing.
+
+    Attributes:
+        steps: the step each text gained.
+        seconds: wall time by part: draft, reward, target.
+    """
+
+    steps: tuple[WrittenStep, ...]
+    seconds: dict[str, float]
+
+
+def generate_reward_guided(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    scorer: Scorer,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    system: RewardGuided | None = None,
+    settings: Settings | None = None,
+    numbers: Sequence[int] | None = None,
+    on_round: Callable[[Round], None] | None = None,
+) -> Iterator[RewardGuidedText]:
+    """Decodes prompts of token ids and yields each text when it is finished.
+
+    Args:
+        target: rewrites steps.
+        draft: writes steps first.
+        prompts: token ids; `settings.batch_size` of them are decoded at once.
+        scorer: rewards of steps; called with all drafted steps of a round together.
+        tokenizer: names stop strings and step delimiters, and turns ids back into text.
+        system: threshold and steps.
+        settings: how to decode; its rule, gamma, drafter and noise have no part in this.
+        numbers: of the requests, unless they count from 0.
+        on_round: called after every step.
+
+    Raises:
+        ConfigError: A setting does not fit, or two requests have one number.
+        InputError: A prompt is empty or does not fit the context window.
+        NumericsError: The scorer returned NaN, or a model did.
+    """
+    system, settings = system or RewardGuided(), settings or Settings()
+    requests = make_requests([target, draft], prompts, settings, tokenizer)
+    if numbers is not None:
+        requests = _numbered(requests, numbers)
+    waiting = deque(_Text(request) for request in requests)
+    active: list[_Text] = []
+    while waiting or active:
+        while waiting and len(active) < settings.batch_size:
+            active.append(waiting.popleft())
+        clock = _Clock()
+        drafted = _write(DraftOnly(), target, draft, active, system, settings, tokenizer)
+        clock.lap("draft")
+        rewards = _rewards(scorer, active, drafted)
+        clock.lap("reward")
+        refused = [
+            text for text, reward in zip(active, rewards, strict=True) if not reward >= system.delta
+        ]
+        rewritten = _write(TargetOnly(), target, draft, refused, system, settings, tokenizer)
+        clock.lap("target")
+        for text, reward in zip(active, rewards, strict=True):
+            text.take(drafted[text.number], reward, rewritten.get(text.number))
+        if on_round is not None:
+            on_round(Round(steps=tuple(text.steps[-1] for text in active), seconds=clock.seconds))
+        yield from (text.result(tokenizer) for text in active if text.finished)
+        active = [text for text in active if not text.finished]
+
+
+def rewriting_number(number: int) -> int:
+    """The number whose noise the target's steps of request `number` are drawn with."""
+    return -1 - number
+
+
+@dataclass(slots=True)
+class _Text:
+    """A request on its way, step by step."""
+
+    request: Request
+    steps: list[WrittenStep] = field(default_factory=list)
+    finished: FinishReason | None = None
+
+    @property
+    def number(self) -> int:
+        return self.request.number
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        return tuple(token for step in self.steps for token in step.token_ids)
+
+    def next_step(
+        self, number: int, step: str | int, tokenizer: PreTrainedTokenizerBase | None
+    ) -> Request:
+        """A request that continues the text by one step."""
+        written = self.written
+        request = replace(
+            self.request,
+            number=number,
+            prompt=(*self.request.prompt, *written),
+            max_new_tokens=self.request.max_new_tokens - len(written),
+        )
+        if isinstance(step, int):
+            return replace(request, max_new_tokens=min(step, request.max_new_tokens))
+        if tokenizer is None:
+            raise ConfigError(
+                f"step = {step!r} is text; give the tokenizer that reads it, or a number of tokens"
+            )
+        end = StopStrings(tokenizer, (step,), len(request.padding) + len(request.prompt))
+        return replace(request, criteria=(*request.criteria, end))
+
+    def take(self, drafted: Row, reward: float, rewritten: Row | None) -> None:
+        """Appends a step."""
+        row = drafted if rewritten is None else rewritten
+        self.steps.append(
+            WrittenStep(
+                start=len(row.request.prompt),
+                drafted=tuple(drafted.new_ids),
+                reward=reward,
+                rewritten=None if rewritten is None else tuple(rewritten.new_ids),
+            )
+        )
+        # The step's row went on from the whole text, so the text ends where this row would end.
+        whole = Row(self.request, row.ids[:-1], row.key)
+        whole.extend(row.ids[-1:])
+        self.finished = whole.finished
+
+    def result(self, tokenizer: PreTrainedTokenizerBase | None) -> RewardGuidedText:
+        assert self.finished is not None
+        ids = list(self.written)
+        text = None if tokenizer is None else str(tokenizer.decode(ids, skip_special_tokens=True))
+        return RewardGuidedText(
+            number=self.number,
+            prompt_ids=self.request.prompt,
+            token_ids=ids,
+            text=text,
+            finish_reason=self.finished,
+            steps=tuple(self.steps),
+        )
+
+
+def _write(
+    rule: Rule,
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    texts: Sequence[_Text],
+    system: RewardGuided,
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> dict[int, Row]:
+    """One step of each text by the model of `rule`; text's number -> finished row."""
+    number_of = {
+        text.number if rule.models == "draft" else rewriting_number(text.number): text
+        for text in texts
+    }
+    requests = [
+        text.next_step(number, system.step, tokenizer) for number, text in number_of.items()
+    ]
+    done = {}
+    for record in decode(target, draft, requests, replace(settings, rule=rule)):
+        for row in record.rows:
+            if row.finished:
+                done[number_of[row.request.number].number] = row
+    return done
+
+
+def _rewards(scorer: Scorer, texts: Sequence[_Text], drafted: dict[int, Row]) -> list[float]:
+    steps = [
+        ScoredStep(
+            prompt_ids=text.request.prompt,
+            written_ids=text.written,
+            step_ids=tuple(drafted[text.number].new_ids),
+        )
+        for text in texts
+    ]
+    rewards = [float(reward) for reward in scorer(steps)]
+    if len(rewards) != len(steps):
+        raise ConfigError(
+            f"the scorer returned {len(rewards)} rewards for {len(steps)} steps; "
+            "it must return one for each"
+        )
+    if any(reward != reward for reward in rewards):
+        raise NumericsError("the scorer returned NaN; check the reward model's files and dtype")
+    return rewards
+
+
+def _numbered(requests: Sequence[Request], numbers: Sequence[int]) -> list[Request]:
+    if (
+        len(numbers) != len(requests)
+        or len(set(numbers)) != len(numbers)
+        or min(numbers, default=0) < 0
+    ):
+        raise ConfigError(
+            f"{len(numbers)} numbers, {len(set(numbers))} of them different, were given for "
+            f"{len(requests)} texts; give each text its own, from 0 up"
+        )
+    return [
+        replace(request, number=number) for request, number in zip(requests, numbers, strict=True)
+    ]
+
+
+class _Clock:
+    """Wall time by part of a round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = perf_counter()
+
+    def lap(self, part: str) -> None:
+        now = perf_counter()
+        self.seconds[part] = now - self._last
+        self._last = now

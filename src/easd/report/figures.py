@@ -1,0 +1,412 @@
+"""Figures of a report as SVG: readable in print, without colour, and by colour-blind readers.
+
+Every function takes a frame of `easd.report.metrics` and returns SVG text to stand inside a page.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from easd.report.metrics.frames import records
+from easd.runs.visible import visible
+
+# Okabe and Ito's palette; hatches and markers say the same as colours.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PINK, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#666666"
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "easd",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+}
+_WIDTH = 7.6
+_ROW = 0.25
+_NAME = 34
+_PANEL = (330.0, 250.0)  # About what a scatter plot's panel measures, in points.
+_TOGETHER = 7.0
+_NEAR = 8.0
+_MARKS = "osD^vP*X"
+_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
+
+
+def intervals(
+    table: pd.DataFrame, value: str, *, label: str, scale: float = 100, zero: bool = False
+) -> str:
+    """A dot and its interval for every system, one panel a task.
+
+    Args:
+        table: task, system, and `value` with its interval; with `unpaired_low` and `unpaired_high`
+            these are drawn behind.
+        value: the column.
+        label: of the axis, with the unit.
+        scale: what values are multiplied by.
+        zero: whether to draw a line at 0.
+    """
+    tasks = list(table["task"].unique())
+    systems = list(table["system"].unique())
+    across = min(len(tasks), 2)
+    down = math.ceil(len(tasks) / across)
+    height = down * (_ROW * len(systems) + 0.9)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+        for axes, task in zip(panels, tasks, strict=False):
+            _interval_panel(axes, table[table["task"] == task], systems, value, scale)
+            axes.set_xlabel(visible(label))
+            axes.set_title(_short(str(task)) if len(tasks) > 1 else "", loc="left")
+            if zero:
+                axes.axvline(0, color=BLACK, linewidth=0.8)
+        for axes in panels[len(tasks) :]:
+            axes.set_axis_off()
+        return _svg(figure)
+
+
+def stacked(table: pd.DataFrame, parts: dict[str, str], *, label: str) -> str:
+    """Bars made of parts, one a system.
+
+    Args:
+        table: system and one column a part.
+        parts: column -> name in the legend.
+        label: of the axis, with the unit.
+    """
+    fills = list(zip((SKY, BLUE, ORANGE, "#bbbbbb"), ("//", "", "..", "xx"), strict=True))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, _ROW * len(table) + 1.2), layout="constrained")
+        axes = figure.subplots()
+        place = np.arange(len(table))
+        left = np.zeros(len(table))
+        for (column, name), (colour, hatch) in zip(parts.items(), fills, strict=False):
+            width = table[column].fillna(0).to_numpy()
+            axes.barh(
+                place,
+                width,
+                left=left,
+                height=0.72,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.5,
+                label=name,
+            )
+            left += width
+        _name_rows(axes, table["system"].tolist())
+        axes.set_xlabel(visible(label))
+        axes.grid(axis="x")
+        figure.legend(loc="outside upper left", ncols=len(parts), frameon=False)
+        return _svg(figure)
+
+
+def scatter(
+    table: pd.DataFrame,
+    across: str,
+    up: str,
+    *,
+    labels: tuple[str, str],
+    scales: tuple[float, float],
+) -> str:
+    """Systems as numbered points with both intervals; the key stands beside the plot.
+
+    Args:
+        table: system, and both columns with their intervals.
+        across: column of the horizontal axis.
+        up: column of the vertical axis.
+        labels: of the axes, with units.
+        scales: what the values are multiplied by.
+    """
+    table = table.dropna(subset=[across, up])
+    rows = max(len(table) * 0.185 + 0.6, 3.8)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, rows), layout="constrained")
+        axes, key = figure.subplots(1, 2, width_ratios=(3, 1.55))
+        key.set_axis_off()
+        spots = []
+        for number, row in enumerate(records(table), 1):
+            colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
+            x, y = row[across] * scales[0], row[up] * scales[1]
+            axes.errorbar(
+                x,
+                y,
+                xerr=_reach(row, across, scales[0]),
+                yerr=_reach(row, up, scales[1]),
+                fmt=mark,
+                color=colour,
+                markersize=5,
+                elinewidth=0.8,
+                alpha=0.9,
+            )
+            spots.append((x, y, number))
+            key.plot(0.02, 1 - number, mark, color=colour, markersize=5, clip_on=False)
+            key.text(0.08, 1 - number, f"{number}  {_short(row['system'], 25)}", va="center")
+        key.set_xlim(0, 1)
+        key.set_ylim(-max(len(table), 12) - 0.5, 0.5)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        axes.grid()
+        _number(axes, spots)
+        return _svg(figure)
+
+
+def histograms(table: pd.DataFrame, thresholds: Sequence[float]) -> str:
+    """Entropies of draft and target, shares on a logarithmic scale, with thresholds drawn.
+
+    Args:
+        table: model, low, high, share of one system.
+        thresholds: in nats.
+    """
+    styles = {"target": (BLUE, "-"), "draft": (RED, "--")}
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+        axes = figure.subplots()
+        for model, (colour, line) in styles.items():
+            rows = table[table["model"] == model]
+            if rows.empty:
+                continue
+            edges = [*rows["low"], rows["high"].iloc[-1]]
+            heights = (100 * rows["share"]).to_numpy()
+            axes.stairs(heights, edges, color=colour, linestyle=line, linewidth=1.6, label=model)
+        axes.set_yscale("log")
+        shown = [value for value in thresholds if math.isfinite(value)]
+        top = max([axes.get_xlim()[1], *(1.15 * value for value in shown)])
+        for index, value in enumerate(shown):
+            axes.axvline(value, color=BLACK, linewidth=0.9, linestyle=":")
+            axes.annotate(
+                f"tau_h {value:.3g}",
+                (value, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -2 - 11 * (index % 4)),
+                textcoords="offset points",
+                va="top",
+            )
+        axes.set_xlim(0, top)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("entropy, nats")
+        axes.set_ylabel("emitted positions, %")
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        return _svg(figure)
+
+
+def bars(table: pd.DataFrame, names: str, value: str, *, labels: tuple[str, str]) -> str:
+    """Upright bars of shares, labelled with their percentage.
+
+    Args:
+        table: the columns `names` and `value`.
+        names: of the bars.
+        value: shares.
+        labels: of the axes, with units.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 2.6), layout="constrained")
+        axes = figure.subplots()
+        heights = (100 * table[value]).to_numpy()
+        drawn = axes.bar(table[names].map(str), heights, width=0.6, color=SKY, edgecolor=BLUE)
+        axes.bar_label(drawn, [f"{height:.3g}" for height in heights], padding=2)
+        axes.margins(y=0.15)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        axes.grid(axis="y")
+        return _svg(figure)
+
+
+def lines(table: pd.DataFrame, across: str, up: str, *, labels: tuple[str, str]) -> str:
+    """Accuracy along a scale: one panel a task, one line a system, with intervals.
+
+    Args:
+        table: task, system, `across`, and `up` (a share) with its interval.
+        across: column of the horizontal axis.
+        up: column of the vertical axis.
+        labels: of the axes, with units.
+    """
+    tasks = list(table["task"].unique())
+    columns = min(len(tasks), 2)
+    down = math.ceil(len(tasks) / columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 2.7 * down + 0.3), layout="constrained")
+        panels = figure.subplots(down, columns, squeeze=False, sharey=True).ravel()
+        for axes, task in zip(panels, tasks, strict=False):
+            rows = table[table["task"] == task]
+            for index, system in enumerate(rows["system"].unique()):
+                part = rows[rows["system"] == system]
+                reach = np.column_stack([_reach(r, up, 100) for r in records(part)])
+                axes.errorbar(
+                    part[across],
+                    100 * part[up],
+                    yerr=reach,
+                    color=_COLOURS[index],
+                    marker=_MARKS[index],
+                    linestyle=("-", "--", "-.", ":")[index % 4],
+                    capsize=2,
+                    linewidth=1.3,
+                    label=_short(str(system)),
+                )
+            axes.set_title(_short(str(task)) if len(tasks) > 1 else "", loc="left")
+            axes.set_xlabel(labels[0])
+            axes.set_ylabel(labels[1])
+            axes.grid()
+        for axes in panels[len(tasks) :]:
+            axes.set_axis_off()
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=2, frameon=False)
+        return _svg(figure)
+
+
+def heat_maps(table: pd.DataFrame, values: dict[str, str]) -> str:
+    """Thresholds against each other, one map a value, with the value written into each cell.
+
+    Args:
+        table: tau_h, tau_o and the columns of `values`, which are shares.
+        values: column -> title with the unit.
+    """
+    with matplotlib.rc_context(_STYLE):
+        heights = table["tau_o"].nunique()
+        figure = Figure(figsize=(_WIDTH, 0.5 * heights + 1.4), layout="constrained")
+        panels = figure.subplots(1, len(values), squeeze=False).ravel()
+        for axes, (column, title) in zip(panels, values.items(), strict=True):
+            grid = 100 * table.pivot(index="tau_o", columns="tau_h", values=column)
+            image = axes.imshow(grid.to_numpy(float), cmap="cividis", aspect="auto", origin="lower")
+            low, high = image.get_clim()
+            for (y, x), value in np.ndenumerate(grid.to_numpy(float)):
+                dark = high > low and (value - low) / (high - low) < 0.5
+                text = "—" if math.isnan(value) else f"{value:.3g}"
+                colour = "white" if dark and text != "—" else "black"
+                axes.text(x, y, text, ha="center", va="center", color=colour)
+            axes.set_xticks(range(grid.shape[1]), [f"{x:g}" for x in grid.columns])
+            axes.set_yticks(range(grid.shape[0]), [f"{y:g}" for y in grid.index])
+            axes.set_xlabel("tau_h, nats")
+            axes.set_ylabel("tau_o")
+            axes.set_title(title, loc="left")
+        return _svg(figure)
+
+
+def _interval_panel(
+    axes: Axes, rows: pd.DataFrame, systems: list[str], value: str, scale: float
+) -> None:
+    rows = rows.set_index("system").reindex(systems)
+    place = np.arange(len(systems))
+    if "unpaired_low" in rows:
+        low, high = scale * rows["unpaired_low"], scale * rows["unpaired_high"]
+        axes.hlines(place, low, high, color="#cfcfcf", linewidth=5, zorder=1)
+    low, high = (scale * rows[f"{value}_{end}"] for end in ("low", "high"))
+    axes.hlines(place, low, high, color=BLUE, linewidth=1.6, zorder=2)
+    axes.plot(scale * rows[value], place, "o", color=BLUE, markersize=4.5, zorder=3)
+    _name_rows(axes, systems)
+    axes.grid(axis="x")
+
+
+def _name_rows(axes: Axes, systems: list[str]) -> None:
+    axes.set_yticks(range(len(systems)), [_short(str(name)) for name in systems])
+    axes.set_ylim(len(systems) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+
+
+def _number(axes: Axes, spots: list[tuple[float, float, int]]) -> None:
+    """Writes each point's number near it, in one label for points that lie together."""
+    if not spots:
+        return
+    (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+    groups: list[tuple[float, float, list[int]]] = []  # Places in points of the panel.
+    for x, y, number in spots:
+        across = _PANEL[0] * (x - x_low) / (x_high - x_low)
+        up = _PANEL[1] * (y - y_low) / (y_high - y_low)
+        near = (g for g in groups if math.hypot(g[0] - across, g[1] - up) < _TOGETHER)
+        group = next(near, None)
+        if group is None:
+            groups.append((across, up, [number]))
+        else:
+            group[2].append(number)
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y, _ in groups]
+    for x, y, numbers in groups:
+        text = _ranges(numbers)
+        right, up, box = _free_place(x, y, 6.5 * len(text), taken)
+        taken.append(box)
+        axes.annotate(
+            text,
+            (x / _PANEL[0], y / _PANEL[1]),
+            xycoords="axes fraction",
+            xytext=(right, up),
+            textcoords="offset points",
+            ha="left" if right > 0 else "right",
+            va="center",
+            fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": GREY}
+            if abs(up) > _NEAR
+            else None,
+        )
+
+
+def _free_place(
+    x: float, y: float, width: float, taken: list[tuple[float, float, float, float]]
+) -> tuple[float, float, tuple[float, float, float, float]]:
+    """The nearest place for a label of that width that covers nothing: its offset and its box."""
+    boxes = []
+    for up in (_NEAR, -_NEAR, 20, -20, 32, -32, 44, -44, 56, -56):
+        for right in (6.0, -6.0):
+            left = x + right - (width if right < 0 else 0)
+            box = (left, y + up - 5, left + width, y + up + 5)
+            inside = box[0] > 0 and box[2] < _PANEL[0] and box[1] > 0 and box[3] < _PANEL[1]
+            covers = sum(
+                box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken
+            )
+            boxes.append((covers + 10 * (not inside), right, float(up), box))
+    _, right, up, box = min(boxes, key=lambda found: found[0])
+    return right, up, box
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 7 as 1-3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+def _reach(row: dict, column: str, scale: float) -> np.ndarray:
+    """How far the interval reaches below and above, [2, 1]."""
+    value = row[column]
+    ends = (value - row[f"{column}_low"], row[f"{column}_high"] - value)
+    return scale * np.array([[max(0.0, end) if end == end else 0.0] for end in ends])
+
+
+def _short(name: str, limit: int = _NAME) -> str:
+    """A name cut in its middle, where long names differ least."""
+    name = visible(name)
+    if len(name) <= limit:
+        return name
+    half = (limit - 1) // 2
+    return f"{name[:half]}…{name[len(name) - (limit - 1 - half) :]}"
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an SVG element without a size of its own."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL).strip()

@@ -1,0 +1,73 @@
+"""Summary tables of an evaluation: from `Frames` to data frames, one row a line of a report.
+
+    from easd.report.metrics import accuracy
+    from easd.report.metrics import frames
+    from easd.runs.store import read_run
+
+    print(accuracy(frames(read_run("my-run"))))
+
+Columns are documented with each function; `COLUMNS` has their headings, units and definitions. A
+value's interval of 95 % stands in `NAME_low` and `NAME_high`. Frames over several tasks also have
+rows of the task `all tasks`, where every sample counts alike. No models are needed.
+"""
+
+from easd.errors import ConfigError
+
+try:
+    import pandas  # noqa: F401
+except ImportError as error:
+    raise ConfigError(
+        f"metrics need {error.name}, which is not installed; pip install 'easd[study]'"
+    ) from None
+
+from easd.report.metrics.accuracy import accuracy, coverage
+from easd.report.metrics.columns import COLUMNS, Column
+from easd.report.metrics.differences import differences
+from easd.report.metrics.emitted import (
+    correctness_by_entropy,
+    entropy_correlation,
+    entropy_histogram,
+    entropy_summary,
+    joint_conditions,
+    overlap_counts,
+    refused_tokens,
+    replacements,
+)
+from easd.report.metrics.flips import flips
+from easd.report.metrics.frames import POOLED, Frames, frames
+from easd.report.metrics.gate import firing, penalised_samples, sensitivity, tradeoffs
+from easd.report.metrics.serving import serving
+from easd.report.metrics.settings import shared_settings, system_settings, task_settings
+from easd.report.metrics.speed import drafting, expected_improvement, speed, work
+
+__all__ = [
+    "COLUMNS",
+    "POOLED",
+    "Column",
+    "Frames",
+    "accuracy",
+    "correctness_by_entropy",
+    "coverage",
+    "differences",
+    "drafting",
+    "entropy_correlation",
+    "entropy_histogram",
+    "entropy_summary",
+    "expected_improvement",
+    "firing",
+    "flips",
+    "frames",
+    "joint_conditions",
+    "overlap_counts",
+    "penalised_samples",
+    "refused_tokens",
+    "replacements",
+    "sensitivity",
+    "serving",
+    "shared_settings",
+    "speed",
+    "system_settings",
+    "task_settings",
+    "tradeoffs",
+    "work",
+]

@@ -1,0 +1,225 @@
+"""An evaluation's tables as data frames, in the order in which its systems are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from easd.errors import ConfigError
+from easd.runs.store import Run
+
+POOLED = "all tasks"
+BASELINES = ("target", "speculative")
+
+_HEAVY = ("text", "token_ids", "answer")
+_SUMMED = (
+    "new_tokens",
+    "blocks",
+    "proposed",
+    "examined",
+    "accepted",
+    "penalised",
+    "gate_open",
+    "over_draft_entropy",
+    "over_target_entropy",
+    "over_overlap",
+    "prompt_tokens",
+    "steps",
+    "rewritten",
+)
+_PARTS = ("draft", "target", "verify")
+_LEAST_COMPLETE = 0.5
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What every metric is computed from; see `frames`.
+
+    Attributes:
+        run: the content of run.json.
+        texts: the samples' texts, answers and token ids, row by row as in `samples`.
+        tokens: rows of traced items.
+        items: prompts and gold answers.
+        systems, tasks: names in the order of run.json.
+        baseline: the system that others are compared with.
+    """
+
+    run: dict[str, Any]
+    samples: pd.DataFrame
+    texts: pa.Table
+    units: pd.DataFrame
+    tokens: pa.Table
+    items: pd.DataFrame
+    systems: list[str]
+    tasks: list[str]
+    baseline: str
+
+    @cached_property
+    def by_problem(self) -> pd.DataFrame:
+        """Counts summed over the seeds of each problem: one row a task, system and problem."""
+        samples = self.samples.assign(samples=1)
+        keys = ["task", "system", "problem"]
+        columns = ["samples", "correct", "failed", "cut_off", *_SUMMED]
+        return (
+            samples.groupby(keys, observed=True, sort=True)[columns].sum(min_count=1).reset_index()
+        )
+
+    @cached_property
+    def common(self) -> pd.DataFrame:
+        """Samples that all systems of a task have; what differences are taken on.
+
+        A system with fewer than half the samples of the fullest one would leave little to all
+        others, so it is left out.
+        """
+        kept = []
+        for _, rows in self.samples.groupby("task", observed=True, sort=True):
+            size = rows.groupby("system", observed=True).size()
+            full = size.index[size >= _LEAST_COMPLETE * size.max()]
+            rows = rows[rows["system"].isin(full)]
+            seen = rows.groupby(["problem", "seed"])["system"].transform("size")
+            kept.append(rows[seen == len(full)])
+        return pd.concat(kept) if kept else self.samples
+
+    def rule(self, system: str) -> dict[str, Any]:
+        """A system's rule with its fields, as run.json has it."""
+        return dict(self.description(system).get("rule") or {})
+
+    def description(self, system: str) -> dict[str, Any]:
+        """A system as run.json has it."""
+        return next((s for s in self.run["systems"] if s["name"] == system), {})
+
+    def setting(self, system: str, name: str) -> Any:
+        """A setting with the system's own override, or None where the run does not say."""
+        own = self.description(system).get("settings") or {}
+        return own.get(name, self.run.get("config", {}).get(name))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether servers decoded, which tell nothing of single tokens and forwards."""
+        return any(system.get("kind") == "endpoint" for system in self.run["systems"])
+
+    def kind(self, system: str) -> str:
+        """`rsd` for reward-guided decoding, else the name of the system's rule."""
+        if self.description(system).get("kind") == "rsd":
+            return "rsd"
+        return str(self.rule(system).get("name", system))
+
+    @property
+    def focus(self) -> str | None:
+        """The system that close-ups show: EASD, else the first other one with a gate."""
+        others = [name for name in self.systems if name != self.baseline]
+        plain = [s for s in others if self.kind(s) == "easd"]
+        penalised = self.samples.groupby("system", observed=False)["penalised"].sum()
+        for candidates in (plain, others):
+            firing = [s for s in candidates if penalised.get(s, 0) > 0]
+            if firing or (candidates is plain and plain):
+                return (firing or plain)[0]
+        return others[0] if others else None
+
+    @property
+    def present_tasks(self) -> list[str]:
+        """Tasks that have samples."""
+        found = set(self.samples["task"].unique())
+        return [task for task in self.tasks if task in found]
+
+
+def frames(run: Run, baseline: str | None = None) -> Frames:
+    """Reads a run's tables into data frames.
+
+    Args:
+        run: as `easd.runs.store.read_run` returns it.
+        baseline: a system's name; without, target-only, else speculative sampling, else the first.
+
+    Raises:
+        ConfigError: The baseline is no system of the run.
+    """
+    systems = [str(system["name"]) for system in run.run["systems"]]
+    tasks = [str(task) for task in run.run["tasks"]]
+    return Frames(
+        run=run.run,
+        samples=_samples(run.samples, systems, tasks),
+        texts=run.samples.select(list(_HEAVY)).combine_chunks(),
+        units=_units(run.units, systems, tasks),
+        tokens=_plain(run.tokens),
+        items=_plain(run.items).to_pandas(),
+        systems=systems,
+        tasks=tasks,
+        baseline=_baseline(baseline, systems),
+    )
+
+
+def cells(frame: pd.DataFrame, *, pooled: bool = True) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Task, system and rows of each cell; then, of several tasks, each system over all of them."""
+    tasks = 0
+    for task, rows in frame.groupby("task", observed=True, sort=True):
+        tasks += 1
+        for system, cell in rows.groupby("system", observed=True, sort=True):
+            yield str(task), str(system), cell
+    if pooled and tasks > 1:
+        for system, cell in frame.groupby("system", observed=True, sort=True):
+            yield POOLED, str(system), cell
+
+
+def narrowed(tokens: pa.Table, outcomes: tuple[str, ...], columns: list[str]) -> pa.Table:
+    """The columns of rows with one of these outcomes."""
+    return tokens.filter(pc.field("outcome").isin(outcomes)).select(columns)
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as mappings."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def ordered(values: pd.Series, names: list[str]) -> pd.Series:
+    """Names as a category in the order of the run."""
+    return pd.Series(pd.Categorical(values, categories=names), index=values.index)
+
+
+def _samples(table: pa.Table, systems: list[str], tasks: list[str]) -> pd.DataFrame:
+    light = [name for name in table.column_names if name not in _HEAVY]
+    frame = _plain(table.select(light)).to_pandas()
+    frame["system"] = ordered(frame["system"], systems)
+    frame["task"] = ordered(frame["task"], tasks)
+    # A text that could not be graded counts as wrong.
+    frame["failed"] = frame["failure"].notna() | frame["correct"].isna()
+    frame["correct"] = frame["correct"].eq(True)
+    frame["cut_off"] = frame["finish_reason"] == "length"
+    task = frame["task"].cat.codes.to_numpy().astype(np.int64)
+    item = pd.factorize(frame["item"])[0]
+    frame["problem"] = task * (item.max() + 1 if len(item) else 1) + item
+    return frame
+
+
+def _units(table: pa.Table, systems: list[str], tasks: list[str]) -> pd.DataFrame:
+    frame = _plain(table).to_pandas()
+    frame["system"] = ordered(frame["system"], systems)
+    frame["task"] = ordered(frame["task"], tasks)
+    known = sum(frame[f"{part}_seconds"] for part in _PARTS)
+    # Taking in prompts, committing tokens, and what no part was charged with.
+    frame["other_seconds"] = (frame["seconds"] - known).clip(lower=0.0)
+    return frame
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Dictionary columns as strings: parts of a run need not share a dictionary."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(index, field.name, table[field.name].cast(pa.string()))
+    return table
+
+
+def _baseline(wanted: str | None, systems: list[str]) -> str:
+    if wanted is None:
+        return next((name for name in BASELINES if name in systems), systems[0])
+    if wanted not in systems:
+        raise ConfigError(
+            f"baseline {wanted!r} is no system of this run; choose one of {', '.join(systems)}"
+        )
+    return wanted

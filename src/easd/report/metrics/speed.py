@@ -1,0 +1,177 @@
+"""Wall time and where it went, what draft and target did for it, and what theory expects."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from easd.errors import InputError
+from easd.report.metrics.columns import interval_of
+from easd.report.metrics.frames import Frames, cells, records
+from easd.report.metrics.intervals import Interval, columns_of, ratio_of, share_of
+from easd.stats import bootstrap
+
+SPEED_PARTS = ("draft", "target", "verify", "other")
+
+_UNIT = ["task", "seed", "first"]
+_RESAMPLES = 1000
+
+
+def speed(frames: Frames) -> pd.DataFrame:
+    """Decoding speed of every system, from wall time by units of texts decoded together.
+
+    Columns: task, system, units, batch, tokens, seconds, tokens_per_second with its interval,
+    improvement over the baseline with its interval, draft_ms, target_ms, verify_ms and other_ms
+    (a token), draft_forward_ms, target_forward_ms, cost (the coefficient c), block_cost (target
+    forward over a block / the baseline's forward), acceptance, gamma, predicted, predicted_wide.
+    """
+    rows = []
+    is_target = frames.kind(frames.baseline) == "target"
+    baseline = {t: cell for t, s, cell in cells(frames.units) if s == frames.baseline}
+    acceptance = {
+        (row["task"], row["system"]): row["acceptance"] for row in records(drafting(frames))
+    }
+    for task, system, cell in cells(frames.units):
+        tokens, seconds = cell["tokens"].sum(), cell["seconds"].sum()
+        forward = _forwards(cell)
+        alone = _forwards(baseline[task]) if task in baseline and is_target else {}
+        alpha = acceptance.get((task, system), math.nan)
+        gamma = frames.setting(system, "gamma")
+        cost = forward["draft"] / forward["target"]
+        wide = forward["target"] / alone.get("target", math.nan)
+        rows.append(
+            {
+                "task": task,
+                "system": system,
+                "units": len(cell),
+                "batch": int(cell["batch"].max()),
+                "tokens": int(tokens),
+                "seconds": seconds,
+                **ratio_of("tokens_per_second", cell["tokens"], cell["seconds"]),
+                **_improvement(cell, baseline.get(task)),
+                **{
+                    f"{p}_ms": 1000 * cell[f"{p}_seconds"].sum(min_count=1) / tokens
+                    for p in SPEED_PARTS
+                },
+                "draft_forward_ms": forward["draft"],
+                "target_forward_ms": forward["target"],
+                "cost": cost,
+                "block_cost": wide if system != frames.baseline else math.nan,
+                "acceptance": alpha,
+                "gamma": gamma if not math.isnan(alpha) else None,
+                "predicted": expected_improvement(alpha, cost, gamma),
+                "predicted_wide": expected_improvement(alpha, cost, gamma) / wide,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def expected_improvement(alpha: float, cost: float, gamma: int | None) -> float:
+    """Walltime improvement by Theorem 3.8 (arXiv:2211.17192); NaN where nothing is drafted."""
+    if gamma is None or math.isnan(alpha) or math.isnan(cost):
+        return math.nan
+    tokens = gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
+    return tokens / (gamma * cost + 1)
+
+
+def drafting(frames: Frames) -> pd.DataFrame:
+    """How well drafting went, for systems that draft; only verified tokens have an acceptance rate.
+
+    Columns: task, system, acceptance, utilisation, block_efficiency and rewritten (of the steps of
+    reward-guided decoding), each with its interval.
+    """
+    return pd.DataFrame(
+        {
+            "task": task,
+            "system": system,
+            **share_of("acceptance", cell["accepted"], verified * cell["examined"]),
+            **share_of("utilisation", cell["accepted"], drafted * cell["proposed"]),
+            **ratio_of("block_efficiency", cell["new_tokens"], cell["blocks"]),
+            **share_of("rewritten", cell["rewritten"], cell["steps"]),
+        }
+        for task, system, cell in cells(frames.by_problem)
+        for drafted in [math.nan if frames.kind(system) == "draft" else 1]
+        for verified in [math.nan if frames.kind(system) == "rsd" else drafted]
+    )
+
+
+def work(frames: Frames) -> pd.DataFrame:
+    """What each system computed, in numbers that do not depend on the machine.
+
+    A position costs 2 operations a parameter; reading the prompt is left out. A reward-guided
+    system's rereading of its own text and its reward model are left out too.
+
+    Columns: task, system, tokens, by_draft, by_target, draft_share, target_forwards,
+    draft_forwards, target_positions, draft_positions, flops, flops_per_token, relative_flops (per
+    token, to the baseline).
+    """
+    models = frames.run.get("models") or {}
+    target_size = models.get("target_parameters") or 0
+    draft_size = models.get("draft_parameters") or 0
+    rows = []
+    for task, system, cell in cells(frames.by_problem):
+        count = cell[["new_tokens", "blocks", "proposed", "accepted"]].sum()
+        kind = frames.kind(system)
+        by_draft, target, draft = count["accepted"], count["blocks"], count["proposed"]
+        verified = 0 if kind in ("draft", "rsd") else draft
+        target_positions = target + verified
+        if frames.rule(system).get("gate_bonus"):
+            draft += target
+        flops = 2.0 * (target_size * target_positions + draft_size * draft)
+        rows.append(
+            {
+                "task": task,
+                "system": system,
+                "tokens": int(count["new_tokens"]),
+                "by_draft": int(by_draft),
+                "by_target": int(count["new_tokens"] - by_draft),
+                "draft_share": by_draft / count["new_tokens"] if count["new_tokens"] else math.nan,
+                "target_forwards": int(target),
+                "draft_forwards": int(draft),
+                "target_positions": int(target_positions),
+                "draft_positions": int(draft),
+                "flops": flops,
+                "flops_per_token": flops / count["new_tokens"] if count["new_tokens"] else math.nan,
+            }
+        )
+    table = pd.DataFrame(rows)
+    if len(table):
+        first = table[table["system"] == frames.baseline].set_index("task")["flops_per_token"]
+        table["relative_flops"] = table["flops_per_token"] / table["task"].map(first)
+    return table
+
+
+def _forwards(cell: pd.DataFrame) -> dict[str, float]:
+    """Milliseconds of one batched forward of each model."""
+    found = {}
+    for model in ("draft", "target"):
+        steps = cell[f"{model}_steps"].sum()
+        found[model] = 1000 * cell[f"{model}_seconds"].sum() / steps if steps else math.nan
+    return found
+
+
+def _improvement(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
+    """Baseline's seconds a token / ours, on the units that both have."""
+    names = ["improvement", *interval_of("improvement")]
+    unknown = dict.fromkeys(names, math.nan)
+    if baseline is None:
+        return unknown
+    both = cell.merge(baseline, on=_UNIT, suffixes=("", "_of_baseline"))
+    if both.empty:
+        return unknown
+    ours, theirs = both["seconds"].to_numpy(), both["seconds_of_baseline"].to_numpy()
+    tokens, its_tokens = (both[f"tokens{end}"].to_numpy(float) for end in ("", "_of_baseline"))
+
+    def improvement(weights: np.ndarray) -> np.ndarray:
+        own, other = (
+            (weights @ ours) / (weights @ tokens),
+            (weights @ theirs) / (weights @ its_tokens),
+        )
+        return other / own
+
+    try:
+        return columns_of("improvement", bootstrap(improvement, len(both), resamples=_RESAMPLES))
+    except InputError:  # One unit says nothing about others.
+        return {**unknown, "improvement": float(improvement(np.ones(len(both))))}

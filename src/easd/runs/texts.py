@@ -1,0 +1,42 @@
+"""What tokens read like in the middle of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from easd.runs.rows import Columns
+
+_NAMED = ("token", "draft_top_tokens", "target_top_tokens")
+
+
+class TokenTexts:
+    """Texts of tokens, each decoded once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
+        self._known: dict[int, str] = {}
+
+    def of(self, columns: Columns) -> dict[int, str]:
+        """Texts of every token that rows of the tokens table name."""
+        return self.texts(np.unique(np.concatenate([columns[n].ravel() for n in _NAMED])).tolist())
+
+    def texts(self, tokens: Iterable[int]) -> dict[int, str]:
+        """Texts of these tokens."""
+        found = {}
+        for token in tokens:
+            if token not in self._known:
+                self._known[token] = self._text_of(token)
+            found[token] = self._known[token]
+        return found
+
+    def _text_of(self, token: int) -> str:
+        """The token as it continues a text, with the space some tokenizers put before it."""
+        before, both, alone = (
+            self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            for ids in (self._anchor, [*self._anchor, token], [token])
+        )
+        return both.removeprefix(before) if both.startswith(before) else alone

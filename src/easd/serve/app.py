@@ -1,0 +1,339 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import fields, replace
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from easd.config import rule_to_dict
+from easd.core.rules import RULES
+from easd.engine.engine import Engine
+from easd.engine.generate import make_engine
+from easd.engine.pair import Pair
+from easd.engine.settings import Settings
+from easd.runs.provenance import surroundings
+from easd.runs.texts import TokenTexts
+from easd.serve.answering import Answer, ChatAnswer, CompletionAnswer
+from easd.serve.answers import ChatCompletion, Completion, Model, Models
+from easd.serve.bodies import ChatBody, Completing, CompletionBody, DecodeBody
+from easd.serve.errors import ErrorAnswer, Refusal, install_handlers, to_json
+from easd.serve.limits import BODY_SECONDS, Guard
+from easd.serve.logprobs import LogprobReader
+from easd.serve.metrics import Metrics
+from easd.serve.page import page
+from easd.serve.page_events import Decoding
+from easd.serve.scheduler import Job, Scheduler
+from easd.serve.serving import LOSSLESS, Reader, Serving
+
+T = TypeVar("T")
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": what}
+    for status, what in {
+        400: "Something in the request does not fit",
+        401: "The API key is missing or wrong",
+        404: "No such model",
+        408: "The body did not come in time",
+        413: "The body is too large",
+        429: "The queue is full; Retry-After says when to try again",
+        503: "The server is shutting down",
+    }.items()
+}
+
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer, or its events", "content": {"text/event-stream": {}}},
+    **_ERRORS,
+}
+
+
+class App:
+    """One server: a pair, what decodes with it, and what it tells of itself.
+
+    Args:
+        pair: the models.
+        serving: defaults and limits.
+
+    Raises:
+        EasdError: The server's settings do not fit the pair.
+    """
+
+    def __init__(self, pair: Pair, serving: Serving) -> None:
+        self.pair = pair
+        self.serving = serving
+        self.metrics = Metrics(pair.name, serving.config.settings.gamma)
+        self.scheduler = Scheduler(
+            self._engine,
+            num_rows=serving.num_rows,
+            max_waiting=serving.max_queue,
+            metrics=self.metrics,
+        )
+        self._reader = Reader(pair, serving)
+        self._texts = TokenTexts(pair.tokenizer)
+        self._surroundings = surroundings(pair)
+        self._started = int(time.time())
+        # Long prompts take long to read, and must not hold up everybody's streams.
+        self._reading = ThreadPoolExecutor(1, "easd-tokenizer")
+
+    def asgi(self) -> FastAPI:
+        """The application that an ASGI server runs."""
+        app = FastAPI(
+            title="easd",
+            version=version("easd"),
+            lifespan=self._lifespan,
+            docs_url=None,
+            redoc_url=None,
+        )
+        install_handlers(app)
+        app.add_middleware(
+            Guard,
+            api_key=self.serving.api_key,
+            max_body=self.serving.max_body,
+            body_seconds=BODY_SECONDS,
+        )
+        self._add_routes(app)
+        app.openapi = lambda: _openapi(app, self.pair.name)
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        running = asyncio.create_task(self.scheduler.run())
+        yield
+        running.cancel()
+        self._reading.shutdown(wait=False)
+
+    def _add_routes(self, app: FastAPI) -> None:
+        app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_STREAMED)(
+            self.chat
+        )
+        app.post("/v1/completions", response_model=Completion, responses=_STREAMED)(self.complete)
+        app.get("/v1/models", response_model=Models)(self.models)
+        app.get("/v1/models/{model:path}", response_model=Model, responses={404: _ERRORS[404]})(
+            self.model
+        )
+        app.post("/easd/decode", response_class=StreamingResponse, responses=_STREAMED)(self.decode)
+        app.get("/easd/rules")(self.rules)
+        app.get("/health", responses={503: _ERRORS[503]})(self.health)
+        app.get("/version")(self.version)
+        app.get("/metrics", include_in_schema=False)(self.prometheus)
+        app.get("/", include_in_schema=False)(page)
+
+    async def chat(self, body: ChatBody, request: Request) -> Response:
+        """Answers a conversation."""
+        self._check_name(body.model)
+        settings = self._reader.settings(body, n=body.n)
+        job = await self._read(
+            lambda: self._job(
+                body,
+                [self._reader.conversation(body.messages)],
+                settings,
+                max_new_tokens=body.max_completion_tokens or body.max_tokens,
+                top=body.top_logprobs if body.logprobs else None,
+            )
+        )
+        return await self._answer(ChatAnswer, job, body, request)
+
+    async def complete(self, body: CompletionBody, request: Request) -> Response:
+        """Continues texts."""
+        self._check_name(body.model)
+        settings = self._reader.settings(body, n=body.n)
+        job = await self._read(
+            lambda: self._job(
+                body,
+                self._reader.prompts(body.prompt),
+                settings,
+                max_new_tokens=body.max_tokens,
+                top=body.logprobs,
+            )
+        )
+        return await self._answer(CompletionAnswer, job, body, request)
+
+    async def decode(self, body: DecodeBody, request: Request) -> Response:
+        """Decodes one text and tells every token's story: events `run`, `rows` and `end`."""
+        if body.model is not None:
+            self._check_name(body.model)
+        settings = self._reader.settings(body, n=1, noise=body.noise)
+        config = replace(self.serving.config, settings=settings)
+        decoding = Decoding(self.pair, config, self._surroundings, self._texts)
+
+        def read() -> Job:
+            if body.prompt is not None:
+                prompts = self._reader.prompts(body.prompt)
+            else:
+                prompts = [self._reader.conversation(body.messages)]
+            job = self._job(body, prompts, settings, max_new_tokens=body.max_tokens, top=None)
+            job.observe = decoding.observe
+            return job
+
+        job = await self._read(read)
+        self.scheduler.submit(job)
+        return _Events(decoding.events(job), request, lambda: self.scheduler.cancel(job))
+
+    async def models(self) -> Models:
+        """Lists the one model there is."""
+        return Models(data=[self._described()])
+
+    async def model(self, model: str) -> Model:
+        """Tells of the model, if it is the one there is."""
+        self._check_name(model)
+        return self._described()
+
+    async def rules(self) -> dict[str, Any]:
+        """Every rule with its fields, and how this server decodes unless asked otherwise."""
+        rules = {
+            name: {
+                "fields": {k: v for k, v in rule_to_dict(kind()).items() if k != "name"},
+                "lossless": kind in LOSSLESS,
+                "summary": (kind.__doc__ or "").strip().splitlines()[0],
+            }
+            for name, kind in RULES.items()
+            if not self.serving.lossless_only or kind in LOSSLESS
+        }
+        config = self.serving.config.to_dict()
+        defaults = {field.name: config[field.name] for field in fields(Settings)}
+        return {"rules": rules, "pair": self.pair.name, "defaults": defaults}
+
+    async def health(self) -> dict[str, str]:
+        """Whether new work is taken in."""
+        if not self.scheduler.accepting:
+            raise Refusal(503, "the server is shutting down", code="shutting_down")
+        return {"status": "ok"}
+
+    async def version(self) -> dict[str, str]:
+        """The version of this package."""
+        return {"version": version("easd")}
+
+    async def prometheus(self) -> Response:
+        """Counts in Prometheus's text format."""
+        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    def _engine(self, settings: Settings, num_rows: int) -> Engine:
+        return make_engine(self.pair.target, self.pair.draft, settings, num_rows=num_rows)
+
+    def _check_name(self, model: str) -> None:
+        if model not in (self.pair.name, self.serving.config.pair):
+            raise Refusal(
+                404,
+                f"model {model!r} is not served here; use {self.pair.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _described(self) -> Model:
+        return Model(id=self.pair.name, created=self._started, max_model_len=self._reader.limit)
+
+    async def _read(self, read: Callable[[], Job]) -> Job:
+        return await asyncio.get_running_loop().run_in_executor(self._reading, read)
+
+    def _job(
+        self,
+        body: Any,
+        prompts: list[list[int]],
+        settings: Settings,
+        *,
+        max_new_tokens: int | None,
+        top: int | None,
+    ) -> Job:
+        requests = self._reader.requests(
+            body,
+            prompts,
+            settings,
+            max_new_tokens=max_new_tokens,
+            wants_raw=top is not None,
+        )
+        return Job(requests, settings, None if top is None else LogprobReader(top))
+
+    async def _answer(
+        self, kind: type[Answer[Any]], job: Job, body: Completing, request: Request
+    ) -> Response:
+        answer = kind(
+            job,
+            model=self.pair.name,
+            tokenizer=self.pair.tokenizer,
+            texts=self._texts,
+            include_usage=body.stream_options.include_usage,
+        )
+        self.scheduler.submit(job)
+        if body.stream:
+            return _Events(answer.events(), request, lambda: self.scheduler.cancel(job))
+        try:
+            whole = await _while_connected(request, answer.whole())
+        finally:
+            self.scheduler.cancel(job)
+        if whole is None:
+            return Response(status_code=499)  # Nobody is there to read it.
+        return Response(to_json(whole.model_dump()), media_type="application/json")
+
+
+class _Events(Response):
+    """Server-sent events for as long as the client stays.
+
+    Args:
+        events: what to send.
+        request: the client's.
+        at_end: called whatever ends the stream.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncIterator[bytes], request: Request, at_end: Callable[[], None]
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._request = request
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await _while_connected(self._request, self._send(send))
+        finally:
+            self._at_end()
+
+    async def _send(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        async for chunk in self._events:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` returns, or None if the client goes before; then `work` is cancelled."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def _openapi(app: FastAPI, model: str) -> dict[str, Any]:
+    """FastAPI's description, with the one model, and what bodies that do not fit are answered."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for body in (ChatBody, CompletionBody):
+            schema["components"]["schemas"][body.__name__]["properties"]["model"]["enum"] = [model]
+        app.openapi_schema = schema
+    return app.openapi_schema

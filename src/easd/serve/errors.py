@@ -1,0 +1,155 @@
+"""Refusals, in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from easd.errors import ConfigError, EasdError, InputError, RuleError
+
+_log = logging.getLogger("easd.serve")
+
+_CLIENTS = (ConfigError, InputError, RuleError)
+
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is none."""
+
+    error: ErrorBody
+
+
+class Refusal(Exception):
+    """An answer with an error status.
+
+    Args:
+        status: of the HTTP answer.
+        message: one line for the client: value, limit, way out.
+        param: the field of the request that is at fault.
+        code: a name that programs can tell the case by.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = ErrorAnswer(
+            error=ErrorBody(
+                message=message,
+                type=_TYPES.get(
+                    status, "invalid_request_error" if status < 500 else "server_error"
+                ),
+                param=param,
+                code=code,
+            )
+        )
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def of(cls, error: Exception) -> Refusal:
+        """What a client is told of an error."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, _CLIENTS):
+            return cls(400, str(error))
+        _log.error("a request failed", exc_info=error)
+        if isinstance(error, EasdError):
+            return cls(500, str(error))
+        return cls(500, "the server failed at this request; its log says why")
+
+    def response(self) -> Response:
+        """The HTTP answer."""
+        return Response(
+            to_json(self.body.model_dump()),
+            self.status,
+            headers=self.headers,
+            media_type="application/json",
+        )
+
+
+def to_json(value: Any) -> bytes:
+    """JSON in UTF-8; halves of surrogate pairs, which UTF-8 has no bytes for, as escapes."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8", errors="backslashreplace")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Makes every error of an app a `Refusal`."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        return Refusal.of(error).response()
+
+    async def misread(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _unfit(error.errors()).response()
+
+    async def unrouted(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = error.detail
+        if error.status_code == 400:
+            message = "the body is not JSON that can be read"
+        elif error.status_code in (404, 405):
+            message = f"there is no {request.method} {request.url.path}; see /openapi.json"
+        return Refusal(error.status_code, message, headers=error.headers).response()
+
+    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(EasdError, refused)
+    app.add_exception_handler(RequestValidationError, misread)
+    app.add_exception_handler(HTTPException, unrouted)
+    app.add_exception_handler(Exception, refused)
+
+
+def _unfit(errors: Sequence[Any]) -> Refusal:
+    """The first thing about a body that does not fit."""
+    first = errors[0]
+    kind, where = first["type"], [str(part) for part in first["loc"] if part != "body"]
+    param = ".".join(where) or None
+    if kind == "json_invalid":
+        return Refusal(400, f"the body is not JSON ({first['ctx']['error']})", code="invalid_json")
+    if kind == "extra_forbidden":
+        return Refusal(
+            400,
+            f"{param!r} is not a field that this server honours; leave it out, or see "
+            "/openapi.json for those it does",
+            param=param,
+            code="unknown_field",
+        )
+    if kind == "missing":
+        return Refusal(400, f"{param or 'the body'} is missing", param=param, code="missing_field")
+    reason = first["msg"].removeprefix("Value error, ")
+    return Refusal(
+        400,
+        f"{param or 'the body'} does not fit: {reason[0].lower()}{reason[1:]}",
+        param=param,
+        code="invalid_value",
+    )

@@ -1,0 +1,92 @@
+"""One `easd serve`: load, listen, and end in good order."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from types import FrameType
+
+import uvicorn
+from rich.console import Console
+from rich.text import Text
+
+from easd.errors import ConfigError
+from easd.pairs.from_config import load_with_status
+from easd.serve.app import App
+from easd.serve.connections import Connection
+from easd.serve.serving import Serving
+
+GRACE_SECONDS = 30.0
+
+
+def serve(serving: Serving, host: str, port: int) -> None:
+    """Loads the models and serves them until a signal says to stop.
+
+    Raises:
+        EasdError: The models, the settings or the address do not do.
+    """
+    console = Console(stderr=True)
+    with _bind(host, port) as taken:
+        pair = load_with_status(serving.config, console)
+        server = http_server(App(pair, serving))
+        if not _is_loopback(host) and serving.api_key is None:
+            console.print(Text("note: anyone who reaches this address can use it; see --api-key"))
+        host, port = taken.getsockname()[:2]
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        console.print(Text(f"{pair.name} at http://{where}"), soft_wrap=True)
+        server.run([taken])
+
+
+def http_server(app: App, *, grace: float = GRACE_SECONDS) -> uvicorn.Server:
+    """A server for an app; what still runs `grace` seconds after a signal is ended."""
+    config = uvicorn.Config(
+        app.asgi(),
+        http=Connection,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(grace) + 5,
+    )
+    return _Server(config, app, grace)
+
+
+class _Server(uvicorn.Server):
+    """Lets what runs come to its end when a signal asks to stop; a second one does not wait."""
+
+    def __init__(self, config: uvicorn.Config, app: App, grace: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._grace = grace
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.scheduler.close(self._grace)
+        await super().shutdown(sockets)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+    except (OSError, OverflowError) as error:
+        taken.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"cannot listen at {host} port {port} ({reason}); choose another "
+            "--host or --port, or port 0 for any free one"
+        ) from None
+    return taken
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

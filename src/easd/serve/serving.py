@@ -1,0 +1,231 @@
+"""What a server was started with, and what it makes of requests."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from easd.config import RunConfig, parse_rule, rule_to_dict
+from easd.core.rules import RULES, DraftOnly, Speculative, TargetOnly, rule_name
+from easd.core.step import Rule
+from easd.engine.chat import encode_turns
+from easd.engine.generate import context_limit, make_requests, shared_vocabulary
+from easd.engine.pair import Pair
+from easd.engine.processing import Processing
+from easd.engine.request import Request
+from easd.engine.settings import Settings
+from easd.errors import ConfigError, InputError
+from easd.serve.bodies import MOST_TEXTS, Message, Sampling
+from easd.serve.errors import Refusal
+from easd.serve.penalties import LogitBias, OccurrencePenalty
+
+LOSSLESS = (Speculative, TargetOnly)
+
+_SAME_NAME = ("temperature", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """Models, defaults and limits.
+
+    Attributes:
+        config: which models, and how to decode where a request says nothing.
+        lossless_only: refuse rules that change what the target would write.
+        api_key: what clients must show, if anything.
+        max_queue: most texts that wait for a slot.
+        max_body: most bytes of a request's body.
+        max_model_len: most tokens of a prompt and its text; unless given, the models' window.
+    """
+
+    config: RunConfig
+    lossless_only: bool = False
+    api_key: str | None = None
+    max_queue: int = 256
+    max_body: int = 2**20
+    max_model_len: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_queue", "max_body"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} lets nothing in; use 1 or more")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigError(
+                f"max_model_len = {self.max_model_len} has no room for a prompt and a token; "
+                "use 2 or more"
+            )
+        if self.api_key == "":
+            raise ConfigError("the API key is empty; leave it out, or give one")
+        self.check_lossless(self.config.settings.rule)
+
+    @property
+    def num_rows(self) -> int:
+        """Texts decoded at once."""
+        return self.config.settings.batch_size
+
+    def check_lossless(self, rule: Rule) -> None:
+        """Refuses a lossy rule where only lossless ones may decode.
+
+        Raises:
+            ConfigError: The rule may change the target's law.
+        """
+        if self.lossless_only and not isinstance(rule, LOSSLESS):
+            names = " or ".join(name for name, kind in RULES.items() if kind in LOSSLESS)
+            raise ConfigError(
+                f"rule {rule_name(rule)!r} changes what the target would write and this server is "
+                f"lossless only; use {names}"
+            )
+
+
+class Reader:
+    """Turns bodies into settings and engine requests.
+
+    Raises:
+        ConfigError: The server's own settings do not fit the pair.
+    """
+
+    def __init__(self, pair: Pair, serving: Serving) -> None:
+        self._serving = serving
+        self._pair = pair
+        self._vocab_size = shared_vocabulary(pair.target, pair.draft)
+        limits = [context_limit([pair.target, pair.draft]), serving.max_model_len]
+        self.limit = min((limit for limit in limits if limit), default=None)
+        self._check_models(serving.config.settings)
+
+    def settings(self, body: Sampling, **more: Any) -> Settings:
+        """How to decode what a body asks for.
+
+        Raises:
+            EasdError: The settings or the rule do not fit.
+        """
+        base = self._serving.config.settings
+        asked = {name: getattr(body, name) for name in _SAME_NAME}
+        asked["top_k"] = 0 if body.top_k == -1 else body.top_k
+        asked["stop"] = body.stop_strings
+        asked["seed"] = secrets.randbits(63) if body.seed is None else body.seed
+        asked = {name: value for name, value in asked.items() if value is not None} | more
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Meant for a terminal.
+            settings = replace(base, **asked, rule=self._rule(body.speculative))
+        self._check_models(settings)
+        return settings
+
+    def requests(
+        self,
+        body: Sampling,
+        prompts: Sequence[Sequence[int]],
+        settings: Settings,
+        *,
+        max_new_tokens: int | None,
+        wants_raw: bool = False,
+    ) -> list[Request]:
+        """The engine's requests, `settings.n` for each prompt.
+
+        Raises:
+            Refusal: There are too many texts, or a prompt does not fit.
+        """
+        if len(prompts) * settings.n > MOST_TEXTS:
+            raise Refusal(
+                400,
+                f"{len(prompts)} prompts with n = {settings.n} are more than {MOST_TEXTS} texts; "
+                "ask for fewer at a time",
+                param="n",
+            )
+        models = [self._pair.target, self._pair.draft]
+        if settings.rule.models == "draft":
+            models = [self._pair.draft]
+        found = make_requests(models, prompts, settings, self._pair.tokenizer)
+        return [
+            replace(
+                request,
+                rule=settings.rule,
+                processing=self._processing(body, request),
+                max_new_tokens=self._room(request, max_new_tokens),
+                wants_raw=wants_raw,
+            )
+            for request in found
+        ]
+
+    def conversation(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids that an answer continues."""
+        turns = [
+            {"role": "system" if m.role == "developer" else m.role, "content": m.text}
+            for m in messages
+        ]
+        return encode_turns(turns, self._pair.tokenizer, chat=self._serving.config.chat)
+
+    def prompts(self, given: str | Sequence[Any]) -> list[list[int]]:
+        """Token ids of one prompt or several."""
+        if isinstance(given, list) and not given:
+            raise InputError("there is no prompt; give at least one")
+        several = not isinstance(given, str) and not (given and isinstance(given[0], int))
+        return [
+            self._pair.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+            for prompt in (given if several else [given])
+        ]
+
+    def _rule(self, asked: Mapping[str, Any]) -> Rule:
+        own = rule_to_dict(self._serving.config.settings.rule)
+        name = asked.get("rule", own["name"])
+        fields = {field: value for field, value in asked.items() if field != "rule"}
+        rule = parse_rule({**(own if name == own["name"] else {}), **fields, "name": name})
+        self._serving.check_lossless(rule)
+        return rule
+
+    def _check_models(self, settings: Settings) -> None:
+        if self._pair.draft is not None or isinstance(settings.rule, TargetOnly):
+            return
+        if isinstance(settings.rule, DraftOnly) or settings.drafter == "model":
+            raise ConfigError(
+                f"rule {rule_name(settings.rule)!r} needs a draft model and the server has none; "
+                "use rule target, or start it with --draft or --drafter prompt-lookup"
+            )
+
+    def _processing(self, body: Sampling, request: Request) -> Processing:
+        found = []
+        if body.logit_bias:
+            found.append(LogitBias(self._biases(body.logit_bias)))
+        if body.presence_penalty or body.frequency_penalty:
+            found.append(
+                OccurrencePenalty(
+                    len(request.prompt),
+                    presence=body.presence_penalty,
+                    frequency=body.frequency_penalty,
+                )
+            )
+        return replace(request.processing, processors=(*found, *request.processing.processors))
+
+    def _biases(self, asked: Mapping[str, float]) -> dict[int, float]:
+        for token in asked:
+            if not (token.isascii() and token.isdecimal() and int(token) < self._vocab_size):
+                raise Refusal(
+                    400,
+                    f"logit_bias names {token[:20]!r}, which is no token; use ids from 0 to "
+                    f"{self._vocab_size - 1}",
+                    param="logit_bias",
+                )
+        return {int(token): bias for token, bias in asked.items()}
+
+    def _room(self, request: Request, asked: int | None) -> int:
+        length = len(request.prompt)
+        if not length:
+            raise InputError("the prompt is empty; give at least one token to go on from")
+        if max(request.prompt) >= self._vocab_size:
+            raise InputError(
+                f"the prompt has token id {max(request.prompt)} and the vocabulary "
+                f"{self._vocab_size} tokens; use the model's own tokenizer"
+            )
+        if self.limit is None:
+            return asked or request.max_new_tokens
+        room = self.limit - length
+        if room < (asked or 1):
+            raise Refusal(
+                400,
+                f"the prompt has {length} tokens and max_tokens is {asked or 1}, together more "
+                f"than the context window of {self.limit}; shorten the prompt or lower max_tokens",
+                param="messages" if asked is None else "max_tokens",
+                code="context_length_exceeded",
+            )
+        return asked or min(request.max_new_tokens, room)

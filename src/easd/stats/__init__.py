@@ -1,0 +1,48 @@
+"""Intervals, tests and power for samples that come in clusters: several texts to one problem.
+
+Problems are taken as a random sample of the problems one cares about, texts as samples within
+them. All values are fractions, not points.
+
+`benchmarks/stats_simulation.py` measures what is promised. 95 % intervals hold the truth in 92 to
+97 % of studies (more where hardly any answers differ, and 90 to 93 % for the mean of the top 5 %
+of positions in 30 problems); paired tests, Holm's family and equivalence err in 5 % at most, and
+in far fewer where fewer than some 20 problems differ.
+"""
+
+from easd.errors import ConfigError
+
+try:
+    import scipy  # noqa: F401
+except ImportError:
+    raise ConfigError(
+        "statistics need scipy, which is not installed; pip install 'easd[study]'"
+    ) from None
+
+from easd.stats.bootstrap import bootstrap, top_mean
+from easd.stats.compare import Comparison, compare_all
+from easd.stats.estimates import Estimate, proportion, ratio, share
+from easd.stats.paired import (
+    Difference,
+    Equivalence,
+    equivalence,
+    holm,
+    paired_difference,
+)
+from easd.stats.power import Spread
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Equivalence",
+    "Estimate",
+    "Spread",
+    "bootstrap",
+    "compare_all",
+    "equivalence",
+    "holm",
+    "paired_difference",
+    "proportion",
+    "ratio",
+    "share",
+    "top_mean",
+]

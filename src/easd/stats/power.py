@@ -1,0 +1,157 @@
+"""How large a difference a paired run can detect, from how much a pair's answers differ.
+
+What counts is not the accuracy but how often two systems disagree on a sample. The power is that
+of `paired_difference`'s test against zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, stats
+
+from easd.errors import InputError
+from easd.stats.clusters import Clusters, as_values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Second moments of a pair's differences, assumed to stay whatever the mean difference is.
+
+    The mean square of a problem's difference over s seeds is `shared + fresh / s`. With 0/1
+    answers `shared + fresh` is the share of samples on which the systems disagree.
+
+    Attributes:
+        shared: what no number of seeds averages away: mean square of a problem's true difference.
+        fresh: what each seed adds on its own: mean variance within a problem.
+    """
+
+    shared: float
+    fresh: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.shared >= 0 and self.fresh >= 0):
+            raise InputError(
+                f"shared = {self.shared} and fresh = {self.fresh} are mean squares; "
+                "neither can be negative"
+            )
+
+    @classmethod
+    def of_pilot(cls, a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None) -> Spread:
+        """Method of moments from two systems' aligned samples, as in `paired_difference`.
+
+        Where no problem has two samples the parts cannot be told apart, and all of it counts as
+        shared: further seeds are then assumed to add nothing.
+        """
+        first, second = as_values("a", a), as_values("b", b)
+        if len(first) != len(second):
+            raise InputError(f"{len(first)} values of a for {len(second)} of b; pair them first")
+        if not np.isin(np.concatenate([first, second]), (0, 1)).all():
+            raise InputError("power is known for grades of 0 and 1 only; the pilot has others")
+        differences = first - second
+        data = Clusters.of(differences, clusters)
+        total = float((differences**2).mean())
+        pairs = float((data.sizes * (data.sizes - 1)).sum())
+        if not pairs:
+            return cls(shared=total)
+        products = float((data.sums**2).sum() - (differences**2).sum()) / pairs
+        shared = min(max(products, data.mean**2), total)
+        return cls(shared=shared, fresh=total - shared)
+
+    @classmethod
+    def of_disagreement(cls, rate: float) -> Spread:
+        """Without a pilot: an assumed share of samples on which the systems disagree.
+
+        Further seeds are assumed to add nothing.
+        """
+        if not 0 <= rate <= 1:
+            raise InputError(f"rate = {rate} is no share of samples; give a number from 0 to 1")
+        return cls(shared=rate)
+
+    @classmethod
+    def of_accuracies(cls, a: float, b: float) -> Spread:
+        """Without a pilot: two accuracies, and answers that know nothing of each other.
+
+        Problems that are hard for both, and shared noise, make systems disagree less: this is the
+        cautious end.
+        """
+        return cls.of_disagreement(a * (1 - b) + b * (1 - a))
+
+    def power_at(
+        self, difference: float, problems: int, seeds: int = 1, level: float = 0.05
+    ) -> float:
+        """Probability that a true `difference` is found at that level.
+
+        Exact for one seed and 0/1 answers; normal for several (Connor 1987, with a problem's mean
+        square in place of the share of discordant pairs), which is too hopeful where fewer than
+        some 20 problems differ. Systems that disagree less often than `difference` requires are
+        assumed to disagree just that often.
+        """
+        _check_run(problems, seeds, level)
+        if abs(difference) > 1:
+            raise InputError(f"difference = {difference} is a fraction: 0.01 is one point")
+        # A difference of d takes flips in a share d of samples at least.
+        missing = max(0.0, abs(difference) - self.shared - self.fresh)
+        square = min(self.shared + self.fresh / seeds + missing, 1.0)
+        if square == 0:
+            return 0.0
+        if seeds == 1:
+            return _mcnemar_power(difference, square, problems, level)
+        limit = stats.norm.isf(level / 2) * math.sqrt(square)
+        shift = abs(difference) * math.sqrt(problems)
+        error = math.sqrt(max(square - difference**2, 1e-12))
+        ends = np.array([shift - limit, -shift - limit])
+        return float(stats.norm.cdf(ends / error).sum())
+
+    def detectable(
+        self, problems: int, seeds: int = 1, power: float = 0.8, level: float = 0.05
+    ) -> float | None:
+        """The smallest difference found with that power; None where even 1 is not."""
+
+        def excess(difference: float) -> float:
+            return self.power_at(difference, problems, seeds, level) - power
+
+        if excess(1.0) < 0:
+            return None
+        found = optimize.root_scalar(excess, bracket=(0.0, 1.0), method="bisect", xtol=1e-5)
+        return float(found.root)
+
+    def required(
+        self, difference: float, seeds: int = 1, power: float = 0.8, level: float = 0.05
+    ) -> int:
+        """How many problems it takes to find that difference with that power."""
+        if difference == 0:
+            raise InputError("no number of problems shows a difference of 0; give what matters")
+        high = 2
+        while self.power_at(difference, high, seeds, level) < power:
+            high *= 2
+        low = high // 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.power_at(difference, middle, seeds, level) < power:
+                low = middle
+            else:
+                high = middle
+        return high
+
+
+def _mcnemar_power(difference: float, discordant: float, problems: int, level: float) -> float:
+    """Of the exact test, summed over how many pairs may be discordant."""
+    likely = stats.binom.ppf([1e-9, 1 - 1e-9], problems, discordant)
+    pairs = np.arange(likely[0], likely[1] + 1)
+    gain = min((1 + difference / discordant) / 2, 1.0)
+    # Refused: as few as `limit` of the pairs go either way.
+    limit = stats.binom.ppf(level / 2, pairs, 0.5)
+    limit = np.where(stats.binom.cdf(limit, pairs, 0.5) > level / 2, limit - 1, limit)
+    found = stats.binom.cdf(limit, pairs, gain) + stats.binom.cdf(limit, pairs, 1 - gain)
+    return float(stats.binom.pmf(pairs, problems, discordant) @ found)
+
+
+def _check_run(problems: int, seeds: int, level: float) -> None:
+    if problems < 1 or seeds < 1:
+        raise InputError(f"{problems} problems with {seeds} seeds make no run; give 1 or more")
+    if not 0 < level < 1:
+        raise InputError(f"level = {level} is no probability of error; 0.05 is usual")

@@ -1,0 +1,246 @@
+"""From a task's name to a `Task`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+from easd.errors import ConfigError, InputError
+from easd.pairs import lab
+from easd.tasks import prompts
+from easd.tasks.catalogue import TASKS, Kind, TaskInfo
+from easd.tasks.graders import grade_choice, grade_exact, grade_lab
+from easd.tasks.mathematics import check_math_verify, grade_mathematics
+from easd.tasks.programs import check_code_execution, grade_code
+from easd.tasks.rows import Row, read_file, read_hub
+from easd.tasks.task import Grader, Item, Task
+
+DATA_FOLDER = "EASD_DATA"
+LAB_COUNT = 1000
+
+_BUILDERS: dict[Kind, Callable[[Row, str], Item]] = {
+    "mathematics": prompts.mathematics,
+    "choice": prompts.choice,
+    "exact": prompts.question,
+    "completion": prompts.completion,
+    "program": prompts.program,
+}
+_GRADERS: dict[Kind, Grader] = {
+    "mathematics": grade_mathematics,
+    "choice": grade_choice,
+    "exact": grade_exact,
+    "completion": grade_code,
+    "program": grade_code,
+    "lab": grade_lab,
+}
+_SYSTEM: dict[Kind, str] = {
+    "mathematics": prompts.REASON_AND_BOX,
+    "choice": prompts.REASON_AND_BOX,
+    "exact": prompts.ANSWER_BRIEFLY,
+}
+_OWN_FILE_GRADERS: dict[str, Kind] = {
+    "math": "mathematics",
+    "choice": "choice",
+    "exact": "exact",
+}
+
+
+def load_task(
+    name: str,
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    first: int = 0,
+    allow_code_execution: bool = False,
+    **options: Any,
+) -> Task:
+    """Loads a task by its name in `TASKS`.
+
+    Rows come from `data`: a file, or a folder of files with the names in `TaskInfo.files`; without
+    it from the folder that the environment variable EASD_DATA names, where that has the set; else
+    from the hub.
+
+    Args:
+        name: The task.
+        data: A `.jsonl` file or a folder of them.
+        limit: Use this many items; all without, and 1,000 of a `lab` task.
+        first: Leave out this many usable items at the start.
+        allow_code_execution: Tasks graded by running code refuse to load without.
+        options: `seed` and `split` of a `lab` task (20, "test"); `grader` of task `file` ("math",
+            "choice", "exact").
+
+    Raises:
+        ConfigError: An unknown task or option, a missing library, a hub that cannot be reached, or
+            code that may not or cannot be run safely here.
+        InputError: A file that cannot be read, a broken line, a missing key, a repeated id.
+    """
+    info = TASKS.get(name) or TASKS.get(lab.ALIASES.get(name, ""))
+    if info is None:
+        raise ConfigError(f"task {name!r} is not known; choose one of {', '.join(TASKS)}")
+    if first < 0 or (limit is not None and limit < 1):
+        raise ConfigError(f"first = {first}, limit = {limit}: count from 0, take 1 or more")
+    if info.kind == "lab":
+        return _lab_task(lab.ALIASES.get(name, name), limit or LAB_COUNT, first, data, **options)
+    kind = _kind(name, info, options)
+    if kind == "mathematics":
+        check_math_verify(name)
+    elif kind in ("completion", "program"):
+        check_code_execution(name, allow_code_execution)
+    rows, source = _rows(name, info, data)
+    items, skipped = _items(rows, _BUILDERS[kind], name, source)
+    used = items[first:] if limit is None else items[first : first + limit]
+    if not used:
+        raise InputError(f"task {name}: {source} has {len(items)} usable items, first = {first}")
+    return Task(
+        name=name,
+        items=used,
+        system=_SYSTEM.get(kind),
+        chat=True,
+        max_new_tokens=info.max_new_tokens,
+        stop=(),
+        source=source,
+        data_hash=_hash(used),
+        skipped=skipped,
+        unique_solution=False,
+        grader=_GRADERS[kind],
+    )
+
+
+def _kind(name: str, info: TaskInfo, options: dict[str, Any]) -> Kind:
+    """The task's kind, for a user's own file as its `grader` says.
+
+    Raises:
+        ConfigError: An option that the task does not have, or an unknown grader.
+    """
+    if name == "file":
+        chosen = options.pop("grader", "math")
+        if chosen not in _OWN_FILE_GRADERS:
+            known = ", ".join(_OWN_FILE_GRADERS)
+            raise ConfigError(f"grader = {chosen!r} is not known; choose one of {known}")
+        kind = _OWN_FILE_GRADERS[chosen]
+    else:
+        kind = info.kind
+    if options:
+        raise ConfigError(f"task {name} has no option {', '.join(options)}")
+    return kind
+
+
+def _rows(name: str, info: TaskInfo, data: str | Path | None) -> tuple[Iterable[Row], str]:
+    """Rows of the task and a description of where they come from."""
+    path = _file(name, info, data)
+    if path is not None:
+        rows = list(read_file(path))
+        # Files of a set that mix splits say so; the task is one of them.
+        used = [row for row in rows if row.values.get("split", info.split) == info.split]
+        if len(used) == len(rows):
+            return used, path.name
+        return used, f"{path.name}, split {info.split} ({len(used)} of {len(rows)} rows)"
+    if info.hub is None or info.translate is None:
+        raise ConfigError(f"task {name} reads a file of yours; give it with --data FILE.jsonl")
+    source = " ".join(part for part in (info.hub, info.config, info.split) if part)
+    return read_hub(name, info.hub, info.config, info.split, info.translate), source
+
+
+def _file(name: str, info: TaskInfo, data: str | Path | None) -> Path | None:
+    """The local file to read; None where the hub is to be asked.
+
+    Raises:
+        InputError: `data` was given and does not exist or does not hold the set.
+    """
+    if data is None:
+        folder = os.environ.get(DATA_FOLDER)
+        return _in_folder(Path(folder), info) if folder else None
+    path = Path(data)
+    if not path.is_dir():
+        return path
+    found = _in_folder(path, info)
+    if found is None:
+        wanted = " or ".join(info.files) or "such a file; give the file itself"
+        raise InputError(f"task {name}: folder {str(path)!r} has no {wanted}")
+    return found
+
+
+def _in_folder(folder: Path, info: TaskInfo) -> Path | None:
+    return next((folder / file for file in info.files if (folder / file).is_file()), None)
+
+
+def _items(
+    rows: Iterable[Row], build: Callable[[Row, str], Item], name: str, source: str
+) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+    """Items, and a line for every row that is none.
+
+    Raises:
+        InputError: Two rows have one id, or a row lacks a key.
+    """
+    items: dict[str, Item] = {}
+    places: dict[str, str] = {}
+    skipped: list[str] = []
+    for row in rows:
+        try:
+            item = build(row, name)
+        except prompts.Unusable as reason:
+            skipped.append(f"{row.place}: {reason}")
+            continue
+        if item.id in items:
+            raise InputError(f"{row.place}: id {item.id!r} is that of {places[item.id]} too")
+        items[item.id] = item
+        places[item.id] = row.place
+    if not items and not skipped:
+        raise InputError(f"task {name}: {source} has no rows")
+    return tuple(items.values()), tuple(skipped)
+
+
+def _lab_task(
+    name: str,
+    limit: int,
+    first: int,
+    data: str | Path | None,
+    *,
+    seed: int = 20,
+    split: lab.Split = "test",
+    **unknown: Any,
+) -> Task:
+    """Generated problems; the prompt is continued as it stands."""
+    if unknown or data is not None:
+        given = ", ".join([*unknown, *(["data"] if data is not None else [])])
+        raise ConfigError(f"task {name} is generated, with options seed and split; not {given}")
+    if split not in get_args(lab.Split):
+        raise ConfigError(f"split = {split!r}; choose one of {', '.join(get_args(lab.Split))}")
+    problems = islice(lab.stream(name, seed, split), first, first + limit)
+    items = tuple(
+        Item(
+            id=problem.id,
+            prompt=problem.prompt,
+            answers=(problem.answer,),
+            reference=problem.solution,
+        )
+        for problem in problems
+    )
+    return Task(
+        name=name,
+        items=items,
+        system=None,
+        chat=False,
+        max_new_tokens=lab.MAX_NEW_TOKENS,
+        stop=(),
+        source=f"easd.pairs.lab {name}, split {split}, seed {seed}",
+        data_hash=_hash(items),
+        skipped=(),
+        unique_solution=True,
+        grader=grade_lab,
+    )
+
+
+def _hash(items: tuple[Item, ...]) -> str:
+    """SHA-256 over everything that items say."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(asdict(item), sort_keys=True).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()

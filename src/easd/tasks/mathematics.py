@@ -1,0 +1,134 @@
+"""Grades expressions with math-verify, in a helper process that cannot hang the run."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from easd.errors import ConfigError
+from easd.tasks.math_reading import last_boxed, without_words
+from easd.tasks.rows import INSTALL
+from easd.tasks.task import Grade, Item
+
+TIMEOUT = 10.0  # seconds
+TAIL = 2000  # characters; where the answer of a text without a box is looked for
+START_TIMEOUT = 120.0  # seconds; the library is slow to import on a busy machine
+
+
+def check_math_verify(name: str) -> None:
+    """Refuses a task that could not be graded.
+
+    Raises:
+        ConfigError: math-verify is not installed.
+    """
+    if find_spec("math_verify") is None:
+        raise ConfigError(f"task {name} is graded with math-verify, which is missing: {INSTALL}")
+
+
+def grade_mathematics(item: Item, text: str) -> Grade:
+    """Compares the last boxed expression, or without a box what math-verify finds in the text.
+
+    Equal spelling is right at once; so are answers that no parser reads, such as sentences.
+    """
+    boxed = last_boxed(text)
+    if boxed is not None and any(_spelling(boxed) == _spelling(gold) for gold in item.answers):
+        return Grade(answer=boxed, correct=True)
+    request = {
+        "gold": item.answers,
+        "answer": text[-TAIL:] if boxed is None else without_words(boxed),
+        "boxed": boxed is not None,
+        "tolerance": item.data.get("tolerance"),
+    }
+    reply = _worker.ask(request)
+    if "failure" in reply:
+        return Grade(answer=boxed, correct=False, failure=reply["failure"])
+    return Grade(answer=reply["answer"] if boxed is None else boxed, correct=reply["correct"])
+
+
+def _spelling(expression: str) -> str:
+    return "".join(expression.split()).replace("\\left", "").replace("\\right", "").rstrip(".")
+
+
+class _Worker:
+    """The helper process: started on first use, replaced when it hangs or dies."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._replies: Queue[str] = Queue()
+        self._owner = 0
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends a request and waits for its reply, a `failure` where none comes in time."""
+        with self._lock:
+            if self._process is None or self._owner != os.getpid():
+                self._start()
+            process, replies = self._process, self._replies
+            assert process is not None
+            assert process.stdin is not None
+            try:
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+                return json.loads(replies.get(timeout=TIMEOUT))
+            except Empty:
+                reason = f"the comparison took more than {TIMEOUT:g} s"
+            except (OSError, ValueError):
+                reason = "the comparison ended its process"
+            self.stop()
+            return {"failure": reason}
+
+    def stop(self) -> None:
+        """Ends the process; the next request starts another."""
+        process, self._process = self._process, None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with suppress(OSError):  # Unsent text has nowhere to go.
+                    pipe.close()
+
+    def _start(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+        )
+        self._process, self._owner, self._replies = process, os.getpid(), Queue()
+        threading.Thread(target=_pump, args=(process, self._replies), daemon=True).start()
+        try:
+            started = self._replies.get(timeout=START_TIMEOUT)
+        except Empty:
+            started = ""
+        if not started:
+            self.stop()
+            raise ConfigError(
+                f"math-verify does not start; try `{sys.executable} -c 'import math_verify'`"
+            )
+
+
+def _pump(process: subprocess.Popen[str], replies: Queue[str]) -> None:
+    """Moves lines into a queue, which unlike a pipe can be waited for with a time-out."""
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            replies.put(line)
+    except ValueError:  # The pipe was closed under it.
+        return
+    replies.put("")
+
+
+_worker = _Worker()
+atexit.register(_worker.stop)

@@ -1,0 +1,164 @@
+"""Runs untrusted Python in a confined process of its own.
+
+What the process cannot do, however hard it tries, because the kernel refuses it (see `confined`):
+start another process or thread, signal one, use the network, read files other than Python's, write
+outside its temporary folder or change anybody's attributes, use more memory, processor time, open
+files or bytes a file than its limits. This side ends it after a time-out. Its output goes nowhere.
+
+What is not promised: the folder has no limit on the number of files, so it is the time-out that
+bounds disk use; and code that was written against this very harness, which runs in the same
+interpreter as the tests, could find the pipes that report success. Code that merely ends early,
+whatever its exit code, does not pass: success is a random number that the process can read only
+after the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easd.tasks import confined
+
+CPU_TIME = 10  # seconds; does not depend on what else the machine does
+TIMEOUT = 30.0  # seconds, for code that waits
+MEMORY = 1 << 30  # bytes of address space
+FILE_SIZE = 1 << 20  # bytes
+_REPORT_SIZE = 4096  # bytes
+_PROGRAM = str(Path(confined.__file__))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        passed: All parts ran to their end.
+        error: What the code raised, if it did.
+        failure: Why the code had to be stopped, or stopped without a word.
+    """
+
+    passed: bool
+    error: str | None = None
+    failure: str | None = None
+
+
+def missing() -> str | None:
+    """What this system lacks to confine code; None where nothing is."""
+    if not sys.platform.startswith("linux"):
+        return f"{platform.system()} has none of the needed kernel features"
+    if platform.machine() not in confined.FORBIDDEN_CALLS:
+        return f"no system call table for {platform.machine()}"
+    if confined.landlock_version() < 1:
+        return "the kernel does not offer Landlock"
+    return None
+
+
+def run(parts: Sequence[str], *, cpu_time: int = CPU_TIME, timeout: float = TIMEOUT) -> Outcome:
+    """Runs the parts of a program one after another in one namespace.
+
+    Raises:
+        OSError: The process cannot be started.
+    """
+    nonce = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(prefix="easd-", ignore_cleanup_errors=True) as folder:
+        request = {
+            "parts": list(parts),
+            "folder": folder,
+            "parent": os.getpid(),
+            "cpu_time": cpu_time,
+            "memory": MEMORY,
+            "file_size": FILE_SIZE,
+        }
+        report, report_to = os.pipe()
+        try:
+            process = _start(request, nonce, report_to)
+            try:
+                said = _listen(process, report, timeout)
+            finally:
+                process.kill()
+                process.wait()
+        finally:
+            os.close(report)
+    if said is None:
+        return Outcome(passed=False, failure=f"the code ran for more than {timeout:g} s")
+    if process.returncode == -signal.SIGXCPU:
+        return Outcome(passed=False, failure=f"the code computed for more than {cpu_time} s")
+    if said == nonce.encode():
+        return Outcome(passed=True)
+    return _reported(said, process.returncode)
+
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+def _start(request: dict[str, Any], nonce: str, report_to: int) -> subprocess.Popen[bytes]:
+    """Starts the process and tells it what to do; closes this side's end of the report."""
+    nonce_from, nonce_to = os.pipe()
+    try:
+        os.write(nonce_to, nonce.encode())
+        folder = request["folder"]
+        process = subprocess.Popen(
+            [sys.executable, "-I", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(report_to, nonce_from),
+            cwd=folder,
+            env={"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", **_ONE_THREAD},
+            start_new_session=True,
+        )
+    finally:
+        for end in (report_to, nonce_from, nonce_to):
+            os.close(end)
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:
+        told = {**request, "report": report_to, "nonce": nonce_from}
+        process.stdin.write(json.dumps(told).encode())
+    return process
+
+
+def _listen(process: subprocess.Popen[bytes], report: int, timeout: float) -> bytes | None:
+    """What the process reports before it ends; None if it does not end in time."""
+    said = b""
+    deadline = time.monotonic() + timeout
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    while len(said) <= _REPORT_SIZE:
+        if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+            return None
+        chunk = os.read(report, _REPORT_SIZE)
+        if not chunk:
+            return said if _ends(process, deadline) else None
+        said += chunk
+    return said
+
+
+def _ends(process: subprocess.Popen[bytes], deadline: float) -> bool:
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _reported(said: bytes, code: int) -> Outcome:
+    """What the process said of its failure, or how it ended without a word."""
+    try:
+        report = json.loads(said)
+        return Outcome(passed=False, error=report.get("error"), failure=report.get("failure"))
+    except (ValueError, AttributeError):
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Outcome(passed=False, failure=f"the code ended before its tests did ({how})")
