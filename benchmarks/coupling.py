@@ -17,7 +17,7 @@ import torch
 from common import describe, pair_prompts, quiet
 
 from easd import EASD, Speculative, generate, load_pair
-from easd.core.step import Rule
+from easd.core.rules import Rule
 
 DRAWS = 2000
 
@@ -54,10 +54,10 @@ def main() -> None:
     for named in args.pairs:
         name, _, tau_h = named.partition(":")
         pair = load_pair(name, device="cpu")
-        gate = EASD(tau_h=float(tau_h), gate_bonus=True)
+        gate = EASD(tau_h=float(tau_h), draft_at_bonus=True)
         rules: dict[str, Rule] = {
             "lossless": Speculative(),
-            "as published": replace(gate, coupling="as_published"),
+            "as published": replace(gate, coupling="published"),
             "maximal": gate,
         }
         prompts = pair_prompts(pair, args.texts, seed=5)

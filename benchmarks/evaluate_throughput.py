@@ -39,7 +39,7 @@ def main() -> None:
     for name, rule in RULES.items():
         settings = Settings(
             rule=rule,
-            noise="shared",
+            coupling="shared",
             gamma=3,
             max_new_tokens=arguments.max_new_tokens or task.max_new_tokens,
         )

@@ -19,7 +19,7 @@ from lab_exact import SEED, Reference, read_reference, threshold
 
 from easd import EASD, Settings, Speculative, generate, load_pair
 from easd.core.rules import DraftOnly, TargetOnly
-from easd.core.step import Rule
+from easd.core.rules import Rule
 from easd.pairs import lab
 
 GAMMA = 4
@@ -37,7 +37,7 @@ def interval(hits: int, count: int) -> tuple[float, float]:
 
 
 def rules(reference: Reference, rate: float) -> dict[str, Rule]:
-    easd = EASD(tau_h=threshold(reference, rate), gate_bonus=True)
+    easd = EASD(tau_h=threshold(reference, rate), draft_at_bonus=True)
     return {
         "target": TargetOnly(),
         "draft": DraftOnly(),

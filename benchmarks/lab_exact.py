@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from easd import EASD, RandomRefusal, Speculative, load_pair
 from easd.core.rules.entropy_gate import gate_signals
-from easd.core.step import Rule, Step
+from easd.core.rules import Rule
+from easd.core.step import Step
 from easd.pairs import lab
 
 RATES = (0.005, 0.01, 0.02, 0.05)
@@ -110,7 +111,7 @@ def measure(pair: str, count: int, rate: float) -> dict:
     for wanted in sorted({*RATES, rate}):
         tau_h = threshold(reference, wanted)
         gate = reference.each(
-            lambda step, tau_h=tau_h: EASD(tau_h=tau_h, gate_bonus=True).signals(step)["gate"]
+            lambda step, tau_h=tau_h: EASD(tau_h=tau_h, draft_at_bonus=True).signals(step)["gate"]
         )
         share = gate[:, reference.deciding].sum() / gate.sum()
         thresholds.append(
@@ -122,14 +123,14 @@ def measure(pair: str, count: int, rate: float) -> dict:
             }
         )
     chosen = next(row for row in thresholds if row["rate"] == rate)
-    gated = {"tau_h": chosen["tau_h"], "gate_bonus": True}
+    gated = {"tau_h": chosen["tau_h"], "draft_at_bonus": True}
     rules: dict[str, Rule] = {
         "speculative": Speculative(),
         "easd exclude/drafted": EASD(**gated),
         "easd exclude/draft_top": EASD(**gated, penalise="draft_top"),
         "easd, gate on accepted": EASD(**gated, gate_on="accepted"),
         "easd redraw target": EASD(**gated, redraw="target"),
-        "random refusal": RandomRefusal(rate=chosen["fired"], gate_bonus=True),
+        "random refusal": RandomRefusal(rate=chosen["fired"], draft_at_bonus=True),
     }
     solved = {
         "target": reference.solved(target_probs),

@@ -49,7 +49,7 @@ def main() -> None:
     prompts = chat_ids(pair, load_prompts(args.data, args.count))
     options = {
         "tokenizer": pair.tokenizer,
-        "noise": "shared",
+        "coupling": "shared",
         "gamma": args.gamma,
         "max_new_tokens": args.tokens,
         "batch_size": args.batch,

@@ -23,7 +23,7 @@ from common import describe, pair_prompts, quiet
 
 from easd import EASD, RULES, generate, load_pair
 from easd.core.rules import TargetOnly
-from easd.core.step import Rule
+from easd.core.rules import Rule
 
 
 def rules(tau_h: float) -> dict[str, Rule]:
@@ -33,7 +33,7 @@ def rules(tau_h: float) -> dict[str, Rule]:
         "speculative": RULES["speculative"](),
         "easd": easd,
         "easd draft_top": replace(easd, penalise="draft_top"),
-        "easd maximal": replace(easd, coupling="maximal", gate_bonus=True),
+        "easd maximal": replace(easd, coupling="maximal", draft_at_bonus=True),
         "pool": RULES["pool"](tau_h=tau_h, b=0.5),
         "relaxed-pool": RULES["relaxed-pool"](tau_h=tau_h),
     }
@@ -63,7 +63,7 @@ def main() -> None:
             prompts,
             tokenizer=pair.tokenizer,
             rule=rule,
-            noise="shared",
+            coupling="shared",
             gamma=args.gamma,
             max_new_tokens=args.tokens,
             batch_size=args.batch,

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from easd import EASD, Settings, Speculative
 from easd.core.signals import entropy
-from easd.core.step import Rule
+from easd.core.rules import Rule
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode, make_requests
 
@@ -93,7 +93,7 @@ def main() -> None:
     tau_h = threshold(steps(pair, Speculative(), args), args)
     rules = {
         "speculative": Speculative(),
-        "easd": EASD(tau_h=tau_h, tau_o=0.0, coupling="as_published"),
+        "easd": EASD(tau_h=tau_h, tau_o=0.0, coupling="published"),
         "easd-maximal": EASD(tau_h=tau_h, tau_o=0.0, coupling="maximal"),
     }
     running = {name: steps(pair, rule, args) for name, rule in rules.items()}

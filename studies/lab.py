@@ -72,11 +72,11 @@ def systems(fitted: dict[float, Fitted], paper: float, rate: float, reward: str)
     low, two, eight = (fitted[r] for r in RATES)
 
     def rule(name: str, kind: str, at: Fitted = two, **fields: object) -> dict:
-        gate = {"tau_h": at.tau_h, "gate_bonus": True}
+        gate = {"tau_h": at.tau_h, "draft_at_bonus": True}
         return {"name": name, "rule": {"name": kind, **gate, **fields}}
 
-    overlap = {"name": "overlap-only", "gate_bonus": True}
-    refusal = {"name": "random-refusal", "rate": rate, "gate_bonus": True}
+    overlap = {"name": "overlap-only", "draft_at_bonus": True}
+    refusal = {"name": "random-refusal", "rate": rate, "draft_at_bonus": True}
     return [
         {"name": "target", "rule": "target"},
         {"name": "draft", "rule": "draft"},
@@ -86,7 +86,7 @@ def systems(fitted: dict[float, Fitted], paper: float, rate: float, reward: str)
         rule("easd 2 %", "easd"),
         rule("easd 8 %", "easd", eight),
         rule("easd 2 %, maximal coupling", "easd", coupling="maximal"),
-        rule("easd 2 %, bonus ungated", "easd", gate_bonus=False),
+        rule("easd 2 %, bonus ungated", "easd", draft_at_bonus=False),
         rule("easd 2 %, draft's top token", "easd", penalise="draft_top"),
         rule("easd 2 %, asked of accepted", "easd", gate_on="accepted"),
         rule("easd 2 %, redraw from target", "easd", redraw="target"),

@@ -209,7 +209,7 @@ def test_exact_accuracy_on_lab():
     before = solved(target)
     assert found.target_accuracy.value == pytest.approx(before.mean().item(), abs=1e-5)
     for at in found.thresholds:
-        rule = EASD(tau_h=at.tau_h, gate_bonus=True)
+        rule = EASD(tau_h=at.tau_h, draft_at_bonus=True)
         change = (solved(rule.law(step)) - before).mean().item()
         assert abs(change) > 1e-4
         assert at.effects[0].change.value == pytest.approx(change, abs=1e-5)

@@ -37,8 +37,9 @@ from transformers import (
 from transformers.generation import logits_process as hf
 
 from easd import generate
+from easd.core.couplings import COUPLINGS
 from easd.core.noise import Noise, race, request_key
-from easd.core.rules import EASD, RULES, DraftOnly, Speculative, TargetOnly, make_rule
+from easd.core.rules import EASD, DraftOnly, Speculative, TargetOnly, make_rule, rule_names
 from easd.engine.generate import decode, make_engine, make_requests
 from easd.engine.processing import Processing
 from easd.engine.request import Request
@@ -48,7 +49,7 @@ from easd.errors import ConfigError, InputError, ModelError, NumericsError
 GATED = EASD(tau_h=1.5, tau_o=0.8)
 ALL_RULES = [
     replace(rule, tau_h=1.5, tau_o=0.8) if isinstance(rule, EASD) else rule
-    for rule in map(make_rule, RULES)
+    for rule in map(make_rule, rule_names())
 ]
 TEXTS = prompts(12)
 
@@ -69,7 +70,7 @@ def test_the_gate_of_the_pair_opens():
 
 
 @pytest.mark.parametrize("fields", [{}, SAMPLED, GREEDY], ids=["plain", "sampled", "greedy"])
-@pytest.mark.parametrize("rule", ALL_RULES, ids=RULES)
+@pytest.mark.parametrize("rule", ALL_RULES, ids=rule_names())
 def test_batched_is_alone(rule, fields):
     asked = requests(TEXTS[:5], max_new_tokens=8, eos=frozenset({2}), **fields)
     alone = texts(llama_pair(), asked, rule=rule, batch_size=1)
@@ -98,7 +99,7 @@ def test_another_seed_and_another_number_give_other_texts():
 
 @cache
 def target_only_text(fields=None):
-    return texts(llama_pair(), requests(TEXTS), rule=TargetOnly(), noise="shared")
+    return texts(llama_pair(), requests(TEXTS), rule=TargetOnly(), coupling="shared")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -108,7 +109,7 @@ def test_speculation_under_shared_noise_is_the_target_token_for_token(gamma, bat
         llama_pair(),
         requests(TEXTS),
         rule=Speculative(),
-        noise="shared",
+        coupling="shared",
         gamma=gamma,
         batch_size=batch_size,
     )
@@ -120,7 +121,7 @@ def test_prompt_lookup_under_shared_noise_is_the_target_token_for_token():
         (llama_pair()[0], None),
         requests(TEXTS),
         rule=Speculative(),
-        noise="shared",
+        coupling="shared",
         drafter="prompt-lookup",
         batch_size=5,
     )
@@ -144,15 +145,14 @@ def test_prompt_lookup_proposes_and_is_accepted_on_repetitive_text():
     assert {n: row.ids for n, row in done.items()} == {n: row.ids for n, row in greedy.items()}
 
 
-@pytest.mark.parametrize("coupling", ["as_published", "maximal"])
-def test_gated_bonus_under_shared_noise_knows_no_gamma_and_no_batch(coupling):
-    rule = replace(GATED, gate_bonus=True, coupling=coupling)
+def test_gated_bonus_under_shared_noise_knows_no_gamma_and_no_batch():
+    rule = replace(GATED, draft_at_bonus=True)
     spoken = [
         texts(
             llama_pair(),
             requests(TEXTS),
             rule=rule,
-            noise="shared",
+            coupling="shared",
             gamma=gamma,
             batch_size=batch_size,
         )
@@ -164,14 +164,14 @@ def test_gated_bonus_under_shared_noise_knows_no_gamma_and_no_batch(coupling):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 16])
 @pytest.mark.parametrize("fields", [{}, SAMPLED, GREEDY], ids=["plain", "sampled", "greedy"])
-@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, gate_bonus=True)])
+@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, draft_at_bonus=True)])
 def test_blocks_that_end_early_keep_the_text_under_shared_noise(rule, fields, batch_size):
     asked = requests(TEXTS, **fields)
-    whole = run(llama_pair(), asked, rule=rule, noise="shared", gamma=6)
+    whole = run(llama_pair(), asked, rule=rule, coupling="shared", gamma=6)
     early = run(
         *(llama_pair(), asked),
         rule=rule,
-        noise="shared",
+        coupling="shared",
         gamma=6,
         batch_size=batch_size,
         least_block_prob=0.3,
@@ -181,7 +181,7 @@ def test_blocks_that_end_early_keep_the_text_under_shared_noise(rule, fields, ba
     assert 0 < proposed[0] < 0.9 * proposed[1]
 
 
-@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, gate_bonus=True)])
+@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, draft_at_bonus=True)])
 def test_where_a_block_ends_is_the_rows_own_business(rule):
     asked = requests(TEXTS[:5], max_new_tokens=8)
     alone = texts(llama_pair(), asked, rule=rule, batch_size=1, gamma=6, least_block_prob=0.3)
@@ -189,26 +189,26 @@ def test_where_a_block_ends_is_the_rows_own_business(rule):
 
 
 def test_blocks_do_not_end_early_where_the_bonus_is_not_gated():
-    with pytest.raises(ConfigError, match="gate_bonus = true"):
+    with pytest.raises(ConfigError, match="draft_at_bonus = true"):
         Settings(rule=GATED, least_block_prob=0.4)
 
 
 def test_a_gate_that_never_opens_is_speculation():
-    rule = EASD(tau_h=float("inf"), gate_bonus=True)
-    for noise in ("independent", "shared"):
+    rule = EASD(tau_h=float("inf"), draft_at_bonus=True)
+    for coupling in COUPLINGS:
         asked = requests(TEXTS)
-        closed = texts(llama_pair(), asked, rule=rule, noise=noise)
-        assert closed == texts(llama_pair(), asked, rule=Speculative(), noise=noise)
+        closed = texts(llama_pair(), asked, rule=rule, coupling=coupling)
+        assert closed == texts(llama_pair(), asked, rule=Speculative(), coupling=coupling)
 
 
 def test_easd_is_the_target_up_to_the_first_token_a_penalty_changed():
     """The law of every position decides: where it is the target's, the token is the target's."""
-    rule = replace(GATED, gate_bonus=True)
+    rule = replace(GATED, draft_at_bonus=True)
     differing = 0
     for number, (plain, gated) in enumerate(
         zip(
             target_only_text(),
-            texts(llama_pair(), requests(TEXTS), rule=rule, noise="shared", gamma=3),
+            texts(llama_pair(), requests(TEXTS), rule=rule, coupling="shared", gamma=3),
             strict=True,
         )
     ):
@@ -233,7 +233,7 @@ def gate_is_open(rule, prefix):
         draft_probs=q,
         target_probs=p,
     )
-    return bool(rule.judge(step).signals["gate"][0, 0])
+    return bool(rule.signals(step)["gate"][0, 0])
 
 
 def test_freed_slots_are_refilled():
@@ -283,11 +283,11 @@ def test_cancelling_everything_ends_the_engine():
     assert not engine.busy
 
 
-@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, gate_bonus=True)], ids=str)
+@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, draft_at_bonus=True)], ids=str)
 @pytest.mark.parametrize("length", [1, 2])
 def test_texts_of_one_or_two_tokens(rule, length):
     asked = requests(TEXTS, max_new_tokens=length)
-    spoken = texts(llama_pair(), asked, rule=rule, noise="shared", gamma=4)
+    spoken = texts(llama_pair(), asked, rule=rule, coupling="shared", gamma=4)
     assert [len(text) for text in spoken] == [length] * len(asked)
     done = run(llama_pair(), asked, rule=rule, gamma=4)
     assert all(row.counts.proposed <= length - 1 for row in done.values())
@@ -301,7 +301,7 @@ def test_long_prompts_are_prefilled_in_chunks():
     ]
     asked = requests(long, max_new_tokens=6)
     target, draft = llama_pair()
-    batched = texts((target, draft), asked, rule=Speculative(), noise="shared", batch_size=5)
+    batched = texts((target, draft), asked, rule=Speculative(), coupling="shared", batch_size=5)
     assert batched == [uncached(target, request) for request in asked]
 
 
@@ -313,7 +313,7 @@ def uncached(model, request, *, at_once=None):
         with torch.no_grad():
             given = torch.tensor([ids], device=model.device)
             logits = model(input_ids=given, use_cache=False).logits[:, -1].cpu()
-        noise = Noise(keys=key, start=torch.tensor([len(ids)]), coupling="shared")
+        noise = Noise(keys=key, start=torch.tensor([len(ids)]), shared=True)
         drawn = noise.emit(torch.tensor([0]), logits.shape[-1])
         ids.append(int(race(logits.double().softmax(-1), drawn)))
     return ids[len(request.prompt) :]
@@ -341,8 +341,8 @@ def test_unequal_padding_of_vocabularies():
     wide.load_state_dict(weights)
     asked = requests(TEXTS[:4])
     assert texts((target, wide), asked, rule=GATED) == texts((target, draft), asked, rule=GATED)
-    assert texts((wide, draft), asked, rule=Speculative(), noise="shared") == texts(
-        (draft, draft), asked, rule=TargetOnly(), noise="shared"
+    assert texts((wide, draft), asked, rule=Speculative(), coupling="shared") == texts(
+        (draft, draft), asked, rule=TargetOnly(), coupling="shared"
     )
 
 
@@ -355,7 +355,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(prompt):
 def test_requests_share_a_batch_whatever_their_rules_and_temperatures():
     """Never one row's temperature or rule for another's."""
     kinds = [processing(temperature=t, top_k=k) for t, k in [(0, 0), (0.5, 0), (1, 4), (1, 0)]]
-    rules = [r for r in ALL_RULES if r.models == "both" and not r.evaluates_bonus]
+    rules = [r for r in ALL_RULES if r.models == "both" and not r.draft_at_bonus]
     asked = [
         replace(
             request,
@@ -388,7 +388,7 @@ def test_a_step_has_a_record_for_each_rule_and_greediness():
     assert all(len(r.step.target_probs) == len(r.committed) == len(r.rows) for r in records)
 
 
-@pytest.mark.parametrize("other", [TargetOnly(), DraftOnly(), replace(GATED, gate_bonus=True)])
+@pytest.mark.parametrize("other", [TargetOnly(), DraftOnly(), replace(GATED, draft_at_bonus=True)])
 def test_rules_that_run_the_models_in_another_way_do_not_share_a_batch(other):
     asked = [replace(requests(TEXTS[:1])[0], rule=other)]
     with pytest.raises(ConfigError, match="decode each by itself"):
@@ -423,12 +423,12 @@ def test_smaller_dtypes(dtype, rule):
 @pytest.mark.parametrize(
     ("target", "draft"), [(torch.float64, torch.float32), (torch.float32, torch.bfloat16)], ids=str
 )
-@pytest.mark.parametrize("rule", [Speculative(), GATED, replace(GATED, coupling="maximal")])
-@pytest.mark.parametrize("noise", ["independent", "shared"])
-def test_pairs_of_unequal_dtypes(target, draft, rule, noise):
+@pytest.mark.parametrize("rule", [Speculative(), GATED])
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_pairs_of_unequal_dtypes(target, draft, rule, coupling):
     pair = fresh_pair()
     spoken = texts(
-        (pair[0].to(target), pair[1].to(draft)), requests(TEXTS[:3]), rule=rule, noise=noise
+        (pair[0].to(target), pair[1].to(draft)), requests(TEXTS[:3]), rule=rule, coupling=coupling
     )
     assert [len(text) for text in spoken] == [16] * 3
 
@@ -510,7 +510,7 @@ def test_a_draft_that_lags_two_tokens_catches_up():
 def test_capacity_grows_in_the_middle_of_a_text():
     pair = llama_pair()
     asked = requests(TEXTS[:3], max_new_tokens=150)
-    engine = make_engine(*pair, Settings(rule=Speculative(), noise="shared"), num_rows=3)
+    engine = make_engine(*pair, Settings(rule=Speculative(), coupling="shared"), num_rows=3)
     engine.waiting.extend(asked)
     capacities, done = set(), {}
     while engine.busy:
@@ -518,11 +518,11 @@ def test_capacity_grows_in_the_middle_of_a_text():
         done |= {r.request.number: r.new_ids for r in record.rows if r.finished}
         capacities.add(engine.target.cache.placement.capacity)
     assert capacities == {64, 128, 256}
-    plain = texts((pair[0], None), asked, rule=TargetOnly(), noise="shared", batch_size=1)
+    plain = texts((pair[0], None), asked, rule=TargetOnly(), coupling="shared", batch_size=1)
     assert [done[number] for number in range(3)] == plain
 
 
-@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, gate_bonus=True)], ids=str)
+@pytest.mark.parametrize("rule", [Speculative(), replace(GATED, draft_at_bonus=True)], ids=str)
 def test_keys_and_values_are_never_recomputed(rule, monkeypatch):
     """Each token goes through the target once; only refused drafts are forwarded in vain."""
     target, draft = llama_pair()
@@ -580,7 +580,7 @@ def test_a_text_may_fill_the_context_window(config):
         replace(request, max_new_tokens=32 - len(request.prompt))
         for request in requests(prompts(5, longest=30))
     ]
-    spoken = texts(pair, asked, rule=Speculative(), noise="shared", gamma=5)
+    spoken = texts(pair, asked, rule=Speculative(), coupling="shared", gamma=5)
     assert spoken == [uncached(target, request) for request in asked]
     with pytest.raises(InputError, match="context window of 32"):
         texts(pair, [replace(asked[0], max_new_tokens=32)], rule=Speculative())
@@ -768,21 +768,21 @@ def test_processors_see_the_prefix_of_their_own_position():
     """A repetition penalty in blocks of 6 is that of one token at a time."""
     fields = {"processing": Processing((hf.RepetitionPenaltyLogitsProcessor(1.7),))}
     asked = requests(TEXTS[:5], **fields)
-    blocks = texts(llama_pair(), asked, rule=Speculative(), noise="shared", gamma=6)
-    assert blocks == texts(llama_pair(), asked, rule=TargetOnly(), noise="shared")
+    blocks = texts(llama_pair(), asked, rule=Speculative(), coupling="shared", gamma=6)
+    assert blocks == texts(llama_pair(), asked, rule=TargetOnly(), coupling="shared")
 
 
 def test_draft_only_needs_no_target_forward():
     target, draft = llama_pair()
-    done = texts((target, draft), requests(TEXTS[:2]), rule=DraftOnly(), noise="shared")
-    assert done == texts((draft, None), requests(TEXTS[:2]), rule=TargetOnly(), noise="shared")
+    done = texts((target, draft), requests(TEXTS[:2]), rule=DraftOnly(), coupling="shared")
+    assert done == texts((draft, None), requests(TEXTS[:2]), rule=TargetOnly(), coupling="shared")
 
 
 def test_dropout_of_the_config_is_not_the_engines_business():
     config = GPT2Config(vocab_size=24, n_positions=32, n_embd=16, n_layer=1, n_head=2)
     model = build(config, spread=4.0)
     asked = requests(TEXTS[:2])
-    spoken = texts((model, model), asked, rule=Speculative(), noise="shared")
+    spoken = texts((model, model), asked, rule=Speculative(), coupling="shared")
     assert spoken == [uncached(model, request) for request in asked]
 
 

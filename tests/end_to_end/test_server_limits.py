@@ -418,7 +418,7 @@ def test_a_thousand_connections(server):
 
 def test_a_reader_that_stalls(monkeypatch):
     monkeypatch.setattr(connections, "STALLED_SECONDS", 0.5)
-    with endless_server({"max_queue": 200}, batch_size=1, noise="shared") as server:
+    with endless_server({"max_queue": 200}, batch_size=1, coupling="shared") as server:
         body = json.dumps({"prompt": "w5", "max_tokens": 1900}).encode()
         stalled = socket.socket()
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -135,7 +135,7 @@ def test_an_artefact_is_refused_for_another_pair_or_sampling(artefact):
         (field,) = change
         with pytest.raises(ConfigError, match=f"made at {field} = "):
             artefact.check(same, Settings(**change))
-    artefact.check(same, Settings(gamma=7, seed=3, noise="shared"))
+    artefact.check(same, Settings(gamma=7, seed=3, coupling="shared"))
 
 
 def test_a_file_that_is_no_artefact_is_one_clear_error(artefact, tmp_path):

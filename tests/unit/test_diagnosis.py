@@ -13,7 +13,7 @@ from rich.console import Console
 
 from easd.core.gate import required_shared
 from easd.core.rules import EASD
-from easd.core.rules.redirected import MOST_POWER
+from easd.core.rules.pool import MOST_POWER
 from easd.diagnose import pool
 from easd.diagnose.diagnosis import (
     POSITIONS,

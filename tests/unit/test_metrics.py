@@ -314,7 +314,7 @@ def test_close_ups_are_of_the_first_easd_that_fires():
 def test_settings_name_every_field_and_every_skipped_line():
     made = graded({"target": [RIGHT] * 2, "easd": [RIGHT] * 2}, skipped=["line 3: no answer"])
     fields = row(metrics.system_settings(frames(made.run())), system="easd")["fields"]
-    assert fields == "tau_h 1, tau_o 0.8, top_n 5, redraw exclude, gate_bonus False"
+    assert fields == "tau_h 1, tau_o 0.8, top_n 5, redraw exclude, draft_at_bonus False"
     task = row(metrics.task_settings(frames(made.run())), task="sums")
     assert (task["skipped"], task["skipped_lines"]) == (1, "line 3: no answer")
 

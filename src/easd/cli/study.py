@@ -38,7 +38,8 @@ SystemSpec = Annotated[
     list[str] | None,
     Option(
         "--system",
-        help="A rule with its fields, such as easd:tau_h=1.2,gate_bonus=true, or rsd:delta=0.7. "
+        help="A rule with fields and settings, such as easd:tau_h=1.2,coupling=maximal, or "
+        "rsd:delta=0.7. "
         "With --endpoint also `served`: the server's own. May be repeated.",
         metavar="RULE[:FIELD=VALUE,...]",
         show_default="target, speculative, easd; with --endpoint served",
@@ -144,7 +145,7 @@ SetValue = Annotated[
     list[str] | None,
     Option(
         "--set",
-        help="Any setting of the config file, as name=value (top_k=50, noise=independent, "
+        help="Any setting of the config file, as name=value (top_k=50, coupling=maximal, "
         "trace=500, chunk=32, baselines=false, ...). May be repeated.",
         metavar="NAME=VALUE",
         rich_help_panel=_DECODING,
@@ -274,7 +275,7 @@ def ablate(
     data: Data = None,
     tau_h: TauH = None,
     tau_o: TauO = 0.8,
-    gate_bonus: Annotated[
+    draft_at_bonus: Annotated[
         bool, Option(help="Gate the bonus position too.", rich_help_panel=_GRID)
     ] = False,
     seed: Seeds = None,
@@ -293,7 +294,7 @@ def ablate(
     from easd.evaluate.presets import ablation, matched_refusal
     from easd.runs.store import read_run
 
-    gate: dict[str, Any] = {"tau_o": tau_o, "gate_bonus": gate_bonus}
+    gate: dict[str, Any] = {"tau_o": tau_o, "draft_at_bonus": draft_at_bonus}
     if tau_h is not None:
         gate["tau_h"] = tau_h
     values = _values(locals())

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easd.core.gate import conditions_met, required_shared
+from easd.core.gate import Gate
 from easd.errors import InputError
 from easd.runs.schema import EMITTED
 from easd.stats import Estimate, bootstrap, share, top_mean
@@ -51,13 +51,12 @@ class Signals:
 
     def met(self, tau_h: float, tau_o: float) -> dict[str, np.ndarray]:
         """Where each condition is met, and where all are (`gate`); bool [N] each."""
-        found = conditions_met(
-            self.draft_entropy,
-            self.target_entropy,
-            self.shared,
-            tau_h=tau_h,
-            least_shared=required_shared(tau_o, self.top_n),
-        )
+        signals = {
+            "draft_entropy": self.draft_entropy,
+            "target_entropy": self.target_entropy,
+            "shared_top": self.shared,
+        }
+        found = Gate(tau_h=tau_h, tau_o=tau_o, top_n=self.top_n).met(signals)
         return {"gate": np.logical_and.reduce(list(found.values())), **found}
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from easd.core.rules import RULES
+from easd.core.rules import field_names, rule_names, rule_type
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
 from easd.runs.files import write_json
@@ -78,8 +78,8 @@ class Artefact:
 
     def fill(self, rule: Mapping[str, Any]) -> dict[str, Any]:
         """A rule's mapping with the fields it has and does not set itself."""
-        kind = RULES.get(str(rule.get("name", "easd")))
-        known = {f.name for f in fields(kind)} if kind else set()  # type: ignore[arg-type]
+        name = str(rule.get("name", "easd"))
+        known = field_names(rule_type(name)) if name in rule_names() else []
         return {**{n: v for n, v in self.fields.items() if n in known}, **rule}
 
 

@@ -193,8 +193,8 @@ def _caveats(unique_solution: bool, impossible: float) -> list[str]:
     lines = [
         "Positions are those of the reference texts. What a rule does once a model's own text has "
         "left them is not seen.",
-        "Every position counts as drafted. With gate_bonus off, bonus positions keep the target's "
-        "law, and effects at the gate are smaller.",
+        "Every position counts as drafted. With draft_at_bonus off, bonus positions keep the "
+        "target's law, and effects at the gate are smaller.",
         "The pool is judged by texts that it was not fitted on; the other rules have the settings "
         "they come with.",
     ]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from easd.core.gate import ALL_CONDITIONS, Condition, conditions_met, required_shared
+from easd.core.gate import ALL_CONDITIONS, Condition, Gate
 from easd.errors import InputError
 from easd.runs.schema import column
 
@@ -149,12 +149,11 @@ class Positions:
 
 def met(positions: Positions, tau_h: float, tau_o: float) -> dict[Condition, Mask]:
     """Where each condition of the gate holds, by the names in `ALL_CONDITIONS`."""
-    signals = ("draft_entropy", "target_entropy", "shared_top")
-    return conditions_met(
-        *(positions.values[name] for name in signals),
-        tau_h=tau_h,
-        least_shared=required_shared(tau_o, TOP_N),
-    )
+    return _gate(tau_h, tau_o).met(positions.values)
+
+
+def _gate(tau_h: float, tau_o: float) -> Gate:
+    return Gate(tau_h=tau_h, tau_o=tau_o, top_n=TOP_N)
 
 
 def gate(
@@ -180,5 +179,5 @@ def threshold_for(positions: Positions, rate: float, tau_o: float = 0.8) -> floa
         raise InputError(f"rate = {rate} is not a share of positions; use a number in (0, 1)")
     values = positions.values
     both = np.minimum(values["draft_entropy"], values["target_entropy"])
-    highest = np.sort(np.where(values["shared_top"] >= required_shared(tau_o, TOP_N), both, 0.0))
+    highest = np.sort(np.where(_gate(0.0, tau_o).holds("overlap", values["shared_top"]), both, 0.0))
     return float(highest[-1 - min(round(rate * len(highest)), len(highest) - 1)])

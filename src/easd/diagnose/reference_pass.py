@@ -11,22 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from easd.core.rules import (
-    EASD,
-    Contrast,
-    DraftOnly,
-    Ensemble,
-    FLy,
-    Greedy,
-    KeepNearTop,
-    Lenient,
-    Pool,
-    Sharpened,
-    TypicalAcceptance,
-)
-from easd.core.rules.entropy_gate import gate_signals
-from easd.core.rules.redirected import LEAST_DRAFT_PROB
-from easd.core.step import Rule, Step
+from easd.core.rules import Rule, make_rule
+from easd.core.rules.gated import gate_signals
+from easd.core.rules.pool import LEAST_DRAFT_PROB
+from easd.core.step import Step
 from easd.diagnose.positions import OPEN, PLAUSIBLE, POSITIONS, TOP_N, UNGATED
 from easd.engine.distributions import distributions
 from easd.engine.generate import context_limit, make_requests, shared_vocabulary
@@ -45,30 +33,39 @@ _MOST_ROWS = 256
 _POSITIONS_AT_ONCE = 32
 
 # An overlap of 0 is always met: these gates are open everywhere, and the law is the open law.
-_ALWAYS = {"conditions": ("overlap",), "tau_o": 0.0, "gate_bonus": True}
+_ALWAYS = {"conditions": ("overlap",), "tau_o": 0.0, "draft_at_bonus": True}
 
 OPEN_RULES: dict[str, Rule] = dict(
     zip(
         OPEN,
         (
-            EASD(**_ALWAYS),
-            EASD(**_ALWAYS, penalise="draft_top"),
-            EASD(**_ALWAYS, gate_on="accepted"),
-            Greedy(**_ALWAYS),
-            Sharpened(**_ALWAYS),
-            KeepNearTop(**_ALWAYS),
-            Contrast(**_ALWAYS, plausible=PLAUSIBLE),
+            make_rule("easd", **_ALWAYS),
+            make_rule("easd", **_ALWAYS, penalise="draft_top"),
+            make_rule("easd", **_ALWAYS, gate_on="accepted"),
+            make_rule("greedy-p", **_ALWAYS),
+            make_rule("sharpened", **_ALWAYS),
+            make_rule("keep-near-top", **_ALWAYS),
+            make_rule("contrast", **_ALWAYS, plausible=PLAUSIBLE),
             # Its own gate is open where the target has any entropy, as it has at every open gate.
-            FLy(tau_h=0.0, window=0),
+            make_rule("fly", tau_h=0.0, window=0),
         ),
         strict=True,
     )
 )
 UNGATED_RULES: dict[str, Rule] = dict(
-    zip(UNGATED, (TypicalAcceptance(), Lenient(), Ensemble(), DraftOnly()), strict=True)
+    zip(
+        UNGATED,
+        (
+            make_rule("typical-acceptance"),
+            make_rule("lenience"),
+            make_rule("ensemble"),
+            make_rule("draft"),
+        ),
+        strict=True,
+    )
 )
 # With both powers 0 all plausible tokens are equal.
-_PLAUSIBLE_TOKENS = Pool(**_ALWAYS, a=0.0, b=0.0, pick="sample", plausible=PLAUSIBLE)
+_PLAUSIBLE_TOKENS = make_rule("pool", **_ALWAYS, a=0.0, b=0.0, pick="sample", plausible=PLAUSIBLE)
 
 
 def read_positions(
@@ -207,7 +204,7 @@ def _table(batch: _Batch, begin: int, step: Step, right: Tensor, there: Tensor) 
         return _numpy(probs[:, :-1].gather(-1, right[..., None])[..., 0][there].double())
 
     # The opinions of greedy rows are the raw ones: what is drawn from is one-hot.
-    draft_view, target_view = EASD().gate_probs(step)
+    draft_view, target_view = step.opinions()
     opinions = replace(step, draft_probs=draft_view, target_probs=target_view, greedy=None)
     draft_view, target_view = draft_view[:, :-1], target_view[:, :-1]
     signals = gate_signals(draft_view, target_view, TOP_N)

@@ -10,8 +10,10 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from easd.core.noise import Coupling, Noise
-from easd.core.step import Decision, Rule, Step
+from easd.core.couplings import Coupling
+from easd.core.noise import Noise
+from easd.core.rules import Rule
+from easd.core.step import Decision, Step
 from easd.core.verify import verify
 from easd.engine.distributions import Distributions, distributions
 from easd.engine.drafters import Draft, Drafter
@@ -76,7 +78,7 @@ class Engine:
         vocab_size: int,
         gamma: int,
         num_rows: int,
-        noise: Coupling = "independent",
+        coupling: Coupling | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -84,7 +86,7 @@ class Engine:
         self.vocab_size = vocab_size
         self.gamma = gamma
         self.num_rows = num_rows
-        self.noise: Coupling = noise
+        self.coupling = coupling
         self.waiting: deque[Request] = deque()
         self.rows: list[Row] = []
 
@@ -111,7 +113,7 @@ class Engine:
             rows,
             [min(self.gamma, row.remaining - 1) for row in rows],
             noise,
-            bonus=self.rule.evaluates_bonus,
+            bonus=self.rule.draft_at_bonus,
             raw=rule_wants_raw,
         )
         clock.lap("draft")
@@ -164,11 +166,18 @@ class Engine:
         return Noise(
             keys=torch.tensor([row.key for row in rows], device=device),
             start=torch.tensor(starts, device=device),
-            coupling=self.noise,
+            shared=self.coupling == "shared",
         )
 
     def _rule(self, row: Row) -> Rule:
         return self.rule if row.request.rule is None else row.request.rule
+
+    def _coupling(self, row: Row) -> Coupling:
+        if self.coupling == "shared":
+            return "shared"
+        if row.request.coupling is not None:
+            return row.request.coupling
+        return self._rule(row).default_coupling if self.coupling is None else self.coupling
 
     def _needs_raw(self, row: Row) -> bool:
         needs = self._rule(row).needs_raw
@@ -176,9 +185,9 @@ class Engine:
 
     def _alike(self, rows: Sequence[Row]) -> list[list[int]]:
         """Places of rows that one call of a rule verifies."""
-        groups: dict[tuple[Rule, bool], list[int]] = {}
+        groups: dict[tuple[Rule, Coupling, bool], list[int]] = {}
         for place, row in enumerate(rows):
-            kind = (self._rule(row), row.request.processing.greedy)
+            kind = (self._rule(row), self._coupling(row), row.request.processing.greedy)
             groups.setdefault(kind, []).append(place)
         return list(groups.values())
 
@@ -192,7 +201,7 @@ class Engine:
         step = self._step(places, draft, found)
         if len(places) < len(self.rows):
             noise = replace(noise, keys=noise.keys[places], start=noise.start[places])
-        decision = verify(self._rule(first), step, noise)
+        decision = verify(self._rule(first), step, noise, self._coupling(first))
         return _Part(places, step, noise, decision, _read(step, decision))
 
     def _step(self, places: list[int], draft: Draft, found: Distributions) -> Step:

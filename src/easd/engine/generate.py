@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easd.core.rules import rule_name
-from easd.core.step import Rule
+from easd.core.rules import Rule, rule_name
 from easd.engine.drafters import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
 from easd.engine.engine import Engine, StepRecord
 from easd.engine.models.slots import SlotModel, context_window
@@ -134,7 +133,7 @@ def make_engine(
         vocab_size=vocab_size,
         gamma=gamma,
         num_rows=num_rows,
-        noise=settings.noise,
+        coupling=settings.coupling,
     )
 
 
@@ -233,7 +232,7 @@ def _check_prompts(requests: Sequence[Request], limit: int | None, vocab_size: i
 def _check_rules(requests: Sequence[Request], rule: Rule) -> None:
     """What a batch of forwards has in common is the engine's rule's to say."""
     for other in {request.rule for request in requests if request.rule is not None}:
-        if (other.models, other.evaluates_bonus) != (rule.models, rule.evaluates_bonus):
+        if (other.models, other.draft_at_bonus) != (rule.models, rule.draft_at_bonus):
             raise ConfigError(
                 f"the rules {rule_name(other)} and {rule_name(rule)} run the models in different "
                 "ways; decode each by itself"

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from easd.core.couplings import Coupling
 from easd.core.noise import request_key
-from easd.core.step import Rule
+from easd.core.rules import Rule
 from easd.engine.processing import Processing
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -33,6 +34,8 @@ class Request:
         criteria: more ways to stop, each asked after every token with the text so far [1, L].
         padding: ids to the left of the prompt that processors and criteria see, but no model.
         keep_scores: whether to keep the target's processed scores of every emitted token.
+        coupling: how its blocks are verified; unless given the engine's, or the rule's default.
+            Noise is shared by all of an engine's requests or by none.
         wants_raw: whether its steps carry the target's raw probabilities for any rule.
     """
 
@@ -42,6 +45,7 @@ class Request:
     max_new_tokens: int = 256
     eos: frozenset[int] = frozenset()
     rule: Rule | None = None
+    coupling: Coupling | None = None
     processing: Processing = field(default_factory=Processing)
     criteria: tuple[Criterion, ...] = ()
     padding: tuple[int, ...] = ()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from easd.core.rules.gated import GatedRule
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
 from easd.engine.request import Row
@@ -140,7 +141,7 @@ def _counts(recorder: Recorder, row: Row) -> dict[str, Any]:
         name: getattr(counts, name)
         for name in ("blocks", "proposed", "examined", "accepted", "penalised")
     }
-    if not hasattr(recorder.rule, "signals"):
+    if not isinstance(recorder.rule, GatedRule):
         return found
     gate, *conditions = recorder.gates[row.request.number].tolist()
     found["gate_open"] = gate

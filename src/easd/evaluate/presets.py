@@ -39,7 +39,7 @@ def matched_refusal(run: Run, gate: Mapping[str, Any], easd: str = "easd") -> di
     samples = run.samples.to_pandas()
     own = samples[samples["system"] == easd]
     rate = round(float(own["gate_open"].sum() / max(own["examined"].sum(), 1)), 6)
-    shared = {key: gate[key] for key in ("gate_bonus", "coupling") if key in gate}
+    shared = {key: gate[key] for key in ("draft_at_bonus",) if key in gate}
     return {
         "name": "random refusal at easd's rate",
         "rule": {"name": "random-refusal", "rate": rate, **shared},

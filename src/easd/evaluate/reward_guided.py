@@ -19,8 +19,7 @@ from time import perf_counter
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easd.core.rules import DraftOnly, TargetOnly
-from easd.core.step import Rule
+from easd.core.rules import DraftOnly, Rule, TargetOnly
 from easd.engine.generate import decode, make_requests
 from easd.engine.request import FinishReason, Request, Row
 from easd.engine.settings import Settings

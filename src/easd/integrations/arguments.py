@@ -7,15 +7,11 @@ from dataclasses import fields
 from typing import Any
 
 from easd.config import RunConfig, load_config
-from easd.core.rules import RULES
+from easd.core.rules import RULES, field_names
 from easd.engine.settings import Settings
 
 _RUN_FIELDS = {field.name for kind in (RunConfig, Settings) for field in fields(kind)}
-_RULE_FIELDS = {
-    field.name
-    for kind in RULES.values()
-    for field in fields(kind)  # type: ignore[arg-type]
-}
+_RULE_FIELDS = {name for kind in RULES.values() for name in field_names(kind)}
 
 
 def run_config(arguments: Mapping[str, Any]) -> RunConfig:

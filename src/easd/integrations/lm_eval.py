@@ -26,9 +26,6 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from easd.config import RunConfig
-from easd.core.rules import Speculative
-from easd.core.rules.exact import TargetOnly
-from easd.core.step import Rule
 from easd.engine.generate import context_limit, decode, end_tokens, make_requests
 from easd.engine.request import Counts, Row
 from easd.engine.settings import Settings
@@ -247,7 +244,7 @@ class EasdLM(TemplateLM):
         self, requests: Sequence[Scored], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Of each continuation: the target's log-probability, and whether greedy would write it."""
-        if not _keeps_the_targets_law(self.config.settings.rule):
+        if not self.config.settings.rule.lossless:
             warnings.warn(
                 "log-likelihoods are the target's own: the rule changes decoded texts only",
                 stacklevel=2,
@@ -297,14 +294,6 @@ class EasdLM(TemplateLM):
             score = log_probs.gather(1, tokens[:, None]).sum().item()
             scores.append((score, bool((log_probs.argmax(-1) == tokens).all())))
         return scores
-
-
-def _keeps_the_targets_law(rule: Rule) -> bool:
-    if isinstance(rule, Speculative | TargetOnly):
-        return True
-    return (
-        getattr(rule, "redraw", None) == "target" and getattr(rule, "gate_on", None) == "proposed"
-    )
 
 
 def _fitting(ids: list[int], settings: Settings, limit: int | None) -> list[int]:

@@ -20,9 +20,8 @@ from transformers.generation import logits_process as hf
 from transformers.generation import stopping_criteria as stopping
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 
-from easd.core.noise import Coupling
-from easd.core.rules import EASD
-from easd.core.step import Rule
+from easd.core.couplings import Coupling
+from easd.core.rules import EASD, Rule
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode
 from easd.engine.processing import Processing
@@ -60,7 +59,7 @@ def custom_generate(
     draft_model: PreTrainedModel | None = None,
     rule: Rule | None = None,
     gamma: int = 4,
-    noise: Coupling = "independent",
+    coupling: Coupling | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
     stop_strings: str | list[str] | None = None,
@@ -77,7 +76,7 @@ def custom_generate(
             `prompt_lookup_num_tokens` drafts from the prompt.
         rule: how draft tokens are judged; `EASD()` unless given.
         gamma: draft tokens per block.
-        noise: see `Settings.noise`.
+        coupling: see `Settings.coupling`.
         seed: decides all randomness; unless given it is drawn from torch's global generator, so
             `set_seed` works as usual.
         batch_size: rows decoded at once; all of them unless given.
@@ -97,7 +96,7 @@ def custom_generate(
         rule=rule if rule is not None else EASD(),
         gamma=gamma,
         drafter="prompt-lookup" if draft_model is None and lookup else "model",
-        noise=noise,
+        coupling=coupling,
         batch_size=batch_size or input_ids.shape[0],
     )
     criteria = list(stopping_criteria)

@@ -67,7 +67,7 @@ def speeds(frames: Frames, table: pd.DataFrame, drafted: pd.DataFrame) -> Sectio
         )
     sentences.append("All times are of this machine, this batch size and these models.")
     warnings = []
-    if frames.run.get("config", {}).get("noise") == "shared":
+    if frames.run.get("config", {}).get("coupling") == "shared":
         warnings.append(
             "Draft and target shared their noise, which makes paired differences sharp; acceptance "
             "rates, and with them all times here, are those of the shared-noise coupling, and "

@@ -28,7 +28,7 @@ def flipped(frames: Frames, table: pd.DataFrame, differences: pd.DataFrame) -> S
         sentences.append(f"{first}; texts part at the first different character.")
     else:
         sentences.append(f"{first}; the first different token is marked.")
-    if frames.run.get("config", {}).get("noise") == "shared":
+    if frames.run.get("config", {}).get("coupling") == "shared":
         sentences.append(
             "Under shared noise the texts are the same up to the first token that a penalty "
             "changed."

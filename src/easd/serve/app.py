@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from easd.config import rule_to_dict
-from easd.core.rules import RULES
+from easd.core.rules import make_rule, rule_names, summary_of
 from easd.engine.engine import Engine
 from easd.engine.generate import make_engine
 from easd.engine.pair import Pair
@@ -34,7 +34,7 @@ from easd.serve.metrics import Metrics
 from easd.serve.page import page
 from easd.serve.page_events import Decoding
 from easd.serve.scheduler import Job, Scheduler
-from easd.serve.serving import LOSSLESS, Reader, Serving
+from easd.serve.serving import Reader, Serving
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ class App:
         """Decodes one text and tells every token's story: events `run`, `rows` and `end`."""
         if body.model is not None:
             self._check_name(body.model)
-        settings = self._reader.settings(body, n=1, noise=body.noise)
+        settings = self._reader.settings(body, n=1, coupling=body.coupling)
         config = replace(self.serving.config, settings=settings)
         decoding = Decoding(self.pair, config, self._surroundings, self._texts)
 
@@ -192,12 +192,12 @@ class App:
         """Every rule with its fields, and how this server decodes unless asked otherwise."""
         rules = {
             name: {
-                "fields": {k: v for k, v in rule_to_dict(kind()).items() if k != "name"},
-                "lossless": kind in LOSSLESS,
-                "summary": (kind.__doc__ or "").strip().splitlines()[0],
+                "fields": {k: v for k, v in rule_to_dict(rule).items() if k != "name"},
+                "lossless": rule.lossless,
+                "summary": summary_of(name),
             }
-            for name, kind in RULES.items()
-            if not self.serving.lossless_only or kind in LOSSLESS
+            for name, rule in ((name, make_rule(name)) for name in rule_names())
+            if not self.serving.lossless_only or rule.lossless
         }
         config = self.serving.config.to_dict()
         defaults = {field.name: config[field.name] for field in fields(Settings)}

@@ -167,7 +167,7 @@ class DecodeBody(Sampling):
     model: str | None = None
     messages: list[Message] = Field(default_factory=list)
     prompt: Text | None = None
-    noise: Literal["shared", "independent"] = "shared"
+    coupling: Literal["shared", "maximal", "published"] = "shared"
 
     @model_validator(mode="after")
     def _one_of_both(self) -> DecodeBody:

@@ -182,7 +182,7 @@ class Scheduler:
         while self._waiting and len(self._running) < self._num_rows:
             job, index = self._waiting.popleft()
             rule = job.settings.rule
-            kind = (rule.models, rule.evaluates_bonus, job.settings.noise)
+            kind = (rule.models, rule.draft_at_bonus, job.settings.coupling == "shared")
             if kind not in self._engines:
                 try:
                     self._engines[kind] = self._make_engine(job.settings, self._num_rows)

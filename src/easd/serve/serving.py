@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from easd.config import RunConfig, parse_rule, rule_to_dict
-from easd.core.rules import RULES, DraftOnly, Speculative, TargetOnly, rule_name
-from easd.core.step import Rule
+from easd.core.rules import Rule, make_rule, rule_name, rule_names
 from easd.engine.chat import encode_turns
 from easd.engine.generate import context_limit, make_requests, shared_vocabulary
 from easd.engine.pair import Pair
@@ -21,8 +20,6 @@ from easd.errors import ConfigError, InputError
 from easd.serve.bodies import MOST_TEXTS, Message, Sampling
 from easd.serve.errors import Refusal
 from easd.serve.penalties import LogitBias, OccurrencePenalty
-
-LOSSLESS = (Speculative, TargetOnly)
 
 _SAME_NAME = ("temperature", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -71,8 +68,8 @@ class Serving:
         Raises:
             ConfigError: The rule may change the target's law.
         """
-        if self.lossless_only and not isinstance(rule, LOSSLESS):
-            names = " or ".join(name for name, kind in RULES.items() if kind in LOSSLESS)
+        if self.lossless_only and not rule.lossless:
+            names = " or ".join(name for name in rule_names() if make_rule(name).lossless)
             raise ConfigError(
                 f"rule {rule_name(rule)!r} changes what the target would write and this server is "
                 f"lossless only; use {names}"
@@ -141,6 +138,7 @@ class Reader:
             replace(
                 request,
                 rule=settings.rule,
+                coupling=settings.coupling,
                 processing=self._processing(body, request),
                 max_new_tokens=self._room(request, max_new_tokens),
                 wants_raw=wants_raw,
@@ -175,9 +173,9 @@ class Reader:
         return rule
 
     def _check_models(self, settings: Settings) -> None:
-        if self._pair.draft is not None or isinstance(settings.rule, TargetOnly):
+        if self._pair.draft is not None or settings.rule.models == "target":
             return
-        if isinstance(settings.rule, DraftOnly) or settings.drafter == "model":
+        if settings.rule.models == "draft" or settings.drafter == "model":
             raise ConfigError(
                 f"rule {rule_name(settings.rule)!r} needs a draft model and the server has none; "
                 "use rule target, or start it with --draft or --drafter prompt-lookup"

@@ -131,7 +131,7 @@ def calibration_config(values: dict[str, Any], gate: dict[str, Any]) -> StudyCon
         values: models, tasks and settings, as in an evaluation.
         gate: tau_o, top_n and entropy_of of the rule to calibrate.
     """
-    lossless = {"tau_h": math.inf, "gate_bonus": True}
+    lossless = {"tau_h": math.inf, "draft_at_bonus": True}
     system = {"name": "calibration", "rule": {"name": "easd", **gate, **lossless}}
     grid = {"systems": [system], "baselines": False, "trace": sys.maxsize}
     return StudyConfig.from_dict({**values, **grid})

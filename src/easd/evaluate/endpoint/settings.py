@@ -122,7 +122,7 @@ class EndpointStudy(Grid[EndpointSystem]):
             "endpoint": self.server.shown,
             "model": self.server.model,
             "chat": self.chat,
-            "noise": "independent",
+            "coupling": None,
             **self.sampling,
             **Grid.to_dict(self),
         }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from easd.core import gate as conditions
+from easd.core.gate import Gate
 from easd.diagnose.calibration import NO_OP_RATE
 from easd.errors import InputError
 from easd.report.metrics.accuracy import accuracy
@@ -160,11 +160,12 @@ def conditions_met(frames: Frames, system: str, tokens: pd.DataFrame) -> pd.Data
     if "tau_o" not in rule:
         return None
     top_n = rule["top_n"]
-    met = conditions.conditions_met(
-        tokens["draft_entropy"].to_numpy(),
-        tokens["target_entropy"].to_numpy(),
-        np.rint(tokens["overlap"].to_numpy() * top_n),
-        tau_h=float(rule["tau_h"]),
-        least_shared=conditions.required_shared(rule["tau_o"], top_n),
+    gate = Gate(tau_h=float(rule["tau_h"]), tau_o=rule["tau_o"], top_n=top_n)
+    met = gate.met(
+        {
+            "draft_entropy": tokens["draft_entropy"].to_numpy(),
+            "target_entropy": tokens["target_entropy"].to_numpy(),
+            "shared_top": np.rint(tokens["overlap"].to_numpy() * top_n),
+        }
     )
     return pd.DataFrame({f"{name}_met": held for name, held in met.items()})

@@ -117,7 +117,7 @@ def work(frames: Frames) -> pd.DataFrame:
         by_draft, target, draft = count["accepted"], count["blocks"], count["proposed"]
         verified = 0 if kind in ("draft", "rsd") else draft
         target_positions = target + verified
-        if frames.rule(system).get("gate_bonus"):
+        if frames.rule(system).get("draft_at_bonus"):
             draft += target
         flops = 2.0 * (target_size * target_positions + draft_size * draft)
         rows.append(

@@ -10,8 +10,7 @@ from typing import Any, Literal
 import torch
 from transformers import set_seed
 
-from easd.core.rules import EASD, Speculative, TargetOnly
-from easd.core.step import Rule
+from easd.core.rules import EASD, Rule, Speculative, TargetOnly
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
 from easd.engine.settings import Settings
@@ -113,16 +112,17 @@ def decode_once(
 
 
 def _settings(system: System, load: Load, seed: int) -> Settings:
-    gate = EASD(tau_h=load.tau_h, coupling="as_published")
+    gate = EASD(tau_h=load.tau_h)
     rules: dict[str, Rule] = {
         "target": TargetOnly(),
         "easd": gate,
-        "easd-maximal": replace(gate, coupling="maximal"),
-        "easd-adaptive": replace(gate, coupling="maximal", gate_bonus=True),
+        "easd-maximal": gate,
+        "easd-adaptive": replace(gate, draft_at_bonus=True),
     }
     adaptive = system.kind in ("adaptive", "easd-adaptive")
     return Settings(
         rule=rules.get(system.kind, Speculative()),
+        coupling="maximal" if system.kind in ("easd-maximal", "easd-adaptive") else None,
         gamma=LONGEST if adaptive else max(system.gamma, 1),
         least_block_prob=LEAST_BLOCK_PROB if adaptive else 0.0,
         drafter="prompt-lookup" if system.kind == "prompt-lookup" else "model",

@@ -136,8 +136,10 @@ class _Beside:
 
 def _beside_forwards(model: LlamaForCausalLM, texts: int, gamma: int) -> _Beside:
     """Of a model that drafts for itself; of decoding it alone where `gamma` is 0."""
-    rule = EASD(coupling="maximal") if gamma else TargetOnly()
-    settings = Settings(rule=rule, gamma=gamma or 1, max_new_tokens=400, batch_size=texts)
+    rule = EASD() if gamma else TargetOnly()
+    settings = Settings(
+        rule=rule, coupling="maximal", gamma=gamma or 1, max_new_tokens=400, batch_size=texts
+    )
     requests = make_requests([model], [[1] * 8] * texts, settings, None)
     steps = [s.seconds for s in decode(model, model if gamma else None, requests, settings)]
     whole = undisturbed([sum(seconds.values()) for seconds in steps])
