@@ -18,8 +18,7 @@ from common import quiet
 from lab_exact import SEED, Reference, read_reference, threshold
 
 from easd import EASD, Settings, Speculative, generate, load_pair
-from easd.core.rules import DraftOnly, TargetOnly
-from easd.core.rules import Rule
+from easd.core.rules import DraftOnly, Rule, TargetOnly
 from easd.pairs import lab
 
 GAMMA = 4

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 from common import quiet
+from easd.core.rules.entropy_gate import gate_signals
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from easd import EASD, RandomRefusal, Speculative, load_pair
-from easd.core.rules.entropy_gate import gate_signals
 from easd.core.rules import Rule
 from easd.core.step import Step
 from easd.pairs import lab

@@ -22,8 +22,7 @@ import torch
 from common import describe, pair_prompts, quiet
 
 from easd import EASD, RULES, generate, load_pair
-from easd.core.rules import TargetOnly
-from easd.core.rules import Rule
+from easd.core.rules import Rule, TargetOnly
 
 
 def rules(tau_h: float) -> dict[str, Rule]:

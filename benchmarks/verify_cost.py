@@ -19,8 +19,7 @@ from statistics import median, quantiles
 import torch
 
 from easd.core.noise import Noise, race, request_key
-from easd.core.rules import EASD, Speculative
-from easd.core.rules import Rule
+from easd.core.rules import EASD, Rule, Speculative
 from easd.core.step import Step
 from easd.core.verify import verify
 

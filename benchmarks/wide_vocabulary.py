@@ -19,8 +19,8 @@ from common import describe, quiet
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from easd import EASD, Settings, Speculative
-from easd.core.signals import entropy
 from easd.core.rules import Rule
+from easd.core.signals import entropy
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode, make_requests
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from easd.engine.slots import cache_keyword
 from safetensors.torch import save_file
 from smollm2_distill import Conversation, load_shard
 from smollm2_generate import ANSWER, Row, Template, given_questions, wave
@@ -101,12 +102,12 @@ def token_seconds(model, length: int = 200, repeats: int = 10) -> float:
 
     Shortest, because another process can only lengthen it.
     """
-    cache = DynamicCache()
-    model(torch.arange(10, 10 + length)[None], past_key_values=cache, logits_to_keep=1)
+    cached: dict = {cache_keyword(model): DynamicCache(), "logits_to_keep": 1}
+    model(torch.arange(10, 10 + length)[None], **cached)
     laps = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        model(torch.tensor([[100]]), past_key_values=cache, logits_to_keep=1)
+        model(torch.tensor([[100]]), **cached)
         laps.append(time.perf_counter() - begun)
     return min(laps)
 

@@ -39,6 +39,13 @@ def commands(page: Path, *languages: str) -> list[list[str]]:
     return [arguments for _, *arguments in words]
 
 
+def test_the_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    ours = [link for link in links if not link.startswith("https://")]
+    assert ours
+    assert [link for link in ours if not (ROOT / link).exists()] == []
+
+
 @cache
 def smollm2():
     return easd.load_pair("smollm2")

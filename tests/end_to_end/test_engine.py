@@ -638,8 +638,9 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_models_that_slots_cannot_serve_are_refused(kind):
     model = build(REFUSED[kind], dtype=torch.float32)
-    with pytest.raises(ModelError, match="transformers' own generate"):
+    with pytest.raises(ModelError, match="transformers' own generate") as caught:
         texts((model, None), requests(TEXTS[:1]), rule=TargetOnly())
+    assert ("keeps no keys and values" in str(caught.value)) == (kind == "no cache")
 
 
 def test_chunked_attention_is_refused():

@@ -10,6 +10,7 @@ import typer
 from typer import Option
 
 from easd.cli.options import MODEL_SETTINGS, Device, Draft, Dtype, Int8Draft, Pair, Target
+from easd.presets import PRESETS
 
 app = typer.Typer()
 
@@ -153,7 +154,10 @@ SetValue = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Argument(help="A YAML file with any of these settings; options go before it."),
+    typer.Argument(
+        help="A YAML file with any of these settings, or a preset: "
+        f"{', '.join(PRESETS)}. Options go before it."
+    ),
 ]
 Out = Annotated[
     Path,

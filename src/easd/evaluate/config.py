@@ -12,6 +12,7 @@ from easd.core.rules import Rule, field_names, make_rule, rule_name, rule_type
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
 from easd.evaluate.grid import GRID, Grid, listed, parse_grid, whole
+from easd.presets import config_path
 
 DEFAULT_SYSTEMS = ("target", "speculative", "easd")
 BASELINES = (
@@ -141,10 +142,12 @@ def read_study(
 ) -> dict[str, Any]:
     """The mapping that a YAML file and overrides make; `endpoint.model` is a field of `endpoint`.
 
+    `path` may also be the name of a preset.
+
     Raises:
         ConfigError: The file cannot be read.
     """
-    values = {} if path is None else read_yaml(Path(path))
+    values = {} if path is None else read_yaml(config_path(path))
     for name, value in (overrides or {}).items():
         head, _, field = name.partition(".")
         if head == "endpoint" and field:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from easd.engine.generate import decode
 from easd.engine.processing import Processing
 from easd.engine.request import Criterion, Request, Row
 from easd.engine.settings import Settings
+from easd.engine.models.slots import CACHE_KEYWORDS
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError
 
@@ -40,7 +42,7 @@ _STATEFUL = (
 # `generate` without its decorators: the frame to look for, however our function was wrapped.
 _GENERATE = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__
 # What `generate` adds to the keywords by itself; other tensors are inputs of the user's.
-_OWN_KEYWORDS = {"attention_mask", "position_ids", "past_key_values", "cache_position"}
+_OWN_KEYWORDS = {"attention_mask", "position_ids", "cache_position"}
 _UNSUPPORTED = {
     "output_logits": "use output_scores, the processed logits of every emitted token",
     "output_attentions": "run a plain forward over the finished text instead",
@@ -87,7 +89,7 @@ def custom_generate(
     Raises:
         ConfigError: The generation config asks for something that cannot be honoured.
     """
-    streamer = _callers_streamer()
+    with _callers_streamer() as streamer:
     _refuse_unsupported(generation_config, logits_processor, model_kwargs, input_ids, streamer)
     lookup = generation_config.prompt_lookup_num_tokens
     if draft_model is None and lookup:
@@ -119,22 +121,26 @@ def custom_generate(
             streamer.put(torch.tensor(record.committed[0]))
         if on_step is not None:
             on_step(record)
-    if streamer is not None:
-        streamer.end()
     done.sort(key=lambda row: row.request.number)
     return _output(done, input_ids, generation_config)
 
 
-def _callers_streamer() -> Any:
-    """The streamer that `generate` was called with.
+@contextmanager
+def _callers_streamer() -> Iterator[Any]:
+    """The streamer that `generate` was called with, ended however decoding ends.
 
-    `generate` feeds it the prompt but passes it on to its own methods only; without this a
-    consumer of a streamed text would wait for ever.
+    `generate` feeds it the prompt but passes it on to its own methods only. Whoever reads the text
+    in another thread would wait for ever for a streamer that an error left open.
     """
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not _GENERATE:
         frame = frame.f_back
-    return None if frame is None else frame.f_locals.get("streamer")
+    streamer = None if frame is None else frame.f_locals.get("streamer")
+    try:
+        yield streamer
+    finally:
+        if streamer is not None:
+            streamer.end()
 
 
 def _refuse_unsupported(
@@ -155,9 +161,10 @@ def _refuse_unsupported(
                 f"{type(processor).__name__} keeps state from call to call, which refused draft "
                 "tokens would corrupt; drop it or use plain sampling"
             )
-    cache = model_kwargs.get("past_key_values")
+    for name in CACHE_KEYWORDS:
+        cache = model_kwargs.get(name)
     if cache is not None and cache.get_seq_length() > 0:
-        raise ConfigError("a filled past_key_values cannot be continued; pass the whole prompt")
+            raise ConfigError(f"a filled {name} cannot be continued; pass the whole prompt")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ConfigError("inputs_embeds cannot be drafted from; pass input_ids")
     for name, value in model_kwargs.items():

@@ -33,6 +33,7 @@ def serve(serving: Serving, host: str, port: int) -> None:
             console.print(Text("note: anyone who reaches this address can use it; see --api-key"))
         host, port = taken.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        taken.listen()  # Whoever reads the address can connect from here on.
         console.print(Text(f"{pair.name} at http://{where}"), soft_wrap=True)
         server.run([taken])
 
