@@ -467,7 +467,7 @@ def test_the_command_serves_until_a_signal(sign):
         line = process.stderr.readline()
         assert line.startswith("lab-c at http://127.0.0.1:")
         url = line.split()[-1]
-                assert httpx.get(url + "/health").json() == {"status": "ok"}
+        assert httpx.get(url + "/health").json() == {"status": "ok"}
         assert httpx.get(url + "/v1/models").status_code == 401
         headers = {"Authorization": "Bearer k"}
         body = {"model": "lab-c", "prompt": PROBLEM, "n": 64, "stream": True}

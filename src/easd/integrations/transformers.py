@@ -25,10 +25,10 @@ from easd.core.couplings import Coupling
 from easd.core.rules import EASD, Rule
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode
+from easd.engine.models.slots import CACHE_KEYWORDS
 from easd.engine.processing import Processing
 from easd.engine.request import Criterion, Request, Row
 from easd.engine.settings import Settings
-from easd.engine.models.slots import CACHE_KEYWORDS
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError
 
@@ -90,37 +90,37 @@ def custom_generate(
         ConfigError: The generation config asks for something that cannot be honoured.
     """
     with _callers_streamer() as streamer:
-    _refuse_unsupported(generation_config, logits_processor, model_kwargs, input_ids, streamer)
-    lookup = generation_config.prompt_lookup_num_tokens
-    if draft_model is None and lookup:
-        gamma = lookup
-    settings = Settings(
-        rule=rule if rule is not None else EASD(),
-        gamma=gamma,
-        drafter="prompt-lookup" if draft_model is None and lookup else "model",
-        coupling=coupling,
-        batch_size=batch_size or input_ids.shape[0],
-    )
-    criteria = list(stopping_criteria)
-    if stop_strings:
-        tokenizer = stop_tokenizer or _tokenizer_of(model)
-        strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
-        criteria.append(StopStrings(tokenizer, strings, input_ids.shape[1]))
-    requests = _requests(
-        input_ids,
-        model_kwargs.get("attention_mask"),
-        logits_processor,
-        criteria,
-        generation_config,
-        int(torch.randint(2**62, ())) if seed is None else seed,
-    )
-    done: list[Row] = []
-    for record in decode(model, draft_model, requests, settings):
-        done += [row for row in record.rows if row.finished]
-        if streamer is not None:
-            streamer.put(torch.tensor(record.committed[0]))
-        if on_step is not None:
-            on_step(record)
+        _refuse_unsupported(generation_config, logits_processor, model_kwargs, input_ids, streamer)
+        lookup = generation_config.prompt_lookup_num_tokens
+        if draft_model is None and lookup:
+            gamma = lookup
+        settings = Settings(
+            rule=rule if rule is not None else EASD(),
+            gamma=gamma,
+            drafter="prompt-lookup" if draft_model is None and lookup else "model",
+            coupling=coupling,
+            batch_size=batch_size or input_ids.shape[0],
+        )
+        criteria = list(stopping_criteria)
+        if stop_strings:
+            tokenizer = stop_tokenizer or _tokenizer_of(model)
+            strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+            criteria.append(StopStrings(tokenizer, strings, input_ids.shape[1]))
+        requests = _requests(
+            input_ids,
+            model_kwargs.get("attention_mask"),
+            logits_processor,
+            criteria,
+            generation_config,
+            int(torch.randint(2**62, ())) if seed is None else seed,
+        )
+        done: list[Row] = []
+        for record in decode(model, draft_model, requests, settings):
+            done += [row for row in record.rows if row.finished]
+            if streamer is not None:
+                streamer.put(torch.tensor(record.committed[0]))
+            if on_step is not None:
+                on_step(record)
     done.sort(key=lambda row: row.request.number)
     return _output(done, input_ids, generation_config)
 
@@ -164,7 +164,7 @@ def _refuse_unsupported(
     for name in CACHE_KEYWORDS:
         cache = model_kwargs.get(name)
     if cache is not None and cache.get_seq_length() > 0:
-            raise ConfigError(f"a filled {name} cannot be continued; pass the whole prompt")
+        raise ConfigError(f"a filled {name} cannot be continued; pass the whole prompt")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ConfigError("inputs_embeds cannot be drafted from; pass input_ids")
     for name, value in model_kwargs.items():
