@@ -1,4 +1,4 @@
-"""Rules under shared noise: two texts differ only from where their laws drew different tokens."""
+"""Rules under shared noise: two texts are the same until their laws draw different tokens."""
 
 from easd import generate, load_pair, make_rule
 from easd.pairs.lab import grade, problems
