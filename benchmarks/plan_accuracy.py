@@ -15,10 +15,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
-from common import PROMPTS, chat_ids, describe, quiet
+from common import PROMPTS, describe, quiet
 
 from easd import EASD, load_pair
 from easd.core.rules import TargetOnly
+from easd.engine.chat import encode
 from easd.engine.generate import decode, make_requests
 from easd.engine.models.slots import SlotModel
 from easd.engine.settings import Settings
@@ -85,10 +86,10 @@ def main() -> None:
     shapes = {name: Shape.of(getattr(pair, name), name) for name in ("target", "draft")}
     most = max(args.texts)
     if args.pair.startswith("lab"):
-        problems = lab.problems(args.pair, most, seed=0)
-        prompts = [list(pair.tokenizer(each.prompt)["input_ids"]) for each in problems]
+        texts = [problem.prompt for problem in lab.problems(args.pair, most, seed=0)]
     else:
-        prompts = chat_ids(pair, [PROMPTS[index % len(PROMPTS)] for index in range(most)])
+        texts = [PROMPTS[index % len(PROMPTS)] for index in range(most)]
+    prompts = [encode(text, pair.tokenizer) for text in texts]
     found = defaultdict(list)
     for _ in range(args.rounds):
         costs = CostModel(hardware=measure_here(), **shapes)
