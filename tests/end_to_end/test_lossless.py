@@ -16,7 +16,7 @@ from easd.engine.chat import encode
 pytestmark = pytest.mark.slow
 PROMPTS = [
     f"A shop sells {n} pens a day for {n % 7 + 2} euros each. What does it earn?"
-    for n in range(11, 21)
+    for n in range(11, 17)
 ]
 TIE = 1e-3  # Relative; other margins are of the order of 1.
 
@@ -43,7 +43,7 @@ def test_texts_are_the_targets(dtype):
             rule=rule,
             noise="shared",
             gamma=4,
-            max_new_tokens=96,
+            max_new_tokens=64,
             batch_size=10,
         )
         for draft, rule in ((None, TargetOnly()), (pair.draft, Speculative()))
