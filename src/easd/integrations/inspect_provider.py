@@ -1,14 +1,17 @@
-"""inspect-ai's provider: concurrent samples decode in one batch of the engine."""
+"""The model provider for inspect-ai; concurrent samples are decoded in one batch."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import anyio
+import anyio.to_thread
 from inspect_ai.log._samples import sample_active
 from inspect_ai.model import (
     ChatCompletionChoice,
@@ -30,12 +33,11 @@ from easd.engine.request import Counts, Request, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 from easd.integrations.arguments import before_stop, run_config
-from easd.integrations.arrivals import Arrivals
 from easd.pairs.from_config import load
 from easd.pairs.lab import ALIASES
 from easd.pairs.loading import PAIRS
 
-# inspect's name for it, and ours.
+# inspect's name -> name in `Settings`.
 _HONOURED = {
     "max_tokens": "max_new_tokens",
     "num_choices": "n",
@@ -45,7 +47,7 @@ _HONOURED = {
     "top_k": "top_k",
     "top_p": "top_p",
 }
-# What inspect sees to itself, or what means something with tools only.
+# Handled by inspect itself, or meaningful only with tools.
 _NOT_OURS = {
     "adaptive_connections",
     "attempt_timeout",
@@ -62,18 +64,18 @@ _NOT_OURS = {
     "system_message",
     "timeout",
 }
-# Rows of one engine agree on these; the rest is each request's own.
+# Settings that rows of one engine must agree on; the others are per request.
 _SHARED = ("temperature", "top_k", "top_p")
 
 
 class EasdAPI(ModelAPI):
-    """A pair of models behind inspect's interface.
+    """A pair of models as an inspect-ai model.
 
     Args:
         model_name: an embedded pair, or the hub id or folder of a target.
-        base_url: not honoured: the models run here.
+        base_url: refused, since the models run in this process.
         api_key: not needed.
-        config: inspect's settings; those of a request go before the `-M` arguments.
+        config: inspect's settings; those of a request override the `-M` arguments.
         **model_args: what `easd generate` takes, such as `draft`, `rule`, `tau_h`, `batch_size`.
 
     Raises:
@@ -98,19 +100,19 @@ class EasdAPI(ModelAPI):
         self.run = run_config({**model_args, "pair" if is_pair else "target": model_name})
         self.pair = load(self.run)
         self._limit = context_limit([self.pair.target, self.pair.draft])
-        self._arrivals = Arrivals(self._engine)
+        self._engines = _SharedEngines(self._engine)
         self._asked: WeakKeyDictionary[Any, Counter[bytes]] = WeakKeyDictionary()
 
     def max_connections(self) -> int:
-        """As many samples as the engine decodes at once."""
+        """Returns the number of samples that the engine decodes at once."""
         return self.run.settings.batch_size
 
     def connection_key(self) -> str:
-        """Every pair has its own engine."""
+        """Returns the model's name: each pair has engines of its own."""
         return self.model_name
 
     def collapse_user_messages(self) -> bool:
-        """Most chat templates want user and assistant to take turns."""
+        """Returns True: most chat templates require user and assistant to alternate."""
         return True
 
     async def generate(
@@ -120,11 +122,11 @@ class EasdAPI(ModelAPI):
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        """Decodes the answer, or several, to a conversation.
+        """Decodes one or more answers to a conversation.
 
         Raises:
-            ConfigError: The request asks for what cannot be honoured.
-            InputError: The conversation leaves no room in the context window.
+            ConfigError: The request asks for something unsupported.
+            InputError: The conversation fills the context window.
         """
         if tools:
             raise ConfigError(
@@ -133,7 +135,7 @@ class EasdAPI(ModelAPI):
         settings = self._settings(config)
         requests = self._requests(self._encode(input), settings)
         begin = perf_counter()
-        rows = await self._arrivals.decode(requests, self._shared(settings))
+        rows = await self._engines.decode(requests, self._shared(settings))
         return self._output(rows, settings, perf_counter() - begin)
 
     def _settings(self, config: GenerateConfig) -> Settings:
@@ -181,10 +183,10 @@ class EasdAPI(ModelAPI):
         ]
 
     def _number(self, ids: list[int], copies: int) -> int:
-        """The number of a request's first text, which keys its randomness.
+        """Returns the number of a request's first text, which keys its noise.
 
-        Samples come in any order, so it is made from what does not depend on that: the sample, its
-        epoch, the prompt, and how often the sample has asked this prompt before.
+        Samples arrive in any order, so the number depends only on the sample, its epoch, the
+        prompt, and how often the sample has sent this prompt before.
         """
         sample = sample_active()
         owner: Any = self if sample is None else sample
@@ -221,11 +223,75 @@ class EasdAPI(ModelAPI):
         )
 
 
+class _SharedEngines:
+    """Decodes requests of many async tasks together.
+
+    Requests with equal settings share an engine. Whichever task is waiting advances its engine by a
+    step, so there is no thread to start or stop.
+    """
+
+    def __init__(self, make: Callable[[Settings], Engine]) -> None:
+        self._make = make
+        self._groups: dict[Settings, _Group] = {}
+        # The engines share their models, which run one forward at a time.
+        self._models = anyio.Lock()
+
+    async def decode(self, requests: Sequence[Request], settings: Settings) -> list[Row]:
+        """Returns the finished rows of one caller's requests.
+
+        Args:
+            requests: of one caller.
+            settings: what all rows of an engine must agree on; nothing specific to a request.
+
+        Raises:
+            EasdError: The engine failed; every caller that shares it gets the error.
+        """
+        group = self._groups.get(settings)
+        if group is None:
+            group = self._groups[settings] = _Group(self._make(settings))
+        group.callers += 1
+        group.engine.waiting.extend(requests)
+        try:
+            while True:
+                async with self._models:
+                    if group.error is not None:
+                        raise group.error
+                    if all(id(request) in group.finished for request in requests):
+                        return [group.finished.pop(id(request)) for request in requests]
+                    await anyio.to_thread.run_sync(group.step)
+        finally:
+            group.callers -= 1
+            # Requests of cancelled callers are dropped with the last caller.
+            over = not group.callers or group.error is not None
+            if over and self._groups.get(settings) is group:
+                del self._groups[settings]
+
+
+class _Group:
+    """An engine, its finished rows by `id` of their request, and the number of its callers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.finished: dict[int, Row] = {}
+        self.error: Exception | None = None
+        self.callers = 0
+
+    def step(self) -> None:
+        """Advances the engine; after an error its rows are no longer valid."""
+        try:
+            records = self.engine.step()
+        except Exception as error:
+            self.error = error
+        else:
+            rows = [row for record in records for row in record.rows]
+            self.finished |= {id(row.request): row for row in rows if row.finished}
+
+
 def _text(message: ChatMessage) -> str:
-    """A message's text.
+    """Returns a message's text.
 
     Raises:
-        ConfigError: There is more to it than text.
+        ConfigError: The message contains something other than text.
     """
     if isinstance(message, ChatMessageTool) or getattr(message, "tool_calls", None):
         raise ConfigError("a message with tool calls cannot be honoured; use a task without tools")

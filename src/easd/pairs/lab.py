@@ -3,7 +3,7 @@
 A problem chains four operations modulo 100, read from left to right, and its one right solution
 is written out step by step, so the probability that a rule solves it is the product of the rule's
 law over the reference tokens. Nothing here imports torch: this is the grammar, the grader and the
-recipes; `training/lab.py` trains from them.
+recipes; `experiments/training/lab.py` trains from them.
 """
 
 import operator

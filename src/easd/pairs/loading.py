@@ -177,7 +177,7 @@ def _lab_loader(name: str) -> Callable[[torch.dtype | None, str, Report], Pair]:
 def _lab_missing(name: str) -> Callable[[], str | None]:
     def missing() -> str | None:
         there = all(lab.folder(name, role).is_dir() for role in ("target", "draft"))
-        return None if there else f"python training/lab.py {name.removeprefix('lab-')}"
+        return None if there else f"python experiments/training/lab.py {name.removeprefix('lab-')}"
 
     return missing
 

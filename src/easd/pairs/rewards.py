@@ -1,6 +1,6 @@
 """The reward models of the `lab` pairs: where they are, and what a step is to them.
 
-`training/lab_reward.py` trains them. No import of torch.
+`experiments/training/lab_reward.py` trains them. No import of torch.
 """
 
 from pathlib import Path

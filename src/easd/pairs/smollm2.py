@@ -1,7 +1,8 @@
 """The `smollm2` pair, which needs no hub: a target that pip brings and a draft of our own.
 
 The target is SmolLM2-135M-Instruct. The draft has four of its layers, distilled by
-`training/smollm2_draft.py`, between the target's own embedding and a reduced head cut from it.
+`experiments/training/smollm2_draft.py`, between the target's own embedding and a reduced head cut
+from it.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def load_draft(target: PreTrainedModel, folder: Path | None = None) -> LlamaForC
     except (OSError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"cannot load the draft in {folder} ({type(error).__name__}); reinstall easd, or make "
-            "it anew with training/smollm2_draft.py"
+            "it anew with experiments/training/smollm2_draft.py"
         ) from error
     return assemble_draft(target, config, tensors, token_ids)
 

@@ -3,7 +3,7 @@
 Problems are taken as a random sample of the problems one cares about, texts as samples within
 them. All values are fractions, not points.
 
-`benchmarks/stats_simulation.py` measures what is promised. 95 % intervals hold the truth in 92 to
+`experiments/stats_simulation.py` measures what is promised. 95 % intervals hold the truth in 92 to
 97 % of studies (more where hardly any answers differ, and 90 to 93 % for the mean of the top 5 %
 of positions in 30 problems); paired tests, Holm's family and equivalence err in 5 % at most, and
 in far fewer where fewer than some 20 problems differ.

@@ -1,13 +1,14 @@
-"""Do the intervals cover, do the tests err as rarely as they say, does the power come true?
+"""Simulates the coverage of intervals, the size of tests, and predicted against achieved power.
 
-Draws studies whose truth is known and counts: how often 95 % intervals hold it, how often tests at
-5 % refuse a true null, how often power.py's power is met. Problems differ in difficulty and texts
-of one problem resemble each other; paired systems agree on most samples, as under shared noise.
+Draws studies with a known truth and counts how often 95 % intervals cover it, how often tests at
+5 % reject a true null, and how often `easd.stats.power` is right. Problems differ in difficulty and
+texts of one problem correlate; paired systems agree on most samples, as under shared noise.
 
-    python benchmarks/stats_simulation.py --repeats 4000
+    python experiments/stats_simulation.py --repeats 4000
 
 Figures are percentages; their own error is about 100 sqrt(p (1 - p) / repeats), which is 0.34 for
-95 % and 4,000 repeats. `naive` ignores clusters: what happens without this module.
+95 % and 4,000 repeats. `naive` ignores clusters. `tests/unit/test_stats_simulation.py` runs a short
+version.
 """
 
 from __future__ import annotations

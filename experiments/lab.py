@@ -1,6 +1,6 @@
 """Every system on a `lab` pair, decoded, with the statistics that go with it.
 
-    python studies/lab.py lab-a [--problems 20000] [--models FOLDER] [--out runs/lab/lab-a]
+    python experiments/lab.py lab-a [--problems 20000] [--models FOLDER] [--out runs/lab/lab-a]
 
 Thresholds (the paper's rule; 0.5, 2 and 8 % of positions) and the pool come from problems of the
 calibration split, which are not decoded for the result. Accuracy is decoded under shared noise, so
@@ -8,7 +8,8 @@ that systems can be paired; tokens per target forward come from a second, shorte
 independent noise, which is how systems are deployed. Ends with one table of both, the report, and
 what the diagnosis had said without decoding. A run that was stopped goes on.
 
-`--models` takes a folder with target/ and draft/ trained with another seed (`training/lab.py`).
+`--models` takes a folder with target/ and draft/ trained with another seed by
+`experiments/training/lab.py`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from common import Fitted, console, evaluate, fit, report
+from studies import Fitted, console, evaluate, fit, report
 from transformers.utils import logging
 
 from easd import load_pair

@@ -1,10 +1,11 @@
-"""From timed runs to ratios with intervals, and how near they come to what theory allows."""
+"""Turns timings into ratios with intervals, compared with what theory allows, and plots them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,15 +18,17 @@ from easd.runs.schema import PARTS
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[str, str] = {"wall": "seconds", "cpu": "cpu_seconds"}
 BASES = ("target", "speculative", "assisted")  # Kinds that others are compared with.
+_AXES = ("texts at once", "tokens of a prompt", "gamma")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """Tokens a second over another system's: the geometric mean over rounds.
+    """Ratio of two systems' tokens per second.
 
     Attributes:
-        low, high: 95 % interval, Student's on the logarithms of the rounds' ratios.
-        tokens, steps: its two factors, tokens of a step and steps a second; None where a system
+        value: geometric mean over rounds.
+        low, high: 95 % interval, Student's t on the logarithms of the rounds' ratios.
+        tokens, steps: its two factors, tokens per step and steps per second; None where a system
             counts no steps.
     """
 
@@ -38,19 +41,21 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A system in a cell; None where it does not apply.
+    """Results of a system in a cell; None where a field does not apply.
 
     Attributes:
-        speed: tokens a second.
+        batch, context, system: the cell, and the system's name.
+        speed: tokens per second.
         over: one of `BASES` -> ratio to that system with the same gamma, else to its fastest.
         acceptance: accepted / examined.
-        per_forward: tokens of a text in a forward of the target.
-        step_ms: milliseconds of the whole run for each step of the batch.
+        penalty_rate: penalised / examined.
+        per_forward: tokens per text and target forward (block efficiency).
+        step_ms: milliseconds of the whole run per step of the batch.
         parts: share of the run's wall time by part.
-        decoding: improvement over the target alone, the reading of prompts left out of both; None
-            by processor time, which is not recorded by part.
-        theorem: improvement by arXiv:2211.17192, Theorem 3.8, from acceptance and cost.
-        bound: the same with what scoring a block really costs.
+        decoding: improvement over the target alone, prefill excluded from both; None for processor
+            time, which is not recorded by part.
+        theorem: improvement by arXiv:2211.17192, Theorem 3.8, from acceptance and cost coefficient.
+        bound: the same with the measured cost of scoring a block.
     """
 
     batch: int
@@ -68,22 +73,58 @@ class Line:
     bound: float | None
 
     def efficiency(self, against: float | None) -> float | None:
-        """What is reached of an improvement that theory gives for decoding."""
+        """Returns the share reached of a theoretical improvement in decoding."""
         return None if against is None or self.decoding is None else self.decoding / against
 
 
 def lines(timings: pd.DataFrame, clock: Clock = "wall") -> Iterator[Line]:
-    """A line for each system in each cell.
+    """Yields a line per system and cell.
 
     Args:
         timings: see `read_timings`.
-        clock: that speeds and ratios are made of; parts and costs are of wall time always.
+        clock: for speeds and ratios; parts and costs always use wall time.
     """
     timings = timings.assign(clock=timings[CLOCKS[clock]])
     for (batch, context), cell in timings.groupby(["batch", "context"], dropna=False, sort=False):
         rows = {str(n): found.set_index("round") for n, found in cell.groupby("system")}
         for name in cell["system"].unique():
             yield _line(int(str(batch)), context, name, rows, clock)
+
+
+def plot(found: Sequence[Line], path: Path) -> None:
+    """Plots improvement over the target, one panel per axis with more than one value."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    drawn = [line for line in found if "target" in line.over]
+    panels = {
+        axis: curves
+        for axis in _AXES
+        if (curves := _curves(drawn, axis)) and max(map(len, curves.values())) > 1
+    }
+    if not panels:
+        return
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for index, (axis, curves) in enumerate(panels.items(), 1):
+        area = figure.add_subplot(1, len(panels), index)
+        for name, points in curves.items():
+            places, ratios = zip(*sorted(points.items()), strict=True)
+            middle = [ratio.value for ratio in ratios]
+            below = [ratio.value - ratio.low for ratio in ratios]
+            above = [ratio.high - ratio.value for ratio in ratios]
+            area.errorbar(places, middle, yerr=(below, above), marker="o", capsize=2, label=name)
+        area.axhline(1, color="black", linewidth=0.8)
+        area.set_xlabel(axis)
+        area.set_ylabel("tokens a second over the target alone")
+        if axis == "texts at once":
+            area.set_xscale("log", base=2)
+            area.minorticks_off()
+        ticks = sorted({place for points in curves.values() for place in points})
+        area.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        area.legend(fontsize="small")
+    figure.savefig(path)
 
 
 def _line(batch: int, context: Any, name: str, rows: dict[str, pd.DataFrame], clock: Clock) -> Line:
@@ -112,7 +153,7 @@ def _line(batch: int, context: Any, name: str, rows: dict[str, pd.DataFrame], cl
 
 
 def _base(kind: str, name: str, rows: dict[str, pd.DataFrame]) -> str | None:
-    """The system of a kind that `name` is compared with."""
+    """Returns the system of a kind that `name` is compared with."""
     own, _, gamma = name.partition(" ")
     known = [each for each in rows if each.partition(" ")[0] == kind]
     if own == kind or not known:
@@ -126,7 +167,7 @@ def _limits(own: pd.DataFrame, target: pd.DataFrame | None) -> tuple[float | Non
     if target is None or not total["full_proposed"] or not total["examined"]:
         return None, None
     alone = target.sum(numeric_only=True)
-    one = alone["full_target"] / alone["full"]  # a forward of one token
+    one = alone["full_target"] / alone["full"]  # A forward over one token.
     gamma = total["full_proposed"] / total["full"]
     cost = total["full_draft"] / total["full_proposed"] / one
     scoring = total["full_target"] / total["full"] / one
@@ -140,7 +181,7 @@ def _speed(rows: pd.DataFrame) -> pd.Series[float]:
 
 
 def _decoding(rows: pd.DataFrame) -> pd.Series[float]:
-    """Tokens a second without the seconds that prompts were read in."""
+    """Returns tokens per second, prefill excluded."""
     return _speed(rows) / (1 - rows["prefill_s"] / rows["seconds"])
 
 
@@ -164,14 +205,32 @@ def _ratio(own: pd.DataFrame, base: pd.DataFrame) -> Ratio:
 
 
 def _logs(values: pd.Series[float]) -> NDArray[np.float64]:
-    """Logarithms by round; rounds that only one of two systems has reached are left out."""
+    """Returns logarithms by round, leaving out rounds that only one of two systems has reached."""
     return np.log(values.dropna().to_numpy(dtype=float))
 
 
 def _mean(values: pd.Series[float]) -> float:
-    """The geometric mean."""
+    """Returns the geometric mean."""
     return math.exp(_logs(values).mean())
 
 
 def _share(part: float, whole: float) -> float | None:
     return float(part / whole) if whole else None
+
+
+def _curves(found: Sequence[Line], axis: str) -> dict[str, dict[float, object]]:
+    """Returns curve -> place on the axis -> ratio, the other coordinates at their first value."""
+    if not found:
+        return {}
+    first = found[0]
+    curves: dict[str, dict] = {}
+    for line in found:
+        kind, _, gamma = line.system.partition(" ")
+        here = (line.batch, line.context, gamma)
+        if axis == "gamma" and gamma and here[:2] == (first.batch, first.context):
+            curves.setdefault(kind, {})[float(gamma)] = line.over["target"]
+        elif axis == "texts at once" and line.context == first.context:
+            curves.setdefault(line.system, {})[line.batch] = line.over["target"]
+        elif axis == "tokens of a prompt" and line.context and line.batch == first.batch:
+            curves.setdefault(line.system, {})[line.context] = line.over["target"]
+    return curves

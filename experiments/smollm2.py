@@ -1,6 +1,6 @@
 """SmolLM2-135M and its draft on GSM8K and MATH500: what 200 items of each can show.
 
-    python studies/smollm2.py [--items 200] [--out runs/smollm2] [--threads N]
+    python experiments/smollm2.py [--items 200] [--out runs/smollm2] [--threads N]
 
 Thresholds and the pool come from 120 written solutions of GSM8K that are not decoded. `EASD_DATA`
 names a folder with the sets; without it they come from the hub. A run that was stopped goes on.
@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import console, evaluate, fit, report
+from studies import console, evaluate, fit, report
 from transformers.utils import logging
 
 from easd import load_pair

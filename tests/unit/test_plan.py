@@ -22,15 +22,16 @@ from easd.runs.writer import TraceWriter
 from easd.speed.plan import (
     HARDWARE,
     Acceptance,
+    CostModel,
     Hardware,
-    Machine,
     Shape,
+    measure,
     measure_here,
     parse_hardware,
     plan,
 )
-from easd.speed.plan.products import ProductTable
-from easd.speed.plan.timing import fixed_and_slope, undisturbed
+from easd.speed.plan.hardware import ProductTable
+from easd.speed.plan.measure import fixed_and_slope, undisturbed
 
 LARGE = Qwen2Config(
     hidden_size=8192,
@@ -114,22 +115,22 @@ def test_mixtures_and_unknown_models_are_refused(tmp_path):
 
 
 def test_one_token_costs_its_bytes_and_many_their_arithmetic():
-    machine = Machine(hardware=SIMPLE, target=shape())
-    assert machine.forward_seconds(shape(), 1, 1, 0) == pytest.approx(2e9 / 1e12)
-    assert machine.forward_seconds(shape(), 1000, 1, 0) == pytest.approx(2e9 * 1000 / 1e14)
+    costs = CostModel(hardware=SIMPLE, target=shape())
+    assert costs.forward_seconds(shape(), 1, 1, 0) == pytest.approx(2e9 / 1e12)
+    assert costs.forward_seconds(shape(), 1000, 1, 0) == pytest.approx(2e9 * 1000 / 1e14)
 
 
 def test_context_costs_what_it_leaves_in_the_cache():
-    machine = Machine(hardware=SIMPLE, target=shape())
+    costs = CostModel(hardware=SIMPLE, target=shape())
     heavy = shape(cached=1000)
-    assert machine.forward_seconds(heavy, 4, 1, 500) - machine.forward_seconds(
+    assert costs.forward_seconds(heavy, 4, 1, 500) - costs.forward_seconds(
         shape(), 4, 1, 500
     ) == pytest.approx(4 * 500 * 1000 * 2 / 1e12)
 
 
 def test_devices_share_bytes_and_pay_for_exchanges():
     pair = replace(SIMPLE, devices=2, exchange_us=7)
-    one, two = (Machine(hardware=on, target=shape()) for on in (SIMPLE, pair))
+    one, two = (CostModel(hardware=on, target=shape()) for on in (SIMPLE, pair))
     alone = one.forward_seconds(shape(), 1, 1, 0)
     assert two.forward_seconds(shape(), 1, 1, 0) == pytest.approx(alone / 2 + 10 * 2 * 7e-6)
 
@@ -167,7 +168,7 @@ def test_a_measured_forward_is_the_sum_of_its_parts():
     on = replace(SIMPLE, layer_us=3, entry_ns=5, forward_us=11, cached_ns=2, products=TABLE)
     measured = shape(matrices=(100, 100), hidden=8, cached=1000)
     products, layers, attention = 2 * 4, 10 * (3e-6 + 4 * 8 * 5e-9), 2 * 300 * 1000 * 2e-9
-    forward = Machine(hardware=on, target=measured).forward_seconds(measured, 2, 2, 300)
+    forward = CostModel(hardware=on, target=measured).forward_seconds(measured, 2, 2, 300)
     assert forward == pytest.approx(products + layers + attention + 11e-6, rel=1e-9)
     assert forward - products == pytest.approx(layers + attention + 11e-6, rel=1e-6)
 
@@ -175,13 +176,13 @@ def test_a_measured_forward_is_the_sum_of_its_parts():
 def test_drawing_is_paid_for_every_draft_token():
     on = replace(SIMPLE, draw_us=7, draw_ns=2, verify_us=17, verify_ns=3, step_us=13, text_us=19)
     small = shape(products=10, matrices=(10,), vocab_size=1000)
-    machine = Machine(hardware=on, target=small, draft=replace(small, vocab_size=100))
+    costs = CostModel(hardware=on, target=small, draft=replace(small, vocab_size=100))
     drawing = 7e-6 + 2 * 100 * 2e-9
-    drafting = machine.forward_seconds(small, 2, 1, 0) + drawing
-    assert machine.draft_seconds(2, 0) == pytest.approx(drafting)
-    rest = machine.forward_seconds(small, 2, 5, 0) + 13e-6 + 5 * 2 * 1000 * 3e-9
+    drafting = costs.forward_seconds(small, 2, 1, 0) + drawing
+    assert costs.draft_seconds(2, 0) == pytest.approx(drafting)
+    rest = costs.forward_seconds(small, 2, 5, 0) + 13e-6 + 5 * 2 * 1000 * 3e-9
     texts = 2 * 5 * 19e-6
-    assert machine.step_seconds(2, 4, 0) == pytest.approx(4 * drafting + 17e-6 + rest + texts)
+    assert costs.step_seconds(2, 4, 0) == pytest.approx(4 * drafting + 17e-6 + rest + texts)
 
 
 def test_a_line_finds_what_timings_were_made_of():
@@ -200,37 +201,38 @@ def test_interrupted_calls_do_not_count():
     assert undisturbed([2, 2, 2, 2, 900, 900, 900]) == 2
 
 
-def test_this_machine_is_measured_in_the_units_of_its_forecasts():
+def test_this_machine_is_measured_in_the_units_of_its_forecasts(monkeypatch):
     """Within a factor of 8 however busy the machine is; a wrong unit is a factor of 1000."""
+    monkeypatch.setattr(measure, "_TIMING_SECONDS", 0.02)
     config = LlamaConfig(
         hidden_size=512, intermediate_size=1024, num_hidden_layers=6, vocab_size=2000
     )
     model = LlamaForCausalLM(config).eval()
-    machine = Machine(hardware=measure_here(), target=Shape.of(model, "made up"))
+    costs = CostModel(hardware=measure_here(), target=Shape.of(model, "made up"))
     settings = Settings(rule=TargetOnly(), max_new_tokens=40)
     requests = make_requests([model], [[1] * 8] * 4, settings, None)
     steps = [record.seconds for record in decode(model, None, requests, settings)]
     forwards = undisturbed([seconds["target"] for seconds in steps])
     rest = undisturbed([seconds["draft"] + seconds["verify"] for seconds in steps])
-    forecast = machine.forward_seconds(machine.target, 4, 1, 28)
+    forecast = costs.forward_seconds(costs.target, 4, 1, 28)
     assert 1 / 8 < forecast / forwards < 8
-    assert 1 / 8 < (machine.step_seconds(4, 0, 28) - forecast) / rest < 8
+    assert 1 / 8 < (costs.step_seconds(4, 0, 28) - forecast) / rest < 8
 
 
 def test_speculation_pays_by_the_theorem_where_verification_is_free():
     """Theorem 3.8 of arXiv:2211.17192: (1 - a^(g+1)) / ((1 - a) (g c + 1))."""
     on = replace(SIMPLE, tflops=1e12)
-    machine = Machine(hardware=on, target=shape(), draft=shape(products=10**8))
+    costs = CostModel(hardware=on, target=shape(), draft=shape(products=10**8))
     kept = Acceptance(rates=(0.8,))
-    for cell in plan(machine, kept, texts=[1], gammas=[1, 4, 7], context=0)[1:]:
+    for cell in plan(costs, kept, texts=[1], gammas=[1, 4, 7], context=0)[1:]:
         wanted = (1 - 0.8 ** (cell.gamma + 1)) / ((1 - 0.8) * (cell.gamma * 0.1 + 1))
         assert cell.improvement == pytest.approx(wanted, rel=1e-3)
 
 
 def test_speculation_stops_paying_where_arithmetic_rules():
-    machine = Machine(hardware=SIMPLE, target=shape(), draft=shape(products=10**8))
+    costs = CostModel(hardware=SIMPLE, target=shape(), draft=shape(products=10**8))
     few, many = (
-        plan(machine, Acceptance(rates=(0.7,)), texts=[n], gammas=[4], context=0)[1]
+        plan(costs, Acceptance(rates=(0.7,)), texts=[n], gammas=[4], context=0)[1]
         for n in (1, 1000)
     )
     assert few.improvement > 1.5
@@ -240,15 +242,19 @@ def test_speculation_stops_paying_where_arithmetic_rules():
 def test_price_is_time_times_devices():
     on = replace(SIMPLE, price=3.6, devices=2)
     (cell,) = plan(
-        Machine(hardware=on, target=shape()), Acceptance(rates=()), texts=[1], gammas=[], context=0
+        CostModel(hardware=on, target=shape()),
+        Acceptance(rates=()),
+        texts=[1],
+        gammas=[],
+        context=0,
     )
     assert cell.price == pytest.approx(7.2 / 3600 / cell.tokens_per_second * 1e6)
 
 
 def test_memory_holds_weights_first():
-    machine = Machine(hardware=SIMPLE, target=shape(parameters=44_000_000_000, cached=9 * 10**5))
-    assert machine.texts_that_fit(0, 1000) == 1
-    assert not plan(machine, Acceptance(rates=()), texts=[2], gammas=[], context=1000)[0].fits
+    costs = CostModel(hardware=SIMPLE, target=shape(parameters=44_000_000_000, cached=9 * 10**5))
+    assert costs.texts_that_fit(0, 1000) == 1
+    assert not plan(costs, Acceptance(rates=()), texts=[2], gammas=[], context=1000)[0].fits
 
 
 def test_rates_of_a_trace_are_those_of_its_blocks(tmp_path):

@@ -1,10 +1,10 @@
-"""What the law-preserving coupling keeps: tokens per target forward, as published and maximal.
+"""Compares block efficiency of EASD as published and with the maximal coupling.
 
-Both ask the gate at the bonus position, so whole texts have one law, which tests show; here they
-decode the same prompts many times, beside lossless speculation.
+Both ask the gate at the bonus position, so whole texts have the same law. They decode the same
+prompts, and so does lossless speculative decoding.
 
-    python benchmarks/coupling.py lab-a:0.34 lab-c:0.38 lab-m:0.63 --texts 1500 --tokens 40
-    python benchmarks/coupling.py smollm2:1.5 --texts 160 --tokens 64
+    python experiments/coupling.py lab-a:0.34 lab-c:0.38 lab-m:0.63 --texts 1500 --tokens 40
+    python experiments/coupling.py smollm2:1.5 --texts 160 --tokens 64
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from common import describe, pair_prompts, quiet
+from prompts import pair_prompts
 
 from easd import EASD, Speculative, generate, load_pair
 from easd.core.rules import Rule
@@ -23,12 +23,12 @@ DRAWS = 2000
 
 
 def per_forward(texts) -> np.ndarray:
-    """Tokens and blocks of each text, [texts, 2]; a block is one forward of the target."""
+    """Returns tokens and blocks (target forwards) per text, [texts, 2]."""
     return np.array([[len(text.token_ids), text.counts.blocks] for text in texts])
 
 
 def interval(own: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
-    """Tokens per forward over the base's, with a 95 % bootstrap interval over prompts."""
+    """Returns the ratio of block efficiencies with its 95 % bootstrap interval over prompts."""
 
     def ratio(at) -> float:
         (tokens, blocks), (base_tokens, base_blocks) = own[at].sum(0), base[at].sum(0)
@@ -48,9 +48,8 @@ def main() -> None:
     parser.add_argument("--gamma", type=int, default=4)
     parser.add_argument("--batch", type=int, default=50)
     args = parser.parse_args()
-    quiet()
     torch.set_num_threads(1)
-    print(f"{describe()}, gamma {args.gamma}; tokens per target forward, over lossless [95 %]")
+    print(f"gamma {args.gamma}; tokens per target forward, over lossless [95 %]")
     for named in args.pairs:
         name, _, tau_h = named.partition(":")
         pair = load_pair(name, device="cpu")

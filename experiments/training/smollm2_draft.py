@@ -1,6 +1,6 @@
 """Make the draft of the `smollm2` pair: generate text, distil, measure.
 
-Run `generate`, `train` and `measure` in turn; `training/README.md` has the recipe and its figures.
+Run `generate`, `train` and `measure` in turn; README.md here has the recipe and its figures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trains one `lab` pair: `python training/lab.py a|c|m|ad [--seed N] [--out DIR]`.
+"""Trains one `lab` pair: `python experiments/training/lab.py a|c|m|ad [--seed N] [--out DIR]`.
 
 One thread, fixed steps, fresh data at every step: the same seed and versions give the same weights.
 """

@@ -1,14 +1,13 @@
-"""Writes what every rule writes under shared noise, or compares it with an earlier commit's.
+"""Checks that an optimisation changes no text: every rule under shared noise, before and after.
 
-An optimisation must not change a text. Run it before (in a checkout of the earlier commit, with its
-`src` on PYTHONPATH) and after:
+Run it in a checkout of the earlier commit, then in this one:
 
-    python benchmarks/texts.py --pair smollm2 --out before.json
-    python benchmarks/texts.py --pair smollm2 --against before.json
+    python experiments/texts.py --pair smollm2 --out before.json
+    python experiments/texts.py --pair smollm2 --against before.json
 
-In floating point another order of adding can swap two tokens whose clocks ring almost together, so
-a text that differs is not yet a bug; `benchmarks/lossless.py` shows such margins. With `--dtype
-float64` none should differ.
+Another order of summation can swap two tokens whose exponential clocks nearly tie, so a float32
+text that differs is not yet a bug (`pytest -m slow tests/end_to_end/test_lossless.py` checks such
+ties). With `--dtype float64` none should differ.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import describe, pair_prompts, quiet
+from prompts import pair_prompts
 
 from easd import EASD, RULES, generate, load_pair
 from easd.core.rules import Rule, TargetOnly
@@ -51,7 +50,6 @@ def main() -> None:
     chosen.add_argument("--out", type=Path)
     chosen.add_argument("--against", type=Path)
     args = parser.parse_args()
-    quiet()
     pair = load_pair(args.pair, dtype=getattr(torch, args.dtype), device="cpu")
     prompts = pair_prompts(pair, args.count, seed=0)
     texts = {}
@@ -72,7 +70,7 @@ def main() -> None:
         args.out.write_text(json.dumps(texts), encoding="utf-8")
         return
     before = json.loads(args.against.read_text(encoding="utf-8"))
-    print(f"{describe()}, {args.dtype}: texts that differ from {args.against.name}")
+    print(f"{args.dtype}: texts that differ from {args.against.name}")
     for name, found in texts.items():
         differ = [i for i, (a, b) in enumerate(zip(before[name], found, strict=True)) if a != b]
         tokens = sum(map(len, found))

@@ -1,4 +1,4 @@
-"""What a step has to move and to compute, what this machine could do it in, and what it took."""
+"""Compares measured forwards and steps with the least time this machine could take (roofline)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from easd.runs.schema import PARTS
-from easd.speed.plan import Machine, Shape
+from easd.speed.plan import CostModel, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Floor:
-    """One forward, or one step, of a whole batch.
+class Roofline:
+    """One forward or one step of a whole batch.
 
     Attributes:
-        gigabytes: weights once, and the keys and values of every text.
-        gigaflops: products and attention.
-        least_ms: the larger of what the bytes and what the arithmetic take at the rates measured.
-        forecast_ms: by `easd.speed.plan`.
-        taken_ms: as timed.
+        what: which forward or step.
+        gigabytes: memory read: weights once, keys and values per text.
+        gigaflops: arithmetic of products and attention.
+        least_ms: the longer of reading and computing, at the measured rates.
+        forecast_ms: prediction of `easd.speed.plan`.
+        taken_ms: measured.
     """
 
     what: str
@@ -30,14 +31,14 @@ class Floor:
     taken_ms: float
 
 
-def floors(timings: pd.DataFrame, machine: Machine, batch: int, context: int) -> list[Floor]:
-    """Forwards and whole steps of a cell: of the target alone and of each speculative system.
+def rooflines(timings: pd.DataFrame, costs: CostModel, batch: int, context: int) -> list[Roofline]:
+    """Returns forwards and steps of the target alone and of each speculative system in a cell.
 
     Args:
-        timings: of that cell.
-        machine: measured, with the pair's shapes.
-        batch: texts at once.
-        context: tokens of a text, on average over the run.
+        timings: rows of that cell.
+        costs: of the pair on the measured machine.
+        batch: batch size.
+        context: tokens of a text, averaged over the run.
     """
     found = []
     for name, rows in timings.groupby("system", sort=False):
@@ -46,19 +47,19 @@ def floors(timings: pd.DataFrame, machine: Machine, batch: int, context: int) ->
         if not total["full"] or not (alone or str(name).startswith("speculative")):
             continue
         gamma = round(total["full_proposed"] / total["full"])
-        scoring = _forward(machine, machine.target, gamma + 1, batch, context)
+        scoring = _forward(costs, costs.target, gamma + 1, batch, context)
         label = f"target, {gamma + 1} token{'s' * (gamma > 0)}"
         found.append(
             replace(scoring, what=label, taken_ms=1000 * total["full_target"] / total["full"])
         )
         whole = scoring
         if not alone:
-            assert machine.draft is not None
-            drafting = _forward(machine, machine.draft, 1, batch, context)
+            assert costs.draft is not None
+            drafting = _forward(costs, costs.draft, 1, batch, context)
             drafting = replace(
                 drafting,
                 what="draft, 1 token",
-                forecast_ms=1000 * machine.draft_seconds(batch, context),
+                forecast_ms=1000 * costs.draft_seconds(batch, context),
                 taken_ms=1000 * total["full_draft"] / total["full_proposed"],
             )
             found.append(drafting)
@@ -68,29 +69,29 @@ def floors(timings: pd.DataFrame, machine: Machine, batch: int, context: int) ->
             replace(
                 whole,
                 what=f"step of {name}",
-                forecast_ms=1000 * machine.step_seconds(batch, gamma, context),
+                forecast_ms=1000 * costs.step_seconds(batch, gamma, context),
                 taken_ms=1000 * seconds / total["forwards"],
             )
         )
     return found
 
 
-def _forward(machine: Machine, shape: Shape, tokens: int, batch: int, context: int) -> Floor:
+def _forward(costs: CostModel, shape: Shape, tokens: int, batch: int, context: int) -> Roofline:
     rows = batch * tokens
     size = (shape.products + batch * context * shape.cached) * shape.width
     operations = rows * (2 * shape.products + context * shape.attended)
-    on = machine.hardware
-    return Floor(
+    on = costs.hardware
+    return Roofline(
         what="",
         gigabytes=size / 1e9,
         gigaflops=operations / 1e9,
         least_ms=1000 * max(on.read_seconds(size), on.compute_seconds(operations)),
-        forecast_ms=1000 * machine.forward_seconds(shape, batch, tokens, context),
+        forecast_ms=1000 * costs.forward_seconds(shape, batch, tokens, context),
         taken_ms=0.0,
     )
 
 
-def _sum(scoring: Floor, drafting: Floor, gamma: int) -> Floor:
+def _sum(scoring: Roofline, drafting: Roofline, gamma: int) -> Roofline:
     return replace(
         scoring,
         gigabytes=scoring.gigabytes + gamma * drafting.gigabytes,

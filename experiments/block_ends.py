@@ -1,11 +1,11 @@
-"""Which signal to end blocks by: what each would have cost and kept, on recorded blocks.
+"""Compares signals for ending a draft block early, on recorded blocks.
 
-    EASD_DATA=... python benchmarks/block_ends.py --pair smollm2 --task gsm8k:24 --cost 0.12
+    EASD_DATA=... python experiments/block_ends.py --pair smollm2 --task gsm8k:24 --cost 0.12
 
-Blocks of `--longest` tokens are drafted; then it is known for every shorter block what it would
-have kept (the products of acceptance probabilities) and cost: `--cost` target forwards for a
-draft forward and `--scoring` for each token beyond the first. Every rule's one threshold, and the
-fixed gamma they are compared with, are the best in hindsight.
+Drafts blocks of `--longest` tokens, then computes for every shorter block the tokens it would have
+kept (products of acceptance probabilities) and its cost: `--cost` target forwards for each draft
+forward, and `--scoring` for each token beyond the first. Each signal's threshold, and the fixed
+gamma that it is compared with, are chosen in hindsight.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from common import describe, quiet
 from rich.console import Console
+from transformers.utils import logging
 
 from easd import Speculative, generate, load_pair
 from easd.cli.commands.evaluate import load_tasks
@@ -24,7 +24,7 @@ from easd.evaluate.prompting import encode_item
 
 
 def blocks(pair, prompts, args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draft entropy, acceptance probability and draft probability of tokens, [blocks, longest]."""
+    """Returns draft entropy, acceptance probability, draft probability, each [blocks, longest]."""
     found: list[tuple[np.ndarray, ...]] = []
 
     def watch(record) -> None:
@@ -52,20 +52,20 @@ def blocks(pair, prompts, args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Costs:
-    """Tokens per target forward's time, of blocks that end where one says."""
+    """Emitted tokens per time of a target forward, for blocks cut to given lengths."""
 
     def __init__(self, accepts: np.ndarray, cost: float, scoring: float) -> None:
         self.kept = accepts.cumprod(1)
         self.cost, self.scoring = cost, scoring
 
     def rate(self, tokens: np.ndarray, forwards: np.ndarray) -> float:
-        """For blocks of `tokens` after so many draft `forwards`, [blocks] each."""
+        """Returns the rate for `tokens` and draft `forwards` of each block, both [blocks]."""
         drafted = np.arange(self.kept.shape[1]) < tokens[:, None]
         emitted = 1 + (self.kept * drafted).sum(1)
         return emitted.sum() / (1 + self.scoring * tokens + self.cost * forwards).sum()
 
     def after(self, signal: np.ndarray) -> float:
-        """The best of: go on while `signal` [blocks, longest], ever growing, is below a bound."""
+        """Returns the best rate when drafting while the growing `signal` is below a bound."""
         return max(self._after(signal, bound) for bound in np.quantile(signal, _SHARES))
 
     def _after(self, signal: np.ndarray, bound: float) -> float:
@@ -73,7 +73,7 @@ class Costs:
         return self.rate(tokens, tokens)
 
     def before(self, signal: np.ndarray) -> float:
-        """The best of: draw while `signal` is above a bound; the last forward draws nothing."""
+        """Returns the best rate when drawing while `signal` is above a bound (one forward more)."""
         counts = [_leading(signal > bound) for bound in np.quantile(signal, _SHARES)]
         return max(self.rate(n, np.minimum(n + 1, signal.shape[1])) for n in counts)
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--cost", type=float, nargs="+", default=[0.12, 0.2, 0.3])
     parser.add_argument("--scoring", type=float, default=0.05)
     args = parser.parse_args()
-    quiet()
+    logging.disable_progress_bar()
     name, _, count = args.task.partition(":")
     task = {"name": name, "limit": int(count)}
     config = StudyConfig.from_dict({"pair": args.pair, "tasks": [task]})
@@ -104,7 +104,7 @@ def main() -> None:
     prompts = [encode_item(item, loaded, pair.tokenizer, None) for item in loaded.items]
     entropies, accepts, drawn = blocks(pair, prompts, args)
     surprise = -np.log(drawn)
-    print(f"{describe()}\n{args.pair}, {len(accepts)} blocks, temperature {args.temperature}")
+    print(f"{args.pair}, {len(accepts)} blocks, temperature {args.temperature}")
     for cost in args.cost:
         costs = Costs(accepts, cost, args.scoring)
         lengths = [np.full(len(accepts), gamma) for gamma in range(1, args.longest + 1)]

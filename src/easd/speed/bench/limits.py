@@ -1,4 +1,4 @@
-"""Whether texts fit the models' window and the machine's memory, told before they are decoded."""
+"""Checks before decoding that texts fit in the context window and in memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ _FLOAT32 = 4
 
 
 def check_window(pair: Pair, prompt: int, tokens: int) -> None:
-    """Refuses prompts of `prompt` tokens and `tokens` new ones that are more than the window.
+    """Refuses texts longer than the context window.
+
+    Args:
+        pair: whose window it is.
+        prompt: tokens of the prompt.
+        tokens: new tokens.
 
     Raises:
-        ConfigError: They are.
+        ConfigError: They do not fit.
     """
     window = context_limit([pair.target, pair.draft])
     if window is not None and prompt + tokens > window:
@@ -31,22 +36,25 @@ def check_window(pair: Pair, prompt: int, tokens: int) -> None:
 
 
 def check_memory(pair: Pair, batch: int, length: int, drafted: int) -> None:
-    """Refuses `batch` texts of `length` tokens at once that the memory cannot hold.
+    """Refuses batches that need more memory than there is.
 
     Args:
-        drafted: tokens of a block.
+        pair: the models, already loaded.
+        batch: texts decoded at once.
+        length: tokens of a text.
+        drafted: draft tokens per block.
 
     Raises:
-        ConfigError: They are too many.
+        ConfigError: They do not fit.
     """
     device = pair.target.device
     slots = _slots(length)
-    with suppress(ModelError):  # Mixtures of experts have no shape; they are not counted.
+    with suppress(ModelError):  # Mixtures of experts have no `Shape` and are not checked.
         shapes = [Shape.of(m, "") for m in (pair.target, pair.draft) if m is not None]
         copies = 2 if device.type == "cpu" and pair.target.dtype == torch.float32 else 1
         weights = sum(copies * shape.weight_bytes for shape in shapes)
         cache = sum(batch * slots * shape.cached * shape.width for shape in shapes)
-        # What both models say of a block, whole.
+        # Both models' distributions of a block.
         step = 2 * batch * (drafted + 1) * shapes[0].vocab_size * _FLOAT32
         needed, there = (weights + cache + step) / 1e9, _memory(device) / 1e9
         if needed > there:
@@ -58,7 +66,7 @@ def check_memory(pair: Pair, batch: int, length: int, drafted: int) -> None:
 
 
 def _slots(length: int) -> int:
-    """What the engine's cache grows to for a text."""
+    """Returns the capacity that the engine's cache grows to for a text."""
     cache = SlotCache(num_rows=1)
     cache.place(slice(0, 1), [0], length, torch.device("cpu"))
     return cache.placement.capacity

@@ -1,4 +1,4 @@
-"""Trains the reward model of a `lab` pair: `python training/lab_reward.py a|ad|c|m`.
+"""Trains the reward model of a `lab` pair: `python experiments/training/lab_reward.py a|ad|c|m`.
 
 It starts from the target, goes on learning to write right solutions, and then learns, with a second
 layer, to judge those that the draft wrote to training problems. The grammar says of each token

@@ -1,15 +1,14 @@
-"""Reward-guided decoding on the `lab` pairs: accuracy, and who wrote how much.
+"""Measures reward-guided decoding on the `lab` pairs: accuracy, and tokens by either model.
 
-python benchmarks/lab_rsd.py [PAIR ...] [--problems 5000] [--seed 0]
+python experiments/lab_reward_guided.py [PAIR ...] [--problems 5000] [--seed 0]
 """
 
 import argparse
 import time
 
+import numpy as np
 import torch
-from common import quiet
-from lab_decode import interval
-from lab_exact import SEED
+from transformers.utils import logging
 
 from easd import Settings, generate, load_pair
 from easd.core.rules import DraftOnly, TargetOnly
@@ -17,13 +16,15 @@ from easd.evaluate.reward_guided import RewardGuided, StepCounts, generate_rewar
 from easd.evaluate.rewards import load_reward_model
 from easd.pairs import lab
 from easd.pairs.rewards import STEP_TOKENS
+from easd.stats import proportion
 
 DELTAS = (0.5, 0.7, 0.9)
 BATCH_SIZE = 1000
+SEED = 20  # Of the problems.
 
 
 def measure(pair: str, count: int, seed: int) -> None:
-    """Decodes one pair's problems with the single models and with RSD at each threshold."""
+    """Decodes a pair's problems with each model alone and with RSD at each threshold."""
     problems = lab.problems(pair, count, SEED)
     models = load_pair(pair, device="cpu")
     assert models.draft is not None
@@ -37,12 +38,13 @@ def measure(pair: str, count: int, seed: int) -> None:
     )
 
     def show(name: str, texts: dict[int, str], counts: StepCounts, seconds: float) -> None:
-        hits = sum(lab.grade(problem, texts[number]) for number, problem in enumerate(problems))
-        low, high = interval(hits, count)
+        right = [lab.grade(problem, texts[number]) for number, problem in enumerate(problems)]
+        accuracy = proportion(np.array(right))
         rewritten = counts.steps_rewritten / max(counts.steps_drafted, 1)
         efficiency = counts.block_efficiency
         print(
-            f"  {name:10} {hits / count:9.1%} [{low:.1%}, {high:.1%}] {rewritten:16.1%}"
+            f"  {name:10} {accuracy.value:9.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]"
+            f" {rewritten:16.1%}"
             f" {counts.draft_tokens / count:16.2f} {counts.target_tokens / count:7.2f}"
             f" {counts.steps_drafted / count:7.2f} {efficiency or float('nan'):9.2f}"
             f" {seconds:10.1f}",
@@ -86,7 +88,7 @@ def measure(pair: str, count: int, seed: int) -> None:
 
 
 def main() -> None:
-    quiet()
+    logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pairs", nargs="*", default=list(lab.RECIPES))
     parser.add_argument("--problems", type=int, default=5000)
