@@ -12,8 +12,7 @@ from scipy import stats
 from easd.diagnose.pool import held_out_laws
 from easd.diagnose.positions import OPEN, UNGATED, Mask, Positions, Values, gate
 from easd.stats import Estimate, holm
-from easd.stats.clusters import Clusters
-from easd.stats.estimates import student
+from easd.stats.estimates import Clusters, student
 
 LEVEL = 0.95
 

@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from easd.errors import InputError
-from easd.stats.clusters import Array, Clusters, as_values
-from easd.stats.estimates import Estimate, proportion, student
+from easd.stats.estimates import Array, Clusters, Estimate, as_pair, as_values, proportion, student
 
 _FLIPS = 9_999
 
@@ -47,7 +46,7 @@ class Difference(Estimate):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equivalence(Estimate):
-    """Whether a difference is known to be smaller than a margin.
+    """A test of whether a difference is smaller than a margin.
 
     Attributes:
         p_value: of a difference of `margin` or more, in either direction; below 1 - x where
@@ -162,12 +161,7 @@ class _Pair:
 
     @classmethod
     def of(cls, a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None) -> _Pair:
-        first, second = as_values("a", a), as_values("b", b)
-        if len(first) != len(second):
-            raise InputError(
-                f"{len(first)} values of a for {len(second)} of b; "
-                "pair them by problem and seed first"
-            )
+        first, second = as_pair(a, b)
         binary = bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
         return cls(first, second, Clusters.of(first - second, clusters), binary)
 
@@ -177,7 +171,7 @@ class _Pair:
         return self.data.design_effect(differs - self.data.mean**2)
 
     def interval(self, level: float, *, stepped: bool = False) -> tuple[float, float]:
-        """The differences that the statistic does not refuse."""
+        """The differences that the statistic does not reject."""
         limit = self.data.limit(level, exact_variance=self.binary)
         mean = self.data.mean
         if not self.binary:
@@ -191,7 +185,7 @@ class _Pair:
         return low, high
 
     def statistic(self, *, stepped: bool) -> Callable[[float], float]:
-        """From a difference to how many standard errors the observed one lies above it."""
+        """Maps a difference to how many standard errors the observed one lies above it."""
         if not self.binary:
             error = math.sqrt(self.data.variance)
             return lambda difference: _over(self.data.mean - difference, error)
@@ -258,7 +252,7 @@ def _exact_flips(sizes: np.ndarray, observed: int) -> float:
 
 
 def _reached(total: Array, observed: float) -> np.ndarray:
-    """Whether sums are as far from zero as the observed one, but for rounding."""
+    """Whether sums are at least as far from zero as the observed one, up to rounding."""
     return np.abs(total) >= observed * (1 - 1e-12)
 
 
