@@ -12,8 +12,7 @@ from evaluations import EASD, Evaluation, graded, rule_of
 from easd.errors import ConfigError
 from easd.report import metrics
 from easd.report.metrics import POOLED, frames
-from easd.report.metrics.differences import equal_lists
-from easd.report.metrics.flips import part
+from easd.report.metrics.accuracy import equal_lists, part
 from easd.stats import paired_difference
 
 RIGHT, WRONG = True, False

@@ -22,7 +22,7 @@ Kind = Literal["calibration", "diagnosis"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Artefact:
+class CalibrationFile:
     """Fields of rules, and what they were found for.
 
     Attributes:
@@ -83,7 +83,7 @@ class Artefact:
         return {**{n: v for n, v in self.fields.items() if n in known}, **rule}
 
 
-def read_artefact(path: str | Path) -> Artefact:
+def read_calibration(path: str | Path) -> CalibrationFile:
     """Reads a file that `easd calibrate` or `easd diagnose` wrote.
 
     Raises:
@@ -97,7 +97,7 @@ def read_artefact(path: str | Path) -> Artefact:
         raise ConfigError(f"cannot read the calibration {str(path)!r} ({reason})") from None
     except ValueError as error:
         raise ConfigError(f"{str(path)!r} is damaged ({error}); calibrate again") from None
-    names = {f.name for f in fields(Artefact)}
+    names = {f.name for f in fields(CalibrationFile)}
     if not isinstance(values, dict) or values.keys() != names:
         raise ConfigError(f"{str(path)!r} is no calibration; give a file of `easd calibrate`")
     if values["format"] != FORMAT:
@@ -105,7 +105,7 @@ def read_artefact(path: str | Path) -> Artefact:
             f"{str(path)!r} has format {values['format']!r}, this version reads {FORMAT}; "
             "calibrate again"
         )
-    return Artefact(**values)
+    return CalibrationFile(**values)
 
 
 def data_of(task: Task) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from easd.report.cells import Cell, heading_unit
 from easd.report.metrics.columns import Column
-from easd.report.page import Figure, Flip, Part, Section, Table
+from easd.report.page import Cell, Figure, Flip, Part, Section, Table, heading_unit
 from easd.runs.visible import visible
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")

@@ -1,4 +1,4 @@
-"""A report as files."""
+"""Writes a report: from a run's tables to files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,110 @@ from pathlib import Path
 import pandas as pd
 
 from easd.errors import ConfigError, TraceError
-from easd.report.build import build
-from easd.report.metrics import frames
-from easd.report.page import Part
+from easd.report import entropies, gate, metrics, record, speed, verdict
+from easd.report.metrics import Frames, frames
+from easd.report.metrics.frames import Tables
+from easd.report.page import (
+    Part,
+    counted,
+)
 from easd.report.render import figure_file, html, markdown
 from easd.runs.store import Run
+
+_REFERENCE = "speculative"
+_ALWAYS = (
+    metrics.accuracy,
+    metrics.coverage,
+    metrics.flips,
+    metrics.system_settings,
+    metrics.shared_settings,
+    metrics.task_settings,
+)
+_INSIDE = (
+    metrics.speed,
+    metrics.drafting,
+    metrics.work,
+    metrics.firing,
+    metrics.tradeoffs,
+    metrics.penalised_samples,
+    metrics.sensitivity,
+    metrics.entropy_histogram,
+    metrics.entropy_summary,
+    metrics.overlap_counts,
+    metrics.joint_conditions,
+    metrics.correctness_by_entropy,
+    metrics.entropy_correlation,
+    metrics.refused_tokens,
+    metrics.replacements,
+)
+
+# What only the engine's own records can tell.
+_SECTIONS = (
+    speed.speeds,
+    speed.works,
+    gate.firing_rates,
+    gate.trade,
+    gate.thresholds,
+    entropies.entropies,
+    entropies.correctness,
+    gate.refusals,
+)
+
+
+def build(frames: Frames, name: str, margin: float) -> Part:
+    """Computes every table of one run and says what it shows.
+
+    Args:
+        name: tells the run from the report's others.
+        margin: the greatest difference of no consequence, as a fraction.
+    """
+    models = frames.run.get("models", {}).get("pair") or frames.run.get("config", {}).get("model")
+    title = f"{models or name} on {', '.join(frames.tasks)}"
+    if frames.samples.empty:
+        return Part(name=name, title=title, summary="This run has no samples yet.")
+    tables = _tables(frames, margin)
+    inside = (speed.served,) if frames.is_remote else _SECTIONS
+    sections = (
+        verdict.verdict(frames, tables, margin),
+        verdict.accuracies(frames, tables),
+        verdict.paired(frames, tables),
+        *(section(frames, tables) for section in (*inside, record.flipped, record.settings)),
+    )
+    return Part(
+        name=name,
+        title=title,
+        summary=_summary(frames),
+        sections=tuple(section for section in sections if section is not None),
+        frames=tables,
+    )
+
+
+def _tables(frames: Frames, margin: float) -> Tables:
+    inside = (metrics.serving,) if frames.is_remote else _INSIDE
+    found = {each.__name__: each(frames) for each in (*_ALWAYS, *inside)}
+    found["differences"] = metrics.differences(frames, margin=margin)
+    speculative = next((s for s in frames.systems if frames.kind(s) == _REFERENCE), None)
+    against = pd.DataFrame()
+    if speculative is not None and speculative != frames.baseline:
+        against = metrics.differences(frames, speculative, margin=margin)
+    found["differences_to_speculative"] = against
+    return found
+
+
+def _time(stamp: str | None) -> str:
+    return str(stamp or "at an unknown time").replace("T", " ").replace("+00:00", " UTC")
+
+
+def _summary(frames: Frames) -> str:
+    run = frames.run
+    done = len(frames.samples)
+    seeds = frames.samples["seed"].nunique()
+    return (
+        f"{counted(done, 'text')}: {counted(len(frames.systems), 'system')}, "
+        f"{counted(len(frames.present_tasks), 'task')}, {counted(seeds, 'seed')}. "
+        f"Run {run.get('status', 'unknown')}, begun {_time(run.get('started'))}. "
+        f"Baseline: {frames.baseline}. System shown in close-ups: {frames.focus or 'none'}."
+    )
 
 
 def write_report(

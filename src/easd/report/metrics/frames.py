@@ -1,8 +1,9 @@
-"""An evaluation's tables as data frames, in the order in which its systems are listed."""
+"""Tables of an evaluation as data frames, and values with their intervals as columns of one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easd.errors import ConfigError
+from easd.errors import ConfigError, InputError
 from easd.runs.store import Run
+from easd.stats import Estimate, ratio, share
+
+Tables = dict[str, pd.DataFrame]
+"""The tables of a report by name."""
 
 POOLED = "all tasks"
 BASELINES = ("target", "speculative")
@@ -155,7 +160,9 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
     )
 
 
-def cells(frame: pd.DataFrame, *, pooled: bool = True) -> Iterator[tuple[str, str, pd.DataFrame]]:
+def by_task_and_system(
+    frame: pd.DataFrame, *, pooled: bool = True
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Task, system and rows of each cell; then, of several tasks, each system over all of them."""
     tasks = 0
     for task, rows in frame.groupby("task", observed=True, sort=True):
@@ -223,3 +230,40 @@ def _baseline(wanted: str | None, systems: list[str]) -> str:
             f"baseline {wanted!r} is no system of this run; choose one of {', '.join(systems)}"
         )
     return wanted
+
+
+Interval = dict[str, float]
+
+
+def columns_of(name: str, estimate: Estimate) -> Interval:
+    """`name`, `name_low` and `name_high`."""
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def share_of(name: str, part: pd.Series, whole: pd.Series) -> Interval:
+    """A share of positions or samples, from counts by problem."""
+    return _of(name, part, whole, share)
+
+
+def ratio_of(name: str, above: pd.Series, below: pd.Series) -> Interval:
+    """A ratio of sums, from sums by problem."""
+    return _of(name, above, below, ratio)
+
+
+def _of(
+    name: str,
+    above: pd.Series,
+    below: pd.Series,
+    estimate: Callable[[np.ndarray, np.ndarray], Estimate],
+) -> Interval:
+    top = above.to_numpy(dtype=np.float64, na_value=np.nan)
+    bottom = below.to_numpy(dtype=np.float64, na_value=np.nan)
+    known = ~(np.isnan(top) | np.isnan(bottom))
+    top, bottom = top[known], bottom[known]
+    if not bottom.sum():
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), math.nan)
+    try:
+        return columns_of(name, estimate(top, bottom))
+    except InputError:  # One problem says nothing about others.
+        value = float(top.sum() / bottom.sum())
+        return {name: value, f"{name}_low": math.nan, f"{name}_high": math.nan}

@@ -11,10 +11,15 @@ import pandas as pd
 from easd.core import gate as conditions
 from easd.diagnose.calibration import NO_OP_RATE
 from easd.errors import InputError
-from easd.report.metrics.accuracy import accuracy
-from easd.report.metrics.differences import paired_rows
-from easd.report.metrics.frames import POOLED, Frames, cells, ordered
-from easd.report.metrics.intervals import columns_of, share_of
+from easd.report.metrics.accuracy import accuracy, paired_rows
+from easd.report.metrics.frames import (
+    POOLED,
+    Frames,
+    by_task_and_system,
+    columns_of,
+    ordered,
+    share_of,
+)
 from easd.report.metrics.speed import drafting
 from easd.stats import paired_difference
 
@@ -28,7 +33,7 @@ def firing(frames: Frames) -> pd.DataFrame:
     target_entropy_rate and overlap_rate with their intervals, no_op.
     """
     rows = []
-    for task, system, cell in cells(frames.by_problem):
+    for task, system, cell in by_task_and_system(frames.by_problem):
         if cell["gate_open"].isna().all():
             continue
         gate = share_of("gate_rate", cell["gate_open"], cell["examined"])
@@ -79,7 +84,7 @@ def penalised_samples(frames: Frames) -> pd.DataFrame:
     pairs = paired_rows(frames, frames.baseline)
     gated = pairs[pairs["gate_open"].notna()]
     rows = []
-    for task, system, cell in cells(gated):
+    for task, system, cell in by_task_and_system(gated):
         for name, part in (
             ("some", cell[cell["penalised"] > 0]),
             ("none", cell[cell["penalised"] == 0]),

@@ -1,4 +1,4 @@
-"""Wall time and where it went, what draft and target did for it, and what theory expects."""
+"""Wall time and its breakdown, drafting, operations, servers, and the predicted speed-up."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import pandas as pd
 
 from easd.errors import InputError
 from easd.report.metrics.columns import interval_of
-from easd.report.metrics.frames import Frames, cells, records
-from easd.report.metrics.intervals import Interval, columns_of, ratio_of, share_of
+from easd.report.metrics.frames import (
+    Frames,
+    Interval,
+    by_task_and_system,
+    columns_of,
+    ratio_of,
+    records,
+    share_of,
+)
 from easd.stats import bootstrap
 
 SPEED_PARTS = ("draft", "target", "verify", "other")
@@ -29,11 +36,11 @@ def speed(frames: Frames) -> pd.DataFrame:
     """
     rows = []
     is_target = frames.kind(frames.baseline) == "target"
-    baseline = {t: cell for t, s, cell in cells(frames.units) if s == frames.baseline}
+    baseline = {t: cell for t, s, cell in by_task_and_system(frames.units) if s == frames.baseline}
     acceptance = {
         (row["task"], row["system"]): row["acceptance"] for row in records(drafting(frames))
     }
-    for task, system, cell in cells(frames.units):
+    for task, system, cell in by_task_and_system(frames.units):
         tokens, seconds = cell["tokens"].sum(), cell["seconds"].sum()
         forward = _forwards(cell)
         alone = _forwards(baseline[task]) if task in baseline and is_target else {}
@@ -91,7 +98,7 @@ def drafting(frames: Frames) -> pd.DataFrame:
             **ratio_of("block_efficiency", cell["new_tokens"], cell["blocks"]),
             **share_of("rewritten", cell["rewritten"], cell["steps"]),
         }
-        for task, system, cell in cells(frames.by_problem)
+        for task, system, cell in by_task_and_system(frames.by_problem)
         for drafted in [math.nan if frames.kind(system) == "draft" else 1]
         for verified in [math.nan if frames.kind(system) == "rsd" else drafted]
     )
@@ -111,7 +118,7 @@ def work(frames: Frames) -> pd.DataFrame:
     target_size = models.get("target_parameters") or 0
     draft_size = models.get("draft_parameters") or 0
     rows = []
-    for task, system, cell in cells(frames.by_problem):
+    for task, system, cell in by_task_and_system(frames.by_problem):
         count = cell[["new_tokens", "blocks", "proposed", "accepted"]].sum()
         kind = frames.kind(system)
         by_draft, target, draft = count["accepted"], count["blocks"], count["proposed"]
@@ -175,3 +182,47 @@ def _improvement(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
         return columns_of("improvement", bootstrap(improvement, len(both), resamples=_RESAMPLES))
     except InputError:  # One unit says nothing about others.
         return {**unknown, "improvement": float(improvement(np.ones(len(both))))}
+
+
+_SPEED = ("batch", "units", "tokens_per_second", "improvement")
+_DRAFTING = ("acceptance", "utilisation", "block_efficiency")
+
+
+def serving(frames: Frames) -> pd.DataFrame:
+    """Throughput and waiting times of systems on servers, and drafting where a server tells it.
+
+    Columns: task, system, batch, units, tokens_per_second and improvement with their intervals,
+    request_p50, request_p95, acceptance, utilisation, block_efficiency and penalty_rate with their
+    intervals. Empty where no server decoded.
+    """
+    if not frames.is_remote:
+        return pd.DataFrame()
+    keys = ["task", "system"]
+    times = pd.DataFrame(
+        {
+            "task": task,
+            "system": system,
+            "request_p50": cell["seconds"].quantile(0.5),
+            "request_p95": cell["seconds"].quantile(0.95),
+        }
+        for task, system, cell in by_task_and_system(frames.samples)
+    )
+    penalties = pd.DataFrame(
+        {
+            "task": task,
+            "system": system,
+            **share_of("penalty_rate", cell["penalised"], cell["examined"]),
+        }
+        for task, system, cell in by_task_and_system(frames.by_problem)
+    )
+    return (
+        _with_intervals(speed(frames), _SPEED)
+        .merge(times, on=keys)
+        .merge(_with_intervals(drafting(frames), _DRAFTING), on=keys)
+        .merge(penalties, on=keys)
+    )
+
+
+def _with_intervals(table: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    wanted = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    return table[["task", "system", *(name for name in wanted if name in table)]]

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from easd.errors import InputError
-from easd.report.metrics.frames import Frames, cells, narrowed, ordered
+from easd.report.metrics.frames import Frames, by_task_and_system, narrowed, ordered, share_of
 from easd.report.metrics.gate import conditions_met
-from easd.report.metrics.intervals import share_of
 from easd.runs.schema import EMITTED, EXAMINED
 from easd.stats import bootstrap
 
@@ -138,7 +137,7 @@ def correctness_by_entropy(frames: Frames) -> pd.DataFrame:
     samples, accuracy with its interval.
     """
     rows = []
-    for task, system, cell in cells(entropy_of_samples(frames), pooled=False):
+    for task, system, cell in by_task_and_system(entropy_of_samples(frames), pooled=False):
         if len(cell) < 2 * _GROUPS:
             continue
         rank = cell["entropy"].rank(method="first")
@@ -167,7 +166,7 @@ def entropy_correlation(frames: Frames) -> pd.DataFrame:
     Columns: task, system, samples, correlation with its interval.
     """
     rows = []
-    for task, system, cell in cells(entropy_of_samples(frames), pooled=False):
+    for task, system, cell in by_task_and_system(entropy_of_samples(frames), pooled=False):
         x, y = cell["entropy"], cell["correct"].astype(float)
         sums = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
         by_problem = sums.groupby(cell["problem"].to_numpy()).sum().to_numpy()
