@@ -17,8 +17,8 @@ from easd.core.rules import EASD
 from easd.engine.generate import generate
 from easd.errors import EasdError
 from easd.evaluate.endpoint import client
+from easd.evaluate.endpoint.client import read_answer, seed_of
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
-from easd.evaluate.endpoint.requests import read_answer, seed_of
 from easd.evaluate.endpoint.settings import EndpointStudy
 from easd.runs.store import read_run
 from easd.tasks import load_task
@@ -357,7 +357,7 @@ def test_the_vllm_dialect_speaks_as_the_plugin_listens():
             "systems": ["speculative", "easd", "easd:tau_h=1.2,tau_o=0.6"],
         }
     )
-    from easd.evaluate.endpoint.dialects import DIALECTS
+    from easd.evaluate.endpoint.servers import DIALECTS
     from easd.integrations.vllm.serving import Serving
 
     serving = Serving.parse({"tau_h": 1.5})

@@ -181,11 +181,11 @@ def lines(table: pd.DataFrame, across: str, up: str, *, labels: tuple[str, str])
         for axes, rows in _panels(figure, table):
             for index, system in enumerate(rows["system"].unique()):
                 part = rows[rows["system"] == system]
-                reach = np.column_stack([reach(r, up, 100) for r in records(part)])
+                reaches = np.column_stack([reach(r, up, 100) for r in records(part)])
                 axes.errorbar(
                     part[across],
                     100 * part[up],
-                    yerr=reach,
+                    yerr=reaches,
                     color=COLOURS[index],
                     marker=MARKS[index],
                     linestyle=("-", "--", "-.", ":")[index % 4],

@@ -68,8 +68,8 @@ def firing_rates(frames: Frames, tables: Tables) -> Section:
     sentences, warnings = [], []
     for row in records(overall(table[table["system"] == frames.focus])):
         sentence = (
-            f"The gate of {row['system']} opens at {with_interval(row, 'gate_rate', 'percent')} of examined "
-            f"positions, and {with_interval(row, 'penalty_rate', 'percent')} are penalised"
+            f"The gate of {row['system']} opens at {with_interval(row, 'gate_rate', 'percent')} of "
+            f"examined positions, and {with_interval(row, 'penalty_rate', 'percent')} are penalised"
         )
         rates = [(row[name], words) for name, words in _CONDITIONS.items()]
         known = [(rate, words) for rate, words in rates if rate == rate]

@@ -9,7 +9,7 @@ from typing import Any
 from easd.config import Fill, RunConfig, parse_rule, rule_to_dict
 from easd.errors import ConfigError
 from easd.evaluate.config import split_rule
-from easd.evaluate.endpoint.server import SERVER, Link, Server, parse_endpoint, parse_server
+from easd.evaluate.endpoint.servers import SERVER, Link, Server, parse_endpoint, parse_server
 from easd.evaluate.grid import GRID, Grid, listed, parse_grid
 
 SERVED = "served"

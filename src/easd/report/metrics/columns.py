@@ -1,4 +1,4 @@
-"""Headings, units and definitions of all columns of a report; a new column is a line of columns.csv."""
+"""Headings, kinds and definitions of a report's columns; a new one is a line of columns.csv."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal, cast
 
+# fmt: off
 Kind = Literal[
-    "text", "count", "percent", "points", "size", "p", "factor", "ms", "nats", "number", "large", "yes"
-]  # fmt: skip
+    "text", "count", "percent", "points", "size", "p", "factor", "ms", "nats", "number", "large",
+    "yes",
+]
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
