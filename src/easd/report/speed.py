@@ -29,7 +29,7 @@ _SPEED = (
     "target_ms",
     "verify_ms",
     "other_ms",
-    "units",
+    "chunks",
     "batch",
 )
 _THEORY = (
@@ -166,7 +166,7 @@ def _titled(table: pd.DataFrame, columns: tuple[str, ...], title: str) -> list[T
 _SERVING = (
     "system",
     "batch",
-    "units",
+    "chunks",
     "tokens_per_second",
     "improvement",
     "request_p50",

@@ -43,7 +43,7 @@ _CHANGE = "change the system's settings or body, or the server"
 
 
 class RefusedError(EndpointError):
-    """A request that would be refused again; `status` is the answer's."""
+    """A request that would be refused again, with the answer's `status`."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class RefusedError(EndpointError):
 
 
 class _Passing(Exception):
-    """What may be over at the next try; `wait` is how long the server asks for, in seconds."""
+    """A failure that may not recur; `wait` is how many seconds the server asks for."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -66,7 +66,7 @@ class Client:
 
         Args:
             link: how often and how long to try.
-            on_wait: told why nothing moves, once while any number of requests wait.
+            on_wait: called with the reason once while any number of requests wait.
         """
         self.link = link
         self._on_wait = on_wait
@@ -171,7 +171,7 @@ class Client:
 
 
 def _backoff(attempt: int) -> float:
-    """Doubles with every try; jitter keeps requests that failed together from returning so."""
+    """Doubles with every try; jitter spreads requests that failed together."""
     return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
 
 
@@ -193,7 +193,7 @@ def _asked_wait(header: str | None) -> float:
 
 
 def _message(response: httpx2.Response) -> str:
-    """The server's own words, in the shapes that servers use."""
+    """The error message of an answer, in the formats that servers use."""
     try:
         said = response.json()
     except ValueError:
@@ -210,7 +210,7 @@ def _short(text: str) -> str:
 
 
 _MOST = 2**31 - 1
-# Our columns, and what easd's server says in `usage.completion_tokens_details`.
+# Columns here, and easd's server's names in `usage.completion_tokens_details`.
 _COUNTS = {
     "blocks": "target_forwards",
     "proposed": "drafted_tokens",
@@ -226,7 +226,7 @@ def is_chat(task: Task, chat: bool | None) -> bool:
 
 
 def path_of(chat: bool) -> str:
-    """Behind the server's url."""
+    """The path after the server's url."""
     return "/chat/completions" if chat else "/completions"
 
 
@@ -254,7 +254,7 @@ def make_request(
 
 
 def seed_of(seed: int, task: Task, item: Item) -> int:
-    """The seed of a request: of its own for every seed and item, and the same for all systems."""
+    """A request's seed: distinct for every seed and item, the same for all systems."""
     text = f"{seed}\n{task.name}\n{item.id}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest()) >> 1
 

@@ -31,10 +31,10 @@ _SHOWN = 10
 async def preflight(
     client: Client, study: EndpointStudy, tasks: list[Task]
 ) -> tuple[EndpointStudy, list[dict[str, Any]]]:
-    """Finds models and dialects, and has every system write one token.
+    """Finds models and dialects, and has every system generate one token.
 
     Returns:
-        The study with servers of which everything is known, and a description of each of them.
+        The study with its servers filled in, and a description of each server.
 
     Raises:
         EasdError: A server cannot be reached, does not have the model, refuses a system's requests
@@ -96,7 +96,7 @@ def _choose(server: Server, models: Mapping[str, Any] | None) -> Server:
 async def _with_dialect(
     client: Client, study: EndpointStudy, tasks: list[Task], probe: EndpointSystem
 ) -> Server:
-    """The probe's server with the dialect that it is found to speak.
+    """The probe's server with the dialect that it understands.
 
     A server that takes a plain request and refuses one with a wrong switch looks at the switch.
     """
@@ -155,7 +155,7 @@ async def _describe(
 
 
 class EndpointEvaluation(UnitRun[EndpointSystem]):
-    """A study of servers in a folder, to be run or to be gone on with."""
+    """An evaluation of servers in a run folder, new or resumed."""
 
     config: EndpointStudy
 
@@ -172,10 +172,10 @@ class EndpointEvaluation(UnitRun[EndpointSystem]):
             config: the study.
             tasks: its tasks, loaded.
             folder: new, or that of the same study.
-            on_wait: told, while requests wait to be sent again, why.
+            on_wait: called with the reason while requests wait to be sent again.
 
         Raises:
-            EasdError: A server does not do, or the folder belongs to something else.
+            EasdError: A server cannot be used, or the folder holds another run.
         """
         self._loop = asyncio.Runner()
         self._client = Client(config.link, on_wait)

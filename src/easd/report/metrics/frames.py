@@ -45,11 +45,12 @@ _LEAST_COMPLETE = 0.5
 
 @dataclass(frozen=True)
 class Frames:
-    """What every metric is computed from; see `frames`.
+    """The tables of an evaluation that metrics are computed from; see `frames`.
 
     Attributes:
         run: the content of run.json.
         texts: the samples' texts, answers and token ids, row by row as in `samples`.
+        chunks: times and forwards of texts decoded together.
         tokens: rows of traced items.
         items: prompts and gold answers.
         systems, tasks: names in the order of run.json.
@@ -59,7 +60,7 @@ class Frames:
     run: dict[str, Any]
     samples: pd.DataFrame
     texts: pa.Table
-    units: pd.DataFrame
+    chunks: pd.DataFrame
     tokens: pa.Table
     items: pd.DataFrame
     systems: list[str]
@@ -78,10 +79,10 @@ class Frames:
 
     @cached_property
     def common(self) -> pd.DataFrame:
-        """Samples that all systems of a task have; what differences are taken on.
+        """Samples that all systems of a task have, on which differences are taken.
 
-        A system with fewer than half the samples of the fullest one would leave little to all
-        others, so it is left out.
+        A system with fewer than half the samples of the most complete one is left out, since it
+        would shrink the comparison of all others.
         """
         kept = []
         for _, rows in self.samples.groupby("task", observed=True, sort=True):
@@ -107,7 +108,7 @@ class Frames:
 
     @property
     def is_remote(self) -> bool:
-        """Whether servers decoded, which tell nothing of single tokens and forwards."""
+        """Whether servers decoded, which report no single tokens and forwards."""
         return any(system.get("kind") == "endpoint" for system in self.run["systems"])
 
     def kind(self, system: str) -> str:
@@ -151,7 +152,7 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
         run=run.run,
         samples=_samples(run.samples, systems, tasks),
         texts=run.samples.select(list(_HEAVY)).combine_chunks(),
-        units=_units(run.units, systems, tasks),
+        chunks=_chunks(run.units, systems, tasks),
         tokens=_plain(run.tokens),
         items=_plain(run.items).to_pandas(),
         systems=systems,
@@ -204,12 +205,12 @@ def _samples(table: pa.Table, systems: list[str], tasks: list[str]) -> pd.DataFr
     return frame
 
 
-def _units(table: pa.Table, systems: list[str], tasks: list[str]) -> pd.DataFrame:
+def _chunks(table: pa.Table, systems: list[str], tasks: list[str]) -> pd.DataFrame:
     frame = _plain(table).to_pandas()
     frame["system"] = ordered(frame["system"], systems)
     frame["task"] = ordered(frame["task"], tasks)
     known = sum(frame[f"{part}_seconds"] for part in _PARTS)
-    # Taking in prompts, committing tokens, and what no part was charged with.
+    # Reading prompts, committing tokens, and time that belongs to no part.
     frame["other_seconds"] = (frame["seconds"] - known).clip(lower=0.0)
     return frame
 

@@ -22,25 +22,25 @@ from easd.stats import bootstrap
 
 SPEED_PARTS = ("draft", "target", "verify", "other")
 
-_UNIT = ["task", "seed", "first"]
+_CHUNK = ["task", "seed", "first"]
 _RESAMPLES = 1000
 
 
 def speed(frames: Frames) -> pd.DataFrame:
-    """Decoding speed of every system, from wall time by units of texts decoded together.
+    """Decoding speed of every system, from the wall time of chunks of texts decoded together.
 
-    Columns: task, system, units, batch, tokens, seconds, tokens_per_second with its interval,
+    Columns: task, system, chunks, batch, tokens, seconds, tokens_per_second with its interval,
     improvement over the baseline with its interval, draft_ms, target_ms, verify_ms and other_ms
     (a token), draft_forward_ms, target_forward_ms, cost (the coefficient c), block_cost (target
     forward over a block / the baseline's forward), acceptance, gamma, predicted, predicted_wide.
     """
     rows = []
     is_target = frames.kind(frames.baseline) == "target"
-    baseline = {t: cell for t, s, cell in by_task_and_system(frames.units) if s == frames.baseline}
+    baseline = {t: cell for t, s, cell in by_task_and_system(frames.chunks) if s == frames.baseline}
     acceptance = {
         (row["task"], row["system"]): row["acceptance"] for row in records(drafting(frames))
     }
-    for task, system, cell in by_task_and_system(frames.units):
+    for task, system, cell in by_task_and_system(frames.chunks):
         tokens, seconds = cell["tokens"].sum(), cell["seconds"].sum()
         forward = _forwards(cell)
         alone = _forwards(baseline[task]) if task in baseline and is_target else {}
@@ -52,7 +52,7 @@ def speed(frames: Frames) -> pd.DataFrame:
             {
                 "task": task,
                 "system": system,
-                "units": len(cell),
+                "chunks": len(cell),
                 "batch": int(cell["batch"].max()),
                 "tokens": int(tokens),
                 "seconds": seconds,
@@ -84,7 +84,7 @@ def expected_improvement(alpha: float, cost: float, gamma: int | None) -> float:
 
 
 def drafting(frames: Frames) -> pd.DataFrame:
-    """How well drafting went, for systems that draft; only verified tokens have an acceptance rate.
+    """Acceptance rate, draft utilisation and block efficiency of systems that draft.
 
     Columns: task, system, acceptance, utilisation, block_efficiency and rewritten (of the steps of
     reward-guided decoding), each with its interval.
@@ -105,10 +105,10 @@ def drafting(frames: Frames) -> pd.DataFrame:
 
 
 def work(frames: Frames) -> pd.DataFrame:
-    """What each system computed, in numbers that do not depend on the machine.
+    """Tokens, forwards and operations of each system, which do not depend on the machine.
 
-    A position costs 2 operations a parameter; reading the prompt is left out. A reward-guided
-    system's rereading of its own text and its reward model are left out too.
+    A position costs 2 operations per parameter. Not counted: reading the prompt, and, in
+    reward-guided decoding, rereading the text and the reward model.
 
     Columns: task, system, tokens, by_draft, by_target, draft_share, target_forwards,
     draft_forwards, target_positions, draft_positions, flops, flops_per_token, relative_flops (per
@@ -160,12 +160,12 @@ def _forwards(cell: pd.DataFrame) -> dict[str, float]:
 
 
 def _improvement(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
-    """Baseline's seconds a token / ours, on the units that both have."""
+    """Baseline's seconds a token / ours, on the chunks that both have."""
     names = ["improvement", *interval_of("improvement")]
     unknown = dict.fromkeys(names, math.nan)
     if baseline is None:
         return unknown
-    both = cell.merge(baseline, on=_UNIT, suffixes=("", "_of_baseline"))
+    both = cell.merge(baseline, on=_CHUNK, suffixes=("", "_of_baseline"))
     if both.empty:
         return unknown
     ours, theirs = both["seconds"].to_numpy(), both["seconds_of_baseline"].to_numpy()
@@ -180,18 +180,18 @@ def _improvement(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
 
     try:
         return columns_of("improvement", bootstrap(improvement, len(both), resamples=_RESAMPLES))
-    except InputError:  # One unit says nothing about others.
+    except InputError:  # One chunk says nothing about others.
         return {**unknown, "improvement": float(improvement(np.ones(len(both))))}
 
 
-_SPEED = ("batch", "units", "tokens_per_second", "improvement")
+_SPEED = ("batch", "chunks", "tokens_per_second", "improvement")
 _DRAFTING = ("acceptance", "utilisation", "block_efficiency")
 
 
 def serving(frames: Frames) -> pd.DataFrame:
     """Throughput and waiting times of systems on servers, and drafting where a server tells it.
 
-    Columns: task, system, batch, units, tokens_per_second and improvement with their intervals,
+    Columns: task, system, batch, chunks, tokens_per_second and improvement with their intervals,
     request_p50, request_p95, acceptance, utilisation, block_efficiency and penalty_rate with their
     intervals. Empty where no server decoded.
     """
