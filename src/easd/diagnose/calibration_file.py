@@ -1,4 +1,4 @@
-"""Files that carry fields of a rule from a calibration or a diagnosis to where they are used."""
+"""Files with fields of rules that a calibration or a diagnosis found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Kind = Literal["calibration", "diagnosis"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationFile:
-    """Fields of rules, and what they were found for.
+    """Fields of rules, and the models, settings and data they were found with.
 
     Attributes:
         kind: which command wrote it.
@@ -77,7 +77,7 @@ class CalibrationFile:
                 )
 
     def fill(self, rule: Mapping[str, Any]) -> dict[str, Any]:
-        """A rule's mapping with the fields it has and does not set itself."""
+        """Adds the fields that the rule has and the mapping does not set."""
         kind = RULES.get(str(rule.get("name", "easd")))
         known = {f.name for f in fields(kind)} if kind else set()  # type: ignore[arg-type]
         return {**{n: v for n, v in self.fields.items() if n in known}, **rule}
@@ -109,7 +109,7 @@ def read_calibration(path: str | Path) -> CalibrationFile:
 
 
 def data_of(task: Task) -> dict[str, Any]:
-    """What names the items that something was found on."""
+    """A task's name, source, hash and number of items."""
     return {
         "task": task.name,
         "source": task.source,

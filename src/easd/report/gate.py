@@ -56,6 +56,24 @@ _PENALISED = (
     "p_value",
 )
 _NO_GATE = "No system of this run has a gate."
+_TRADE_OFFS = (
+    (
+        "penalty",
+        "penalty_rate",
+        "penalty rate, % of examined positions",
+        100,
+        "Accuracy against penalty rate of the systems with a gate, with 95 % intervals. Numbers "
+        "name the systems of the key.",
+    ),
+    (
+        "efficiency",
+        "block_efficiency",
+        "tokens per target forward",
+        1,
+        "Accuracy against block efficiency, with 95 % intervals: up and to the right is better in "
+        "both.",
+    ),
+)
 _TOP = 20
 _MOST_LINES = 2
 
@@ -104,37 +122,17 @@ def trade(frames: Frames, tables: Tables) -> Section:
     """Accuracy against penalties, and against tokens per forward."""
     table = tables["tradeoffs"]
     shown = overall(table)
-    figures = []
-    if shown["penalty_rate"].notna().any():
-        figures.append(
-            Figure(
-                name="accuracy-penalty",
-                svg=scatter(
-                    shown,
-                    "penalty_rate",
-                    "accuracy",
-                    labels=("penalty rate, % of examined positions", "accuracy, %"),
-                    scales=(100, 100),
-                ),
-                caption="Accuracy against penalty rate of the systems with a gate, with 95 % "
-                "intervals. Numbers name the systems of the key.",
-            )
+    figures = [
+        Figure(
+            name=f"accuracy-{name}",
+            svg=scatter(
+                shown, column, "accuracy", labels=(label, "accuracy, %"), scales=(scale, 100)
+            ),
+            caption=caption,
         )
-    if shown["block_efficiency"].notna().any():
-        figures.append(
-            Figure(
-                name="accuracy-efficiency",
-                svg=scatter(
-                    shown,
-                    "block_efficiency",
-                    "accuracy",
-                    labels=("tokens per target forward", "accuracy, %"),
-                    scales=(1, 100),
-                ),
-                caption="Accuracy against block efficiency, with 95 % intervals: up and to the "
-                "right is better in both.",
-            )
-        )
+        for name, column, label, scale, caption in _TRADE_OFFS
+        if shown[column].notna().any()
+    ]
     return Section(
         name="trade-off",
         title="Accuracy against penalties and tokens per forward",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -85,12 +86,7 @@ def paired_difference(
     below = math.hypot(of_a.value - of_a.low, of_b.high - of_b.value)
     above = math.hypot(of_a.high - of_a.value, of_b.value - of_b.low)
     return Difference(
-        value=pair.data.mean,
-        low=low,
-        high=high,
-        level=level,
-        n=len(pair.a),
-        n_clusters=len(pair.data.sums),
+        **pair.estimate(low, high, level),
         p_value=_flip_test(pair.data.sums, whole=pair.binary),
         gained=int((pair.a > pair.b).sum()),
         lost=int((pair.a < pair.b).sum()),
@@ -129,12 +125,7 @@ def equivalence(
     statistic = pair.statistic(stepped=True)
     nearer = min(statistic(-margin), -statistic(margin))
     return Equivalence(
-        value=pair.data.mean,
-        low=low,
-        high=high,
-        level=inner,
-        n=len(pair.a),
-        n_clusters=len(pair.data.sums),
+        **pair.estimate(low, high, inner),
         p_value=float(stats.t.sf(nearer, pair.data.freedom(exact_variance=pair.binary))),
         margin=margin,
     )
@@ -164,6 +155,11 @@ class _Pair:
         first, second = as_pair(a, b)
         binary = bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
         return cls(first, second, Clusters.of(first - second, clusters), binary)
+
+    def estimate(self, low: float, high: float, level: float) -> dict[str, Any]:
+        """The fields of `Estimate`."""
+        counts = {"n": len(self.a), "n_clusters": len(self.data.sums)}
+        return {"value": self.data.mean, "low": low, "high": high, "level": level, **counts}
 
     @property
     def effect(self) -> float:

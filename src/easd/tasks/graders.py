@@ -25,7 +25,7 @@ _ANSWER_PREFIX = re.compile(r"^\W*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*
 
 
 def grade_lab(item: Item, text: str) -> Grade:
-    """The last token before the end has to be the last running total."""
+    """The last token before the end must be the last running total."""
     problem = lab.Problem(
         id=item.id,
         prompt=item.prompt,
@@ -37,7 +37,7 @@ def grade_lab(item: Item, text: str) -> Grade:
 
 
 def grade_choice(item: Item, text: str) -> Grade:
-    """Reads the letter of an option: boxed, else announced, else alone."""
+    """Reads the letter of an option: boxed, else announced, else on its own."""
     answer = _chosen(text, item.data["choices"])
     return Grade(answer=answer, correct=answer in item.answers)
 
@@ -61,7 +61,7 @@ def normalise(answer: str) -> str:
 
 
 def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
-    """The letter a text settles on; None where it names none of the options."""
+    """The letter of the option that a text chooses; None where it chooses none."""
     letters = ascii_uppercase[: len(choices)]
     boxed = last_boxed(text)
     said = text.strip()

@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 from easd.errors import ConfigError, InputError
 from easd.pairs import lab
-from easd.tasks import items
 from easd.tasks.catalogue import TASKS, Kind, TaskInfo
 from easd.tasks.graders import (
     check_code_execution,
@@ -22,20 +21,34 @@ from easd.tasks.graders import (
     grade_exact,
     grade_lab,
 )
-from easd.tasks.items import DataRow, Unusable, read_file, read_hub
 from easd.tasks.mathematics import check_math_verify, grade_mathematics
-from easd.tasks.task import Grader, Item, Task
+from easd.tasks.task import (
+    ANSWER_BRIEFLY,
+    REASON_AND_BOX,
+    DataRow,
+    Grader,
+    Item,
+    Task,
+    Unusable,
+    choice_item,
+    completion_item,
+    mathematics_item,
+    program_item,
+    question_item,
+    read_file,
+    read_hub,
+)
 
 DATA_FOLDER = "EASD_DATA"
 LAB_COUNT = 1000
 
 # How each kind is turned into items and graded, and the system message of its chats.
 _KINDS: dict[Kind, tuple[Callable[[DataRow, str], Item], Grader, str | None]] = {
-    "mathematics": (items.mathematics_item, grade_mathematics, items.REASON_AND_BOX),
-    "choice": (items.choice_item, grade_choice, items.REASON_AND_BOX),
-    "exact": (items.question_item, grade_exact, items.ANSWER_BRIEFLY),
-    "completion": (items.completion_item, grade_code, None),
-    "program": (items.program_item, grade_code, None),
+    "mathematics": (mathematics_item, grade_mathematics, REASON_AND_BOX),
+    "choice": (choice_item, grade_choice, REASON_AND_BOX),
+    "exact": (question_item, grade_exact, ANSWER_BRIEFLY),
+    "completion": (completion_item, grade_code, None),
+    "program": (program_item, grade_code, None),
 }
 _OWN_FILE_GRADERS: dict[str, Kind] = {"math": "mathematics", "choice": "choice", "exact": "exact"}
 
@@ -58,9 +71,9 @@ def load_task(
     Args:
         name: The task.
         data: A `.jsonl` file or a folder of them.
-        limit: Use this many items; all without, and 1,000 of a `lab` task.
-        first: Leave out this many usable items at the start.
-        allow_code_execution: Tasks graded by running code refuse to load without.
+        limit: Number of items; by default all, and 1,000 of a `lab` task.
+        first: Number of usable items to leave out at the start.
+        allow_code_execution: Required by tasks that are graded by running code.
         options: `seed` and `split` of a `lab` task (20, "test"); `grader` of task `file` ("math",
             "choice", "exact").
 
@@ -91,13 +104,10 @@ def load_task(
         name=name,
         items=used,
         system=system,
-        chat=True,
         max_new_tokens=info.max_new_tokens,
-        stop=(),
         source=source,
         data_hash=_hash(used),
         skipped=skipped,
-        unique_solution=False,
         grader=grader,
     )
 
@@ -215,13 +225,10 @@ def _lab_task(
     return Task(
         name=name,
         items=generated,
-        system=None,
         chat=False,
         max_new_tokens=lab.MAX_NEW_TOKENS,
-        stop=(),
         source=f"easd.pairs.lab {name}, split {split}, seed {seed}",
         data_hash=_hash(generated),
-        skipped=(),
         unique_solution=True,
         grader=grade_lab,
     )

@@ -19,8 +19,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from easd.errors import ConfigError
-from easd.tasks.items import INSTALL
-from easd.tasks.task import Grade, Item
+from easd.tasks.task import INSTALL, Grade, Item
 
 TIMEOUT = 10.0  # seconds
 TAIL = 2000  # characters; where the answer of a text without a box is looked for
@@ -28,7 +27,7 @@ START_TIMEOUT = 120.0  # seconds; the library is slow to import on a busy machin
 
 
 def check_math_verify(name: str) -> None:
-    """Refuses a task that could not be graded.
+    """Checks that mathematics can be graded.
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -123,7 +122,7 @@ class _Worker:
 
 
 def _pump(process: subprocess.Popen[str], replies: Queue[str]) -> None:
-    """Moves lines into a queue, which unlike a pipe can be waited for with a time-out."""
+    """Moves lines into a queue, which, unlike a pipe, can be read with a timeout."""
     assert process.stdout is not None
     try:
         for line in process.stdout:

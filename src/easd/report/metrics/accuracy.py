@@ -42,7 +42,7 @@ def accuracy(frames: Frames) -> pd.DataFrame:
 
 
 def coverage(frames: Frames) -> pd.DataFrame:
-    """What was asked, what is there, and what is compared, for every system and task.
+    """Samples asked for, present and compared, for every system and task.
 
     Columns: task, system, wanted, samples, missing, failed, paired (samples that differences to
     other systems are taken on; 0 for a system left out of them).
@@ -106,7 +106,7 @@ def differences(
 def same_text(frames: Frames, baseline: str) -> dict[tuple[str, str], float]:
     """Share of paired samples whose tokens are exactly the baseline's, by task and system.
 
-    Servers do not tell tokens; of theirs the texts are compared.
+    Servers return no token ids; their texts are compared instead.
     """
     pairs = paired_rows(frames, baseline)
     ours, theirs = pairs["row"].to_numpy(), pairs["baseline_row"].to_numpy()

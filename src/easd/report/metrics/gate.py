@@ -1,4 +1,4 @@
-"""How often gates open and what that goes with."""
+"""How often gates open, and accuracy where they do."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def tradeoffs(frames: Frames) -> pd.DataFrame:
 
 
 def penalised_samples(frames: Frames) -> pd.DataFrame:
-    """Whether texts gain where tokens were penalised: they, and the others, beside the baseline.
+    """Texts with and without penalised tokens, each compared with the baseline.
 
     Columns: task, system, penalties (some or none), samples, accuracy, baseline_accuracy,
     difference with its interval, p_value.

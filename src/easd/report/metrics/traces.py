@@ -1,4 +1,4 @@
-"""What traced positions say: entropies, overlap, refused tokens."""
+"""Metrics of traced positions: entropies, overlap, refused tokens."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def entropy_of_samples(frames: Frames) -> pd.DataFrame:
 
 
 def correctness_by_entropy(frames: Frames) -> pd.DataFrame:
-    """Accuracy of traced texts in five groups of equal size, from sure to doubtful.
+    """Accuracy of traced texts in five groups of equal size, from low to high entropy.
 
     Columns: task, system, group, entropy_low, entropy_high, entropy (means of texts, nats),
     samples, accuracy with its interval.
@@ -195,7 +195,7 @@ def entropy_correlation(frames: Frames) -> pd.DataFrame:
 
 
 def replacements(frames: Frames) -> pd.DataFrame:
-    """Penalised tokens of traced items and what came instead of each.
+    """Penalised tokens of traced items and the replacement of each.
 
     Columns: system, token, refused (its text), replacement (text), count.
     """
@@ -249,7 +249,7 @@ def refused_tokens(frames: Frames) -> pd.DataFrame:
 
 
 def quoted(text: str) -> str:
-    """A token in quotes, so that its spaces are seen."""
+    """A token in quotes, which shows its spaces."""
     return "“" + text.replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 
