@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from easd.core.gate import required_shared
-from easd.core.rules import EASD
+from easd.core.rules import EASD, RULES
 from easd.core.rules.redirected import MOST_POWER
 from easd.diagnose import pool_fit
 from easd.diagnose.diagnosis import diagnose
@@ -347,3 +347,19 @@ def test_bad_settings_are_refused():
 def test_a_diagnosis_loads_no_torch():
     code = "import sys; import easd.diagnose.diagnosis; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_new_rule_is_judged_without_being_listed(monkeypatch):
+    monkeypatch.setitem(RULES, "gated one", RULES["sharpened"])
+    monkeypatch.setitem(RULES, "other one", RULES["lenience"])
+    gated, ungated = judged_rules()
+    assert "gated one" in gated
+    assert "other one" in ungated
+    table = make_table()
+    for name in ("open_gated one", "law_other one"):
+        table = table.append_column(name, pa.array(uneven(0.1)))
+    found = diagnose(table, tau_h=1.5)
+    effects = {effect.rule: effect for effect in found.thresholds[0].effects}
+    assert effects["gated one"].gated
+    assert not effects["other one"].gated
+    assert "| other one | 100.0 % |" in markdown(found)

@@ -30,14 +30,14 @@ def accuracy(frames: Frames) -> pd.DataFrame:
         {
             "task": task,
             "system": system,
-            "samples": int(cell["samples"].sum()),
-            "problems": len(cell),
-            **share_of("accuracy", cell["correct"], cell["samples"]),
-            "failed": int(cell["failed"].sum()),
-            "cut_off": cell["cut_off"].sum() / cell["samples"].sum(),
-            "new_tokens": cell["new_tokens"].sum() / cell["samples"].sum(),
+            "samples": int(group["samples"].sum()),
+            "problems": len(group),
+            **share_of("accuracy", group["correct"], group["samples"]),
+            "failed": int(group["failed"].sum()),
+            "cut_off": group["cut_off"].sum() / group["samples"].sum(),
+            "new_tokens": group["new_tokens"].sum() / group["samples"].sum(),
         }
-        for task, system, cell in by_task_and_system(frames.by_problem)
+        for task, system, group in by_task_and_system(frames.by_problem)
     )
 
 
@@ -116,8 +116,8 @@ def same_text(frames: Frames, baseline: str) -> dict[tuple[str, str], float]:
     else:
         pairs["same"] = equal_lists(frames.texts["token_ids"], ours, theirs)
     return {
-        (task, system): float(cell["same"].mean())
-        for task, system, cell in by_task_and_system(pairs)
+        (task, system): float(group["same"].mean())
+        for task, system, group in by_task_and_system(pairs)
     }
 
 

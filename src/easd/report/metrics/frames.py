@@ -164,15 +164,15 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
 def by_task_and_system(
     frame: pd.DataFrame, *, pooled: bool = True
 ) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Task, system and rows of each cell; then, of several tasks, each system over all of them."""
+    """Task, system and rows of each group; then, of several tasks, each system over all of them."""
     tasks = 0
     for task, rows in frame.groupby("task", observed=True, sort=True):
         tasks += 1
-        for system, cell in rows.groupby("system", observed=True, sort=True):
-            yield str(task), str(system), cell
+        for system, group in rows.groupby("system", observed=True, sort=True):
+            yield str(task), str(system), group
     if pooled and tasks > 1:
-        for system, cell in frame.groupby("system", observed=True, sort=True):
-            yield POOLED, str(system), cell
+        for system, group in frame.groupby("system", observed=True, sort=True):
+            yield POOLED, str(system), group
 
 
 def narrowed(tokens: pa.Table, outcomes: tuple[str, ...], columns: list[str]) -> pa.Table:

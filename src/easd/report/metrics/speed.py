@@ -36,13 +36,15 @@ def speed(frames: Frames) -> pd.DataFrame:
     """
     rows = []
     is_target = frames.kind(frames.baseline) == "target"
-    baseline = {t: cell for t, s, cell in by_task_and_system(frames.chunks) if s == frames.baseline}
+    baseline = {
+        t: group for t, s, group in by_task_and_system(frames.chunks) if s == frames.baseline
+    }
     acceptance = {
         (row["task"], row["system"]): row["acceptance"] for row in records(drafting(frames))
     }
-    for task, system, cell in by_task_and_system(frames.chunks):
-        tokens, seconds = cell["tokens"].sum(), cell["seconds"].sum()
-        forward = _forwards(cell)
+    for task, system, group in by_task_and_system(frames.chunks):
+        tokens, seconds = group["tokens"].sum(), group["seconds"].sum()
+        forward = _forwards(group)
         alone = _forwards(baseline[task]) if task in baseline and is_target else {}
         alpha = acceptance.get((task, system), math.nan)
         gamma = frames.setting(system, "gamma")
@@ -52,14 +54,14 @@ def speed(frames: Frames) -> pd.DataFrame:
             {
                 "task": task,
                 "system": system,
-                "chunks": len(cell),
-                "batch": int(cell["batch"].max()),
+                "chunks": len(group),
+                "batch": int(group["batch"].max()),
                 "tokens": int(tokens),
                 "seconds": seconds,
-                **ratio_of("tokens_per_second", cell["tokens"], cell["seconds"]),
-                **_improvement(cell, baseline.get(task)),
+                **ratio_of("tokens_per_second", group["tokens"], group["seconds"]),
+                **_improvement(group, baseline.get(task)),
                 **{
-                    f"{p}_ms": 1000 * cell[f"{p}_seconds"].sum(min_count=1) / tokens
+                    f"{p}_ms": 1000 * group[f"{p}_seconds"].sum(min_count=1) / tokens
                     for p in SPEED_PARTS
                 },
                 "draft_forward_ms": forward["draft"],
@@ -93,12 +95,12 @@ def drafting(frames: Frames) -> pd.DataFrame:
         {
             "task": task,
             "system": system,
-            **share_of("acceptance", cell["accepted"], verified * cell["examined"]),
-            **share_of("utilisation", cell["accepted"], drafted * cell["proposed"]),
-            **ratio_of("block_efficiency", cell["new_tokens"], cell["blocks"]),
-            **share_of("rewritten", cell["rewritten"], cell["steps"]),
+            **share_of("acceptance", group["accepted"], verified * group["examined"]),
+            **share_of("utilisation", group["accepted"], drafted * group["proposed"]),
+            **ratio_of("block_efficiency", group["new_tokens"], group["blocks"]),
+            **share_of("rewritten", group["rewritten"], group["steps"]),
         }
-        for task, system, cell in by_task_and_system(frames.by_problem)
+        for task, system, group in by_task_and_system(frames.by_problem)
         for drafted in [math.nan if frames.kind(system) == "draft" else 1]
         for verified in [math.nan if frames.kind(system) == "rsd" else drafted]
     )
@@ -118,8 +120,8 @@ def work(frames: Frames) -> pd.DataFrame:
     target_size = models.get("target_parameters") or 0
     draft_size = models.get("draft_parameters") or 0
     rows = []
-    for task, system, cell in by_task_and_system(frames.by_problem):
-        count = cell[["new_tokens", "blocks", "proposed", "accepted"]].sum()
+    for task, system, group in by_task_and_system(frames.by_problem):
+        count = group[["new_tokens", "blocks", "proposed", "accepted"]].sum()
         kind = frames.kind(system)
         by_draft, target, draft = count["accepted"], count["blocks"], count["proposed"]
         verified = 0 if kind in ("draft", "rsd") else draft
@@ -150,22 +152,22 @@ def work(frames: Frames) -> pd.DataFrame:
     return table
 
 
-def _forwards(cell: pd.DataFrame) -> dict[str, float]:
+def _forwards(group: pd.DataFrame) -> dict[str, float]:
     """Milliseconds of one batched forward of each model."""
     found = {}
     for model in ("draft", "target"):
-        steps = cell[f"{model}_steps"].sum()
-        found[model] = 1000 * cell[f"{model}_seconds"].sum() / steps if steps else math.nan
+        steps = group[f"{model}_steps"].sum()
+        found[model] = 1000 * group[f"{model}_seconds"].sum() / steps if steps else math.nan
     return found
 
 
-def _improvement(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
+def _improvement(group: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
     """Baseline's seconds a token / ours, on the chunks that both have."""
     names = ["improvement", *interval_of("improvement")]
     unknown = dict.fromkeys(names, math.nan)
     if baseline is None:
         return unknown
-    both = cell.merge(baseline, on=_CHUNK, suffixes=("", "_of_baseline"))
+    both = group.merge(baseline, on=_CHUNK, suffixes=("", "_of_baseline"))
     if both.empty:
         return unknown
     ours, theirs = both["seconds"].to_numpy(), both["seconds_of_baseline"].to_numpy()
@@ -202,18 +204,18 @@ def serving(frames: Frames) -> pd.DataFrame:
         {
             "task": task,
             "system": system,
-            "request_p50": cell["seconds"].quantile(0.5),
-            "request_p95": cell["seconds"].quantile(0.95),
+            "request_p50": group["seconds"].quantile(0.5),
+            "request_p95": group["seconds"].quantile(0.95),
         }
-        for task, system, cell in by_task_and_system(frames.samples)
+        for task, system, group in by_task_and_system(frames.samples)
     )
     penalties = pd.DataFrame(
         {
             "task": task,
             "system": system,
-            **share_of("penalty_rate", cell["penalised"], cell["examined"]),
+            **share_of("penalty_rate", group["penalised"], group["examined"]),
         }
-        for task, system, cell in by_task_and_system(frames.by_problem)
+        for task, system, group in by_task_and_system(frames.by_problem)
     )
     return (
         _with_intervals(speed(frames), _SPEED)

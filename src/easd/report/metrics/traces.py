@@ -137,19 +137,19 @@ def correctness_by_entropy(frames: Frames) -> pd.DataFrame:
     samples, accuracy with its interval.
     """
     rows = []
-    for task, system, cell in by_task_and_system(entropy_of_samples(frames), pooled=False):
-        if len(cell) < 2 * _GROUPS:
+    for task, system, group in by_task_and_system(entropy_of_samples(frames), pooled=False):
+        if len(group) < 2 * _GROUPS:
             continue
-        rank = cell["entropy"].rank(method="first")
-        groups = ((rank - 1) * _GROUPS / len(cell)).astype(int)
-        for group in range(_GROUPS):
-            part = cell[groups == group]
+        rank = group["entropy"].rank(method="first")
+        groups = ((rank - 1) * _GROUPS / len(group)).astype(int)
+        for fifth in range(_GROUPS):
+            part = group[groups == fifth]
             problems = part.groupby("problem")["correct"].agg(["sum", "size"])
             rows.append(
                 {
                     "task": task,
                     "system": system,
-                    "group": group + 1,
+                    "group": fifth + 1,
                     "entropy_low": part["entropy"].min(),
                     "entropy_high": part["entropy"].max(),
                     "entropy": part["entropy"].mean(),
@@ -166,10 +166,10 @@ def entropy_correlation(frames: Frames) -> pd.DataFrame:
     Columns: task, system, samples, correlation with its interval.
     """
     rows = []
-    for task, system, cell in by_task_and_system(entropy_of_samples(frames), pooled=False):
-        x, y = cell["entropy"], cell["correct"].astype(float)
+    for task, system, group in by_task_and_system(entropy_of_samples(frames), pooled=False):
+        x, y = group["entropy"], group["correct"].astype(float)
         sums = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
-        by_problem = sums.groupby(cell["problem"].to_numpy()).sum().to_numpy()
+        by_problem = sums.groupby(group["problem"].to_numpy()).sum().to_numpy()
         value = _correlation(by_problem.sum(0)[None])[0]
         low = high = math.nan
         try:
@@ -185,7 +185,7 @@ def entropy_correlation(frames: Frames) -> pd.DataFrame:
             {
                 "task": task,
                 "system": system,
-                "samples": len(cell),
+                "samples": len(group),
                 "correlation": value,
                 "correlation_low": low,
                 "correlation_high": high,
