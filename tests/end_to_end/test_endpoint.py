@@ -244,7 +244,7 @@ def test_two_servers_are_one_paired_study_with_a_report(easd, server, tmp_path, 
     assert "60 pairs" in page
     assert "easd:tau\\_h=0.2: " in page
     assert "8 requests under way" in page
-    assert "Servers tell no tokens and no entropies" in page
+    assert "Servers report no tokens and no entropies" in page
     assert "shared noise" not in page.lower()
     assert "has a gate" not in page
     systems = ("--system", "easd:tau_h=0.2", "--baseline", "plain")
