@@ -10,13 +10,13 @@ prompts, and so does lossless speculative decoding.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 import numpy as np
 import torch
 from prompts import pair_prompts
 
 from easd import EASD, Speculative, generate, load_pair
+from easd.core.couplings import Coupling
 from easd.core.rules import Rule
 
 DRAWS = 2000
@@ -54,20 +54,21 @@ def main() -> None:
         name, _, tau_h = named.partition(":")
         pair = load_pair(name, device="cpu")
         gate = EASD(tau_h=float(tau_h), draft_at_bonus=True)
-        rules: dict[str, Rule] = {
-            "lossless": Speculative(),
-            "as published": replace(gate, coupling="published"),
-            "maximal": gate,
+        systems: dict[str, tuple[Rule, Coupling]] = {
+            "lossless": (Speculative(), "maximal"),
+            "published": (gate, "published"),
+            "maximal": (gate, "maximal"),
         }
         prompts = pair_prompts(pair, args.texts, seed=5)
         found = {}
-        for system, rule in rules.items():
+        for system, (rule, coupling) in systems.items():
             texts = generate(
                 pair.target,
                 pair.draft,
                 prompts,
                 tokenizer=pair.tokenizer,
                 rule=rule,
+                coupling=coupling,
                 gamma=args.gamma,
                 max_new_tokens=args.tokens,
                 batch_size=args.batch,

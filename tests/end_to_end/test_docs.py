@@ -137,7 +137,7 @@ def test_ten_minutes_do_what_they_say(easd, tmp_path, monkeypatch):
     assert "gate open │ 2.0" in told["calibrated"]
     report = (tmp_path / "runs" / "mine" / "report" / "report.md").read_text()
     assert "easd hurts on lab-a" in report
-    assert "not to be told apart" in report
+    assert "with no difference detected" in report
 
 
 @pytest.mark.parametrize("name", ["make_http", "make_columns"])

@@ -24,14 +24,13 @@ GAMMA = 4
 
 
 def rules(pair):
-    easd = EASD(tau_h=TAU_H[pair], gate_bonus=True)
+    easd = EASD(tau_h=TAU_H[pair], draft_at_bonus=True)
     return {
         "target": TargetOnly(),
         "draft": DraftOnly(),
         "speculative": Speculative(),
         "easd": easd,
         "easd draft_top": replace(easd, penalise="draft_top"),
-        "easd maximal": replace(easd, coupling="maximal"),
     }
 
 

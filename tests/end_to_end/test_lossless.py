@@ -41,7 +41,7 @@ def test_texts_are_the_targets(dtype):
             *(pair.target, draft, prompts),
             tokenizer=pair.tokenizer,
             rule=rule,
-            noise="shared",
+            coupling="shared",
             gamma=4,
             max_new_tokens=64,
             batch_size=10,

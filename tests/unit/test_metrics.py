@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,8 @@ from evaluations import EASD, Evaluation, graded, rule_of
 from easd.errors import ConfigError
 from easd.report import metrics
 from easd.report.metrics import POOLED, frames
-from easd.report.metrics.differences import equal_lists
-from easd.report.metrics.flips import part
+from easd.report.metrics.accuracy import equal_lists, part
+from easd.report.metrics.columns import Kind
 from easd.stats import paired_difference
 
 RIGHT, WRONG = True, False
@@ -325,3 +326,12 @@ def test_metrics_need_no_model_library():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_every_column_has_a_known_kind_and_a_definition():
+    assert len(metrics.COLUMNS) > 100
+    for name, column in metrics.COLUMNS.items():
+        assert column.kind in get_args(Kind), name
+        assert column.heading, name
+        assert column.definition, name
+        assert "{" not in column.definition, name

@@ -301,7 +301,7 @@ def generate(
     """Continue a prompt, or answer it, and say what was drafted, accepted and penalised."""
     from easd.cli.commands.generate import Session, read_prompts
     from easd.config import load_config, parse_override
-    from easd.diagnose.calibration_file import read_artefact
+    from easd.diagnose.calibration_file import read_calibration
 
     overrides: dict[str, Any] = {
         **chosen_models(locals()),
@@ -339,7 +339,7 @@ def generate(
         overrides[f"rule.{name}"] = value
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        artefact = read_artefact(calibration) if calibration else None
+        artefact = read_calibration(calibration) if calibration else None
         parsed = load_config(config, overrides, fill=artefact.fill if artefact else None)
     if not quiet:
         for line in dict.fromkeys(str(warning.message) for warning in told):

@@ -367,10 +367,10 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Try thresholds: accuracy by decoding every pair of them, firing rates also by replay."""
-    from easd.diagnose.calibration_file import read_artefact
+    from easd.diagnose.calibration_file import read_calibration
     from easd.evaluate import presets
 
-    centre = read_artefact(calibration).fields["tau_h"] if calibration else None
+    centre = read_calibration(calibration).fields["tau_h"] if calibration else None
     around = tuple(round(centre * factor, 4) for factor in (0.75, 1.0, 1.25)) if centre else None
     grid_h = tuple(tau_h or ()) or around or presets.SWEEP_TAU_H
     grid_o = tuple(tau_o or ()) or presets.SWEEP_TAU_O
@@ -622,10 +622,10 @@ def _evaluate(
 ) -> None:
     """Runs a grid, and after it the same one with the systems that `then` returns."""
     from easd.cli.commands.evaluate import Study
-    from easd.diagnose.calibration_file import read_artefact
+    from easd.diagnose.calibration_file import read_calibration
     from easd.evaluate.config import StudyConfig, read_study
 
-    artefact = read_artefact(calibration) if calibration else None
+    artefact = read_calibration(calibration) if calibration else None
     fill = artefact.fill if artefact else dict
 
     read = read_study(config, values)

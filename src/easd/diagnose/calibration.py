@@ -30,7 +30,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """What the gate looks at, at every emitted position: arrays [N].
+    """The gate's signals at every emitted position: arrays [N].
 
     Attributes:
         text: which text a position belongs to, 0 to T - 1.
@@ -61,7 +61,7 @@ class Signals:
 
 
 def signals(tokens: pa.Table, *, top_n: int = 5) -> Signals:
-    """The signals of every emitted position at which both models were asked.
+    """The signals of every emitted position that both models evaluated.
 
     Args:
         tokens: of one lossless system.
@@ -147,7 +147,7 @@ def firing(found: Signals, tau_h: float, tau_o: float) -> dict[str, Estimate]:
 def firing_grid(found: Signals, tau_h: Sequence[float], tau_o: Sequence[float]) -> pd.DataFrame:
     """The gate's opening rate for every pair of thresholds: columns tau_h, tau_o, rate.
 
-    Replayed from recorded signals: what a threshold would change in the text itself is left out.
+    Replayed from recorded signals, so changes that a threshold makes to the text are not seen.
     """
     return pd.DataFrame(
         [
@@ -159,7 +159,7 @@ def firing_grid(found: Signals, tau_h: Sequence[float], tau_o: Sequence[float]) 
 
 
 def warnings_of(rates: Mapping[str, Estimate]) -> list[str]:
-    """What a user should be told before using a threshold with these rates."""
+    """Warnings for users of a threshold with these rates."""
     gate = rates["gate"]
     if gate.value >= NO_OP_RATE:
         return []

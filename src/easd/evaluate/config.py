@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do: models, tasks, systems, seeds."""
+"""Configuration of an evaluation: models, tasks, systems, seeds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class System:
     reward: Reward | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What run.json says of it."""
+        """The system's entry in run.json."""
         found: dict[str, Any] = {
             "name": self.name,
             "kind": REWARD_GUIDED if self.reward else "rule",
@@ -86,7 +86,7 @@ class StudyConfig(Grid[System]):
 
         Args:
             values: settings by name.
-            fill: adds to each rule's mapping what it does not say, such as a calibration.
+            fill: adds fields that a rule's mapping does not set, such as those of a calibration.
 
         Raises:
             EasdError: A key is unknown or a value does not fit.
@@ -114,7 +114,7 @@ class StudyConfig(Grid[System]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What run.json says of it; systems stand there on their own."""
+        """The configuration in run.json; systems are listed there separately."""
         shared = self.base.to_dict()
         return {
             **{name: value for name, value in shared.items() if name not in ("rule", "n", "seed")},
@@ -220,7 +220,7 @@ def _reward(values: Mapping[str, Any]) -> Reward:
 
 
 def _describe(rule: Rule, reward: Reward | None, overrides: Mapping[str, Any]) -> str:
-    """The rule's name and whatever is not its default."""
+    """The rule's name and all fields and settings that are not defaults."""
     if reward is not None:
         return f"rsd delta={reward.delta:g}"
     default = make_rule(rule_name(rule))

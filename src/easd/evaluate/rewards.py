@@ -1,4 +1,4 @@
-"""Reward models: how good a drafted step is, given the problem and the steps before it."""
+"""Reward models, which score a drafted step given the problem and the steps before it."""
 
 from __future__ import annotations
 

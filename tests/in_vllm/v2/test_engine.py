@@ -89,7 +89,7 @@ def check_penalties(engine, prompts, params, rules):
             if rule is None:
                 continue
             penalised = rule.published().judge(step).penalty_prob[row] == 1
-            holds = rule.conditions_met(rule.signals(step))
+            holds = rule.gate.met(rule.signals(step))
             emitted = int((call.output[row] >= 0).sum())
             for position in range(min(emitted, int(call.counts[row]))):
                 counted["examined"] += 1

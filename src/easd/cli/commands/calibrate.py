@@ -24,7 +24,7 @@ from easd.diagnose.calibration import (
     signals,
     warnings_of,
 )
-from easd.diagnose.calibration_file import Artefact, data_of, sampling
+from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
 from easd.pairs.from_config import load_with_status
@@ -72,7 +72,7 @@ class Calibration:
             chosen = rate_threshold(found, self.rate, rule.tau_o)
         rates = firing(found, chosen.value, rule.tau_o)
         told = warnings_of(rates)
-        artefact = Artefact(
+        artefact = CalibrationFile(
             kind="calibration",
             fields={
                 "tau_h": chosen.value,

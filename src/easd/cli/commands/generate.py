@@ -16,7 +16,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from easd.config import RunConfig
-from easd.diagnose.calibration_file import Artefact
+from easd.diagnose.calibration_file import CalibrationFile
 from easd.engine.chat import encode
 from easd.engine.engine import StepRecord
 from easd.engine.generate import generate
@@ -54,7 +54,7 @@ class Session:
     as_json: bool = False
     trace: Path | None = None
     quiet: bool = False
-    artefact: Artefact | None = None
+    artefact: CalibrationFile | None = None
 
     def run(self) -> None:
         """Loads the models, decodes, prints.

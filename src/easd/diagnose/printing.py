@@ -1,4 +1,4 @@
-"""A diagnosis on paper, with every number, and in the terminal, with the most important ones."""
+"""Prints a diagnosis: all numbers as Markdown, the most important ones in the terminal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.diagnose.effects import LEVEL, Effect
-from easd.diagnose.pool import PoolFit
-from easd.diagnose.verdict import p_text, percent, signed, unit_of
+from easd.diagnose.pool_fit import PoolFit
 from easd.stats import Estimate
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def _row(effect: Effect) -> tuple[str, ...]:
     return (
         effect.rule,
         percent(effect.acts),
-        _change(effect.at_gate, 100) if effect.at_gate else "not known",
+        _change(effect.where_it_acts, 100) if effect.where_it_acts else "not known",
         _log_change(effect),
         _change(effect.change, 100),
         p_text(effect.p_value),
@@ -153,3 +152,32 @@ def _change(estimate: Estimate, unit: float) -> str:
 
 def _plain(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} ± {50 * (estimate.high - estimate.low):.1f}"
+
+
+def unit_of(unique_solution: bool) -> str:
+    """What a change per text counts, hundredfold."""
+    return "points of accuracy" if unique_solution else "right tokens in 100 texts"
+
+
+def interval(estimate: Estimate) -> str:
+    """A change and its interval, in hundredths."""
+    value, low, high = (signed(100 * x) for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({LEVEL:.0%} interval {low} to {high})".replace("%", " %")
+
+
+def percent(share: float) -> str:
+    """A share in per cent, with the digits that rare events need."""
+    points = 100 * share
+    if 0 < points < 0.01:
+        return "less than 0.01 %"
+    return f"{points:.2f} %" if 0 < points < 1 else f"{points:.1f} %"
+
+
+def signed(value: float) -> str:
+    """A change, with its sign."""
+    return f"{round(value, 2) + 0.0:+.2f}"  # no -0.00
+
+
+def p_text(p_value: float) -> str:
+    """A p-value."""
+    return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"

@@ -1,16 +1,63 @@
-"""Where requests go, and how."""
+"""Servers, how requests reach them, and how a request names its rule."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from easd.errors import ConfigError
-from easd.evaluate.endpoint.dialects import DIALECTS
 from easd.evaluate.grid import whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """A way to say a rule.
+
+    Attributes:
+        body: fields of a request for a rule, from the rule's name and what is said of its fields.
+        wrong: fields that a server which speaks the dialect answers with a 4xx status.
+        missing: what to do where a server does not speak it.
+    """
+
+    body: Callable[[Mapping[str, Any]], dict[str, Any]]
+    wrong: Mapping[str, Any]
+    missing: str
+
+
+def _easd(rule: Mapping[str, Any]) -> dict[str, Any]:
+    said = {key: value for key, value in rule.items() if key != "name"}
+    return {"speculative": {"rule": rule["name"], **said}}
+
+
+def _vllm(rule: Mapping[str, Any]) -> dict[str, Any]:
+    said = {key: value for key, value in rule.items() if key != "name"}
+    if rule["name"] == "speculative":
+        return {"vllm_xargs": {"easd": False}}
+    if rule["name"] == "easd":
+        return {"vllm_xargs": {"easd": json.dumps(said) if said else True}}
+    raise ConfigError(
+        f"a request to vLLM cannot ask for rule {rule['name']!r}; speculative and easd can be "
+        "asked for, other rules need a server of their own"
+    )
+
+
+DIALECTS: Mapping[str, Dialect] = {
+    "easd": Dialect(
+        body=_easd,
+        wrong={"speculative": {"rule": "no such rule"}},
+        missing="serve it with `easd serve`",
+    ),
+    "vllm": Dialect(
+        body=_vllm,
+        wrong={"vllm_xargs": {"easd": "no such switch"}},
+        missing="start vLLM with the plugin configured (docs/vllm.md)",
+    ),
+}
+
 
 SERVER = ("url", "model", "api_key_env", "dialect")
 LINK = ("concurrency", "timeout", "retries")
@@ -24,7 +71,7 @@ class Server:
         url: what stands in front of `/chat/completions`; `/v1` is added to a bare host.
         model: as the server lists it; None takes its only one.
         api_key_env: the environment variable that holds the key; without, none is sent.
-        dialect: how a request names its rule (`easd.evaluate.endpoint.dialects`); None finds out.
+        dialect: how a request names its rule (`easd.evaluate.endpoint.servers`); None finds out.
     """
 
     url: str

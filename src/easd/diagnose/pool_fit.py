@@ -1,7 +1,7 @@
-"""What the draft adds at the gate: the right token as a choice with odds p^a q^b.
+"""Fits what the draft adds at the gate: the right token as a choice with odds p^a q^b.
 
-A conditional logit (McFadden 1974) over the plausible tokens of every gated position. b > 0 says
-that the draft is a second opinion, b < 0 that its favour is a warning.
+A conditional logit (McFadden 1974) over the plausible tokens of every gated position. With b > 0
+the draft is a second opinion; with b < 0 its preference is a warning.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PoolFit:
 
     @property
     def meaning(self) -> Meaning:
-        """What the draft's opinion is at the gate."""
+        """What the draft's preference means at the gate."""
         if self.b_low is None or self.b_high is None:
             return "not known"
         if self.b_low > 0:
@@ -172,7 +172,7 @@ def pool_laws(positions: Positions, gate: Mask, a: float, b: float) -> tuple[Val
 
 
 def held_out_laws(positions: Positions, gate: Mask) -> tuple[Values, Values]:
-    """`pool_laws` where every text is judged by a pool fitted on other texts."""
+    """`pool_laws` with each text evaluated by a pool fitted on other texts (5-fold)."""
     fold_of_text = np.random.default_rng(0).permutation(positions.n_texts) % FOLDS
     folds = fold_of_text[positions.texts]
     best, drawn = np.zeros(len(positions)), np.zeros(len(positions))

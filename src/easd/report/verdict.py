@@ -1,4 +1,4 @@
-"""Sections on the question itself: is it better, by how much, and how sure is that."""
+"""Sections on the main question: which system is better, by how much, and how certain that is."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from typing import Any
 import pandas as pd
 
 from easd.report import figures as plots
-from easd.report.cells import MINUS, number, p_words
-from easd.report.metrics import POOLED, Frames, accuracy, coverage, differences
-from easd.report.metrics.differences import BETTER, EQUIVALENT, SAME, UNKNOWN, WORSE
-from easd.report.metrics.frames import records
-from easd.report.page import Figure, Section, make_table, tables_by_task
+from easd.report.metrics import POOLED, Frames
+from easd.report.metrics.accuracy import BETTER, EQUIVALENT, SAME, UNKNOWN, WORSE
+from easd.report.metrics.frames import Tables, records
+from easd.report.page import (
+    MINUS,
+    Figure,
+    Section,
+    make_table,
+    number,
+    p_words,
+    tables_by_task,
+    with_interval,
+)
 
 _VERDICT = ("system", "finding", "difference", "p_holm", "p_equivalent", "detectable", "same_text")
 _SIGNS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "=", SAME: "=", UNKNOWN: "?"}
@@ -28,15 +36,18 @@ _DIFFERENCES = (
     "narrowing",
     "same_text",
 )
+_ERROR = 0.05
+_ALONE = "There is only one system, so there is nothing to compare."
 _ACCURACY = ("system", "samples", "problems", "accuracy", "failed", "cut_off", "new_tokens")
 
 
-def verdict(frames: Frames, table: pd.DataFrame, margin: float) -> Section:
-    """Which differences are real, which are none, and which cannot be told."""
+def verdict(frames: Frames, tables: Tables, margin: float) -> Section:
+    """Which differences are significant, which are negligible, and which are undecided."""
+    table = tables["differences"]
     sentences: list[str] = []
-    tables = []
+    shown = []
     if table.empty:
-        sentences.append("There is only one system, so there is nothing to compare.")
+        sentences.append(_ALONE)
     focus = frames.focus
     for task, rows in _by_task(table, pooled_first=True):
         mine = rows[rows["system"] == focus]
@@ -46,25 +57,31 @@ def verdict(frames: Frames, table: pd.DataFrame, margin: float) -> Section:
         sentences.append(_scale(frames, rows))
         signed = rows.assign(finding=rows["finding"].map(_SIGNS) + " " + rows["finding"])
         title = f"{task}: each system against {frames.baseline}"
-        tables.append(make_table(signed, _VERDICT, title, is_open=not tables))
+        shown.append(make_table(signed, _VERDICT, title, is_open=not shown))
     return Section(
         name="verdict",
         title="Verdict",
         sentences=tuple(filter(None, sentences)),
-        warnings=_unfinished(frames),
-        tables=tuple(tables),
+        warnings=_unfinished(frames, tables["coverage"]),
+        tables=tuple(shown),
     )
 
 
-def accuracies(frames: Frames, table: pd.DataFrame, counts: pd.DataFrame) -> Section:
+def accuracies(frames: Frames, tables: Tables) -> Section:
     """How often each system is right."""
+    table, counts = tables["accuracy"], tables["coverage"]
     sentences = []
     for task, rows in table.groupby("task", sort=False):
         best = rows.nlargest(1, "accuracy").iloc[0]
         base = rows[rows["system"] == frames.baseline]
-        own = f"{frames.baseline} is right in {_percent(base.iloc[0])}; " if len(base) else ""
+        own = (
+            f"{frames.baseline} is right in {with_interval(base.iloc[0], 'accuracy', 'percent')}; "
+            if len(base)
+            else ""
+        )
         sentences.append(
-            f"On {task}, {own}the highest accuracy is that of {best['system']}, {_percent(best)}."
+            f"On {task}, {own}the highest accuracy is that of {best['system']}, "
+            f"{with_interval(best, 'accuracy', 'percent')}."
         )
     failed = int(counts["failed"].sum())
     skipped = sum(len(t.get("skipped") or []) for t in frames.run["tasks"].values())
@@ -97,8 +114,9 @@ def accuracies(frames: Frames, table: pd.DataFrame, counts: pd.DataFrame) -> Sec
     )
 
 
-def paired(frames: Frames, table: pd.DataFrame, against: pd.DataFrame) -> Section:
-    """Differences sample by sample, and what pairing gained."""
+def paired(frames: Frames, tables: Tables) -> Section:
+    """Paired differences, and how much pairing narrowed their intervals."""
+    table, against = tables["differences"], tables["differences_to_speculative"]
     if table.empty:
         return Section(name="differences", title="Paired differences", sentences=(_ALONE,))
     narrower = table.loc[table["narrowing"] < float("inf"), "narrowing"]
@@ -123,25 +141,21 @@ def paired(frames: Frames, table: pd.DataFrame, against: pd.DataFrame) -> Sectio
             "Intervals hold one by one and Holm's p for all comparisons together, so an interval "
             "may leave out zero where the adjusted p is not small."
         )
-    tables = [*tables_by_task(table, _DIFFERENCES)]
+    shown = [*tables_by_task(table, _DIFFERENCES)]
     if len(against):
         name = str(against["baseline"].iloc[0])
         for task, rows in _by_task(against):
             mine = rows[rows["system"] == frames.focus]
             if len(mine):
                 sentences.append(_beside(records(mine)[0]))
-            tables.append(make_table(rows, _DIFFERENCES, f"{task}: against {name}", is_open=False))
+            shown.append(make_table(rows, _DIFFERENCES, f"{task}: against {name}", is_open=False))
     return Section(
         name="differences",
         title="Paired differences",
         sentences=tuple(sentences),
         figures=tuple(figures),
-        tables=tuple(tables),
+        tables=tuple(shown),
     )
-
-
-_ERROR = 0.05
-_ALONE = "There is only one system, so there is nothing to compare."
 
 
 def _by_task(table: pd.DataFrame, *, pooled_first: bool = False) -> list[tuple[str, pd.DataFrame]]:
@@ -189,11 +203,11 @@ def _others(task: str, rows: pd.DataFrame, baseline: str, margin: float) -> str:
         return ""
     clauses = []
     for finding, words in (
-        (BETTER, f"really better than {baseline}"),
-        (WORSE, "really worse"),
+        (BETTER, f"significantly better than {baseline}"),
+        (WORSE, "significantly worse"),
         (EQUIVALENT, f"within ±{_margin(margin)}"),
         (SAME, "with exactly the baseline's texts"),
-        (UNKNOWN, "not to be told apart with this many samples"),
+        (UNKNOWN, "with no difference detected in this many samples"),
     ):
         found = rows[rows["finding"] == finding]
         if found.empty:
@@ -205,7 +219,7 @@ def _others(task: str, rows: pd.DataFrame, baseline: str, margin: float) -> str:
 
 
 def _scale(frames: Frames, rows: pd.DataFrame) -> str:
-    """What merely decoding the target at another temperature does."""
+    """The effect of merely decoding the target at another temperature, for comparison."""
     found = [
         f"{row['system']} is at {number(row['difference'], 'points')} points ({row['finding']})"
         for row in records(rows)
@@ -243,8 +257,7 @@ def _pairs(table: pd.DataFrame) -> str:
     return ", ".join(f"{size:,} samples of {task}" for task, size in sizes.items())
 
 
-def _unfinished(frames: Frames) -> tuple[str, ...]:
-    counts = coverage(frames)
+def _unfinished(frames: Frames, counts: pd.DataFrame) -> tuple[str, ...]:
     missing, wanted = int(counts["missing"].sum()), int(counts["wanted"].sum())
     left_out = counts[(counts["samples"] > 0) & (counts["paired"] == 0)]
     found = []
@@ -273,11 +286,6 @@ def _cut_off(table: pd.DataFrame) -> tuple[str, ...]:
     )
 
 
-def _percent(row: pd.Series) -> str:
-    low, high = (number(row[f"accuracy_{end}"], "percent") for end in ("low", "high"))
-    return f"{number(row['accuracy'], 'percent')} % [{low}, {high}]"
-
-
 def _interval(row: dict[str, Any]) -> str:
     low, high = (number(row[f"difference_{end}"], "points") for end in ("low", "high"))
     return f"{low} to {high}"
@@ -286,6 +294,3 @@ def _interval(row: dict[str, Any]) -> str:
 def _margin(margin: float) -> str:
     points = f"{100 * margin:g}"
     return f"{points} point{'' if points == '1' else 's'}"
-
-
-__all__ = ["accuracies", "accuracy", "differences", "paired", "verdict"]

@@ -1,4 +1,4 @@
-"""What traced positions say: entropies, overlap, refused tokens."""
+"""Metrics of traced positions: entropies, overlap, refused tokens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from easd.errors import InputError
-from easd.report.metrics.frames import Frames, cells, narrowed, ordered
+from easd.report.metrics.frames import Frames, by_task_and_system, narrowed, ordered, share_of
 from easd.report.metrics.gate import conditions_met
-from easd.report.metrics.intervals import share_of
 from easd.runs.schema import EMITTED, EXAMINED
 from easd.stats import bootstrap
 
@@ -132,25 +131,25 @@ def entropy_of_samples(frames: Frames) -> pd.DataFrame:
 
 
 def correctness_by_entropy(frames: Frames) -> pd.DataFrame:
-    """Accuracy of traced texts in five groups of equal size, from sure to doubtful.
+    """Accuracy of traced texts in five groups of equal size, from low to high entropy.
 
     Columns: task, system, group, entropy_low, entropy_high, entropy (means of texts, nats),
     samples, accuracy with its interval.
     """
     rows = []
-    for task, system, cell in cells(entropy_of_samples(frames), pooled=False):
-        if len(cell) < 2 * _GROUPS:
+    for task, system, group in by_task_and_system(entropy_of_samples(frames), pooled=False):
+        if len(group) < 2 * _GROUPS:
             continue
-        rank = cell["entropy"].rank(method="first")
-        groups = ((rank - 1) * _GROUPS / len(cell)).astype(int)
-        for group in range(_GROUPS):
-            part = cell[groups == group]
+        rank = group["entropy"].rank(method="first")
+        groups = ((rank - 1) * _GROUPS / len(group)).astype(int)
+        for fifth in range(_GROUPS):
+            part = group[groups == fifth]
             problems = part.groupby("problem")["correct"].agg(["sum", "size"])
             rows.append(
                 {
                     "task": task,
                     "system": system,
-                    "group": group + 1,
+                    "group": fifth + 1,
                     "entropy_low": part["entropy"].min(),
                     "entropy_high": part["entropy"].max(),
                     "entropy": part["entropy"].mean(),
@@ -167,10 +166,10 @@ def entropy_correlation(frames: Frames) -> pd.DataFrame:
     Columns: task, system, samples, correlation with its interval.
     """
     rows = []
-    for task, system, cell in cells(entropy_of_samples(frames), pooled=False):
-        x, y = cell["entropy"], cell["correct"].astype(float)
+    for task, system, group in by_task_and_system(entropy_of_samples(frames), pooled=False):
+        x, y = group["entropy"], group["correct"].astype(float)
         sums = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
-        by_problem = sums.groupby(cell["problem"].to_numpy()).sum().to_numpy()
+        by_problem = sums.groupby(group["problem"].to_numpy()).sum().to_numpy()
         value = _correlation(by_problem.sum(0)[None])[0]
         low = high = math.nan
         try:
@@ -186,7 +185,7 @@ def entropy_correlation(frames: Frames) -> pd.DataFrame:
             {
                 "task": task,
                 "system": system,
-                "samples": len(cell),
+                "samples": len(group),
                 "correlation": value,
                 "correlation_low": low,
                 "correlation_high": high,
@@ -196,7 +195,7 @@ def entropy_correlation(frames: Frames) -> pd.DataFrame:
 
 
 def replacements(frames: Frames) -> pd.DataFrame:
-    """Penalised tokens of traced items and what came instead of each.
+    """Penalised tokens of traced items and the replacement of each.
 
     Columns: system, token, refused (its text), replacement (text), count.
     """
@@ -250,7 +249,7 @@ def refused_tokens(frames: Frames) -> pd.DataFrame:
 
 
 def quoted(text: str) -> str:
-    """A token in quotes, so that its spaces are seen."""
+    """A token in quotes, which shows its spaces."""
     return "“" + text.replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 

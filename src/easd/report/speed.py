@@ -1,17 +1,25 @@
-"""Sections on what a system costs: time, and work."""
+"""Sections on what a system costs: time, operations, and the times of servers."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
 from easd.report import figures as plots
-from easd.report.cells import number
-from easd.report.metrics import POOLED, Frames
-from easd.report.metrics.frames import records
+from easd.report.metrics import Frames
+from easd.report.metrics.frames import Tables, records
 from easd.report.metrics.speed import SPEED_PARTS
-from easd.report.page import Figure, Section, Table, tables_by_task
+from easd.report.page import (
+    Figure,
+    Section,
+    Table,
+    number,
+    overall,
+    tables_by_task,
+    with_interval,
+)
 
 _SPEED = (
     "system",
@@ -21,7 +29,7 @@ _SPEED = (
     "target_ms",
     "verify_ms",
     "other_ms",
-    "units",
+    "chunks",
     "batch",
 )
 _THEORY = (
@@ -50,15 +58,16 @@ _WORK = (
 )
 
 
-def speeds(frames: Frames, table: pd.DataFrame, drafted: pd.DataFrame) -> Section:
-    """Speed, where the time went, and what theory expects."""
-    shown = _overall(table)
+def speeds(frames: Frames, tables: Tables) -> Section:
+    """Speed, its breakdown, and what theory predicts."""
+    table, drafted = tables["speed"], tables["drafting"]
+    shown = overall(table)
     sentences = []
     for name in dict.fromkeys([_speculative(frames), frames.focus]):
         rows = shown[shown["system"] == name]
         if len(rows) and name != frames.baseline:
             sentences.append(_speed_sentence(records(rows)[0], frames.baseline))
-    efficient = _overall(drafted).dropna(subset=["block_efficiency"])
+    efficient = overall(drafted).dropna(subset=["block_efficiency"])
     if len(efficient):
         best = efficient.nlargest(1, "block_efficiency").iloc[0]
         sentences.append(
@@ -75,7 +84,7 @@ def speeds(frames: Frames, table: pd.DataFrame, drafted: pd.DataFrame) -> Sectio
         )
     if any(frames.kind(system) == "rsd" for system in frames.systems):
         warnings.append(
-            "Reward-guided decoding reads its text anew at every step here, and the reward model's "
+            "Reward-guided decoding rereads its text at every step here, and the reward model's "
             "time counts as verification."
         )
     parts = {f"{part}_ms": str(part) for part in SPEED_PARTS}
@@ -89,8 +98,8 @@ def speeds(frames: Frames, table: pd.DataFrame, drafted: pd.DataFrame) -> Sectio
                 name="speed",
                 svg=plots.stacked(shown, parts, label="wall time a token, ms"),
                 caption="Wall time of a decoded token by what it went into"
-                f"{', over all tasks' if len(frames.present_tasks) > 1 else ''}. “Other” takes in "
-                "prompts and commits tokens.",
+                f"{', over all tasks' if len(frames.present_tasks) > 1 else ''}. “Other” is "
+                "reading prompts and committing tokens.",
             ),
         ),
         tables=(
@@ -103,9 +112,10 @@ def speeds(frames: Frames, table: pd.DataFrame, drafted: pd.DataFrame) -> Sectio
     )
 
 
-def works(frames: Frames, table: pd.DataFrame) -> Section:
+def works(frames: Frames, tables: Tables) -> Section:
     """Tokens, forwards and operations."""
-    shown = _overall(table)
+    table = tables["work"]
+    shown = overall(table)
     sentences = []
     mine = shown[shown["system"] == frames.focus]
     if len(mine):
@@ -117,8 +127,8 @@ def works(frames: Frames, table: pd.DataFrame) -> Section:
         )
     sentences.append(
         "Operations are 2 times parameters times positions processed: proposed tokens and one more "
-        "a block at the target, proposed tokens at the draft. Reading prompts is left out, and so "
-        "are a reward model and rereading of reward-guided steps."
+        "a block at the target, proposed tokens at the draft. Prompts, reward models and the "
+        "rereading of reward-guided steps are not counted."
     )
     return Section(
         name="work",
@@ -128,25 +138,14 @@ def works(frames: Frames, table: pd.DataFrame) -> Section:
     )
 
 
-def _overall(table: pd.DataFrame) -> pd.DataFrame:
-    """The pooled rows, or those of the only task."""
-    pooled = table[table["task"] == POOLED]
-    return pooled if len(pooled) else table
-
-
 def _speculative(frames: Frames) -> str | None:
     return next((s for s in frames.systems if frames.kind(s) == "speculative"), None)
 
 
 def _speed_sentence(row: dict, baseline: str) -> str:
-    factor = row["improvement"]
-    ends = [row[f"improvement_{end}"] for end in ("low", "high")]
-    interval = ""
-    if ends[0] == ends[0]:
-        interval = f" [{number(ends[0], 'factor')}, {number(ends[1], 'factor')}]"
     sentence = (
         f"{row['system']} decodes {number(row['tokens_per_second'], 'number')} tokens a second, "
-        f"{number(factor, 'factor')}{interval} times the speed of {baseline}"
+        f"{with_interval(row, 'improvement', 'factor')} times the speed of {baseline}"
     )
     if row["predicted"] == row["predicted"]:
         sentence += (
@@ -162,3 +161,51 @@ def _titled(table: pd.DataFrame, columns: tuple[str, ...], title: str) -> list[T
     return [
         replace(found, title=f"{found.title}: {title}") for found in tables_by_task(table, columns)
     ]
+
+
+_SERVING = (
+    "system",
+    "batch",
+    "chunks",
+    "tokens_per_second",
+    "improvement",
+    "request_p50",
+    "request_p95",
+    "acceptance",
+    "utilisation",
+    "block_efficiency",
+    "penalty_rate",
+)
+
+
+def served(frames: Frames, tables: Tables) -> Section:
+    """How fast the servers answered, and what they do not report."""
+    table = tables["serving"]
+    sentences = [_speed(row) for row in records(overall(table))]
+    sentences.append(
+        "Times are of requests from this machine, as the servers and the way to them were at that "
+        "time; waiting for a request that was sent again counts."
+    )
+    sentences.append(
+        "Each text had noise of its own: two systems' texts of one problem share the problem and "
+        "no random numbers, unless their server draws alike from equal seeds."
+    )
+    sentences.append(
+        "Servers report no tokens and no entropies; firing rates, thresholds, refused tokens and "
+        "operations are left out."
+    )
+    return Section(
+        name="serving",
+        title="Servers",
+        sentences=tuple(sentences),
+        tables=tables_by_task(table, _SERVING),
+    )
+
+
+def _speed(row: dict[str, Any]) -> str:
+    tokens = row["tokens_per_second"]
+    rate = f"{number(tokens, 'number')} tokens a second with " if tokens == tokens else ""
+    return (
+        f"{row['system']}: {rate}{row['batch']} requests under way, half of them answered within "
+        f"{number(row['request_p50'], 'number')} s."
+    )

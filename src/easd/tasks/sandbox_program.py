@@ -1,9 +1,9 @@
-"""The inside of the sandbox: a program that gives up its rights, then runs what it is given.
+"""The program inside the sandbox: drops its privileges, then runs the code that it is given.
 
-Run as a program with `python -I`; standard library only. It reads one JSON object from standard
-input, and reports on a pipe either the number it was left on another pipe, once every part has
-run, or what went wrong. The order of giving up: resource limits, then the user (when it is root),
-then Landlock (files), then seccomp (system calls).
+Run with `python -I`; standard library only. It reads one JSON object from standard input. Once
+every part has run, it copies a random number from one pipe to its report pipe; else it reports the
+error. Privileges are dropped in this order: resource limits, the user (if root), files (Landlock),
+system calls (seccomp).
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _run(parts: list[str]) -> None:
 
 
 def confine(request: dict[str, Any]) -> None:
-    """Gives up every right that running a function does not need.
+    """Drops every privilege that running a function does not need.
 
     Raises:
         OSError: The kernel refused a step.
@@ -189,7 +189,7 @@ def _limit(request: dict[str, Any]) -> None:
 
 
 def _become_nobody(folder: str) -> None:
-    """Root becomes a user who owns nothing but the folder, and may read Python wherever it is."""
+    """Switches from root to a user who owns only the folder but may read Python's files."""
     os.chown(folder, _NOBODY, _NOBODY)
     _check(_libc().prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setgroups([])
