@@ -42,9 +42,8 @@ def main() -> None:
     )
     engines = {}
     for length in (args.short, args.long):
-        engine = make_engine(pair.target, pair.draft, settings, num_rows=1)
-        models = [pair.target, pair.draft]
-        engine.waiting.extend(make_requests(models, [text[:length]], settings, pair.tokenizer))
+        engine = make_engine(pair, settings, num_rows=1)
+        engine.submit(*make_requests(pair, [text[:length]], settings))
         engine.step()  # prefill
         engines[length] = engine
     seconds = {length: [] for length in engines}

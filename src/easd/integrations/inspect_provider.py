@@ -25,12 +25,12 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from easd.engine.chat import encode_turns
 from easd.engine.engine import Engine
-from easd.engine.generate import context_limit, make_engine, make_requests
+from easd.engine.generate import make_engine, make_requests
 from easd.engine.request import Counts, Request, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 from easd.integrations.arguments import before_stop, run_config
-from easd.integrations.arrivals import Arrivals
+from easd.integrations.async_engine import AsyncEngine
 from easd.pairs.from_config import load
 from easd.pairs.lab import ALIASES
 from easd.pairs.loading import PAIRS
@@ -97,8 +97,8 @@ class EasdAPI(ModelAPI):
         is_pair = model_name in PAIRS or model_name in ALIASES
         self.run = run_config({**model_args, "pair" if is_pair else "target": model_name})
         self.pair = load(self.run)
-        self._limit = context_limit([self.pair.target, self.pair.draft])
-        self._arrivals = Arrivals(self._engine)
+        self._limit = self.pair.context_window
+        self._async_engine = AsyncEngine(self._engine)
         self._asked: WeakKeyDictionary[Any, Counter[bytes]] = WeakKeyDictionary()
 
     def max_connections(self) -> int:
@@ -133,7 +133,7 @@ class EasdAPI(ModelAPI):
         settings = self._settings(config)
         requests = self._requests(self._encode(input), settings)
         begin = perf_counter()
-        rows = await self._arrivals.decode(requests, self._shared(settings))
+        rows = await self._async_engine.decode(requests, self._shared(settings))
         return self._output(rows, settings, perf_counter() - begin)
 
     def _settings(self, config: GenerateConfig) -> Settings:
@@ -153,9 +153,7 @@ class EasdAPI(ModelAPI):
         return replace(self.run.settings, **{name: getattr(settings, name) for name in _SHARED})
 
     def _engine(self, settings: Settings) -> Engine:
-        return make_engine(
-            self.pair.target, self.pair.draft, settings, num_rows=settings.batch_size
-        )
+        return make_engine(self.pair, settings, num_rows=settings.batch_size)
 
     def _encode(self, messages: list[ChatMessage]) -> list[int]:
         turns = [{"role": message.role, "content": _text(message)} for message in messages]
@@ -172,12 +170,9 @@ class EasdAPI(ModelAPI):
         return [
             replace(
                 request,
-                number=first + request.number,
                 max_new_tokens=min(request.max_new_tokens, room or request.max_new_tokens),
             )
-            for request in make_requests(
-                [self.pair.target, self.pair.draft], [ids], settings, self.pair.tokenizer
-            )
+            for request in make_requests(self.pair, [ids], settings, numbers=[first])
         ]
 
     def _number(self, ids: list[int], copies: int) -> int:

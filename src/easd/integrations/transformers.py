@@ -25,8 +25,9 @@ from easd.core.rules import EASD
 from easd.core.step import Rule
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode
-from easd.engine.processing import Processing
+from easd.engine.pair import Pair
 from easd.engine.request import Criterion, Request, Row
+from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError
@@ -114,7 +115,7 @@ def custom_generate(
         int(torch.randint(2**62, ())) if seed is None else seed,
     )
     done: list[Row] = []
-    for record in decode(model, draft_model, requests, settings):
+    for record in decode(Pair.of(model, draft_model), requests, settings):
         done += [row for row in record.rows if row.finished]
         if streamer is not None:
             streamer.put(torch.tensor(record.committed[0]))

@@ -56,7 +56,7 @@ class Shape:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         linear = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
-        # A reduced head (`easd.pairs.reduced_head`) says which tokens it knows.
+        # A reduced head (`easd.pairs.smollm2`) says which tokens it knows.
         known = getattr(model.get_output_embeddings(), "token_ids", None)  # type: ignore[operator]
         matrices = tuple(layer.weight.numel() for layer in linear)
         return cls(
