@@ -250,6 +250,25 @@ def test_cancelled_requests_leave_the_others_alone():
     assert done == {n: row.ids for n, row in expected.items() if n not in (0, 3, 6)}
 
 
+def test_what_submit_refuses_leaves_the_others_alone():
+    asked = requests(TEXTS[:2])
+    engine = make_engine(Pair.of(*llama_pair()), Settings(rule=GATED), num_rows=2)
+    engine.submit(asked[0])
+    engine.step()
+    with pytest.raises(InputError, match="prompt 1 is empty"):
+        engine.submit(replace(asked[1], prompt=()))
+    with pytest.raises(InputError, match="context window of 2048"):
+        engine.submit(replace(asked[1], max_new_tokens=2048))
+    with pytest.raises(ConfigError, match="decode each by itself"):
+        engine.submit(replace(asked[1], rule=TargetOnly()))
+    engine.submit(asked[1])
+    done = {}
+    while engine.busy:
+        (record,) = engine.step()
+        done |= {row.request.number: row.new_ids for row in record.rows if row.finished}
+    assert [done[0], done[1]] == texts(llama_pair(), asked, rule=GATED)
+
+
 def test_cancelling_everything_ends_the_engine():
     engine = make_engine(Pair.of(*llama_pair()), Settings(), num_rows=2)
     asked = requests(TEXTS[:3])

@@ -1,8 +1,8 @@
 """Drop-in for `model.generate(..., custom_generate=easd.custom_generate, draft_model=...)`.
 
-transformers prepares the prompt, the logits processors and the stopping criteria exactly as for
-its own sampling; this module hands them to the engine row by row and gives back what `generate`
-promises. What cannot be honoured is an error that names it.
+transformers prepares the prompt, logits processors and stopping criteria exactly as for its own
+sampling. This module hands them to the engine row by row and returns what `generate` promises.
+Anything that cannot be honoured raises an error that names it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from easd.engine.settings import Settings
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError
 
-# These carry state of their own from call to call, which a refused draft token would corrupt.
+# These keep state from call to call, which a refused draft token would corrupt.
 _STATEFUL = (
     hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
     hf.ClassifierFreeGuidanceLogitsProcessor,
     hf.SynthIDTextWatermarkLogitsProcessor,
     hf.WhisperTimeStampLogitsProcessor,
 )
-# `generate` without its decorators: the frame to look for, however our function was wrapped.
+# `generate` without its decorators, whose frame holds the streamer.
 _GENERATE = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__
-# What `generate` adds to the keywords by itself; other tensors are inputs of the user's.
+# Keywords that `generate` adds by itself; other tensors come from the user.
 _OWN_KEYWORDS = {"attention_mask", "position_ids", "past_key_values", "cache_position"}
 _UNSUPPORTED = {
     "output_logits": "use output_scores, the processed logits of every emitted token",
@@ -69,21 +69,22 @@ def custom_generate(
     on_step: Callable[[StepRecord], None] | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Decodes by `rule` with `draft_model` under the generation config the user already has.
+    """Decodes by `rule` with `draft_model`, under the user's own generation config.
 
-    Pass it as `custom_generate` to `model.generate`; the keywords below go to `generate` too.
+    Pass it as `custom_generate` to `model.generate`, together with the keywords below.
 
     Args:
-        draft_model: shares the model's tokenizer; without one, the config's
-            `prompt_lookup_num_tokens` drafts from the prompt.
+        draft_model: has the model's tokenizer; without one, the config's
+            `prompt_lookup_num_tokens` turns on prompt lookup.
         rule: how draft tokens are judged; `EASD()` unless given.
-        gamma: draft tokens per block.
+        gamma: maximum number of draft tokens per block.
         noise: see `Settings.noise`.
-        seed: decides all randomness; unless given it is drawn from torch's global generator, so
+        seed: decides all randomness; unless given, drawn from torch's global generator, so that
             `set_seed` works as usual.
         batch_size: rows decoded at once; all of them unless given.
-        stop_strings: texts that end a row. `generate` drops the tokenizer before calling here, so
-            it is `stop_tokenizer`, or loaded from where the model came from.
+        stop_strings: texts that end a row.
+        stop_tokenizer: decodes them, since `generate` does not pass its tokenizer on; unless given,
+            loaded from where the model came from.
         on_step: called with every step's record.
 
     Raises:
@@ -130,8 +131,8 @@ def custom_generate(
 def _callers_streamer() -> Any:
     """The streamer that `generate` was called with.
 
-    `generate` feeds it the prompt but passes it on to its own methods only; without this a
-    consumer of a streamed text would wait for ever.
+    `generate` passes it only to its own methods, after feeding it the prompt; without this, whoever
+    reads the stream would wait for ever.
     """
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not _GENERATE:
@@ -235,7 +236,7 @@ def _left_padding(attention_mask: Tensor | None, rows: list[list[int]]) -> list[
 
 
 def _for_row(processor: Any, row: int) -> Any:
-    """A processor that knows all rows of the batch, narrowed to one: it is called row by row."""
+    """A processor for a whole batch, narrowed to one row: the engine calls it row by row."""
     if isinstance(processor, hf.RepetitionPenaltyLogitsProcessor):
         ignored = processor.prompt_ignore_length
         if isinstance(ignored, Tensor):
@@ -272,7 +273,7 @@ def _output(
         return sequences
     scores = None
     if config.output_scores:
-        # Behind a row's end its padding is certain.
+        # Behind a row's end, padding has probability 1.
         certain = torch.full_like(rows[0].scores[0], float("-inf"))
         certain[pad_id] = 0.0
         padded = [row.scores + [certain] * (longest - len(row.scores)) for row in rows]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from torch import Tensor
 
 from easd.config import RunConfig
-from easd.core.step import Judgement
 from easd.engine.engine import StepRecord
 from easd.engine.pair import Pair
 from easd.runs.files import now
@@ -122,38 +122,14 @@ class TraceEvents:
 def only(record: StepRecord, place: int) -> StepRecord:
     """The record of a step, narrowed to one row."""
     row = slice(place, place + 1)
-    judgement, step = record.decision.judgement, record.step
-    named = {
-        name: None if values is None else values[row]
-        for name, values in (
-            ("raw_draft_probs", step.raw_draft_probs),
-            ("raw_target_probs", step.raw_target_probs),
-            ("greedy", step.greedy),
-        )
-    }
-    return replace(
-        record,
-        rows=record.rows[row],
-        starts=record.starts[row],
-        committed=record.committed[row],
-        step=replace(
-            step,
-            draft_tokens=step.draft_tokens[row],
-            num_draft_tokens=step.num_draft_tokens[row],
-            draft_probs=step.draft_probs[row],
-            target_probs=step.target_probs[row],
-            **named,
-        ),
-        decision=replace(
-            record.decision,
-            num_accepted=record.decision.num_accepted[row],
-            next_token=record.decision.next_token[row],
-            penalised=record.decision.penalised[row],
-            judgement=Judgement(
-                accept_prob=judgement.accept_prob[row],
-                penalty_prob=judgement.penalty_prob[row],
-                signals={name: values[row] for name, values in judgement.signals.items()},
-            ),
-        ),
-        noise=replace(record.noise, keys=record.noise.keys[row], start=record.noise.start[row]),
-    )
+
+    def narrow(value: Any) -> Any:
+        if isinstance(value, Tensor | list):
+            return value[row]
+        if isinstance(value, Mapping):
+            return {name: narrow(held) for name, held in value.items()}
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{f.name: narrow(getattr(value, f.name)) for f in fields(value)})
+        return value
+
+    return narrow(record)

@@ -177,8 +177,7 @@ class Scheduler:
         if self._closed:
             return
         self._closed = True
-        begun = {id(slot.job) for slot in self._running.values()}
-        for job in {id(job): job for job, _ in self._waiting if id(job) not in begun}.values():
+        for job in {job for job, _ in self._waiting} - self._running_jobs():
             self._fail(job, _shutting_down())
         asyncio.get_running_loop().call_later(grace, self._end_all)
 
@@ -263,9 +262,11 @@ class Scheduler:
         job.updates.put_nowait(refusal)
 
     def _end_all(self) -> None:
-        running, waiting = [s.job for s in self._running.values()], [j for j, _ in self._waiting]
-        for job in {id(job): job for job in running + waiting}.values():
+        for job in {job for job, _ in self._waiting} | self._running_jobs():
             self._fail(job, _shutting_down())
+
+    def _running_jobs(self) -> set[Job]:
+        return {slot.job for slot in self._running.values()}
 
     def _count(self) -> None:
         self._metrics.running.set(len(self._running))

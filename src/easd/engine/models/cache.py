@@ -76,7 +76,7 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Writes [b, heads, T, dim] at the placed slots; returns the rows up to the last of them."""
+        """Writes [b, heads, T, dim] at the placed slots; returns the rows up to the last one."""
         self.keys = self._with_room(self.keys, key_states)
         self.values = self._with_room(self.values, value_states)
         return self._write(self.keys, key_states), self._write(self.values, value_states)
