@@ -13,6 +13,7 @@ import argparse
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from common import PROMPTS, describe, quiet
@@ -41,10 +42,10 @@ def step(pair, prompts, texts: int, gamma: int, tokens: int) -> tuple[float, int
     """Seconds of a step with every text and all of gamma, and the mean context there."""
     rule = EASD(coupling="maximal") if gamma else TargetOnly()
     settings = Settings(rule=rule, gamma=gamma or 1, max_new_tokens=tokens, batch_size=texts)
-    models = [pair.target, pair.draft] if gamma else [pair.target]
-    requests = make_requests(models, prompts[:texts], settings, pair.tokenizer)
+    models = pair if gamma else replace(pair, draft=None)
+    requests = make_requests(models, prompts[:texts], settings)
     seconds, contexts = [], []
-    for record in decode(pair.target, pair.draft if gamma else None, requests, settings):
+    for record in decode(models, requests, settings):
         drafted = record.step.num_draft_tokens.tolist()
         if drafted == [gamma] * texts:
             parts = record.seconds

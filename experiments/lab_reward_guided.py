@@ -15,7 +15,7 @@ from easd.core.rules import DraftOnly, TargetOnly
 from easd.evaluate.reward_guided import RewardGuided, StepCounts, generate_reward_guided
 from easd.evaluate.rewards import load_reward_model
 from easd.pairs import lab
-from easd.pairs.rewards import STEP_TOKENS
+from easd.pairs.lab import STEP_TOKENS
 from easd.stats import proportion
 
 DELTAS = (0.5, 0.7, 0.9)

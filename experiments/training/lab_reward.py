@@ -28,7 +28,7 @@ from transformers import GPT2Config, GPT2ForTokenClassification, GPT2LMHeadModel
 from easd import Pair, Settings, generate, load_models
 from easd.core.rules import DraftOnly
 from easd.pairs import lab
-from easd.pairs.rewards import STEP_TOKENS, reward_folder
+from easd.pairs.lab import STEP_TOKENS, reward_folder
 
 
 class Phase(NamedTuple):

@@ -28,8 +28,9 @@ from easd import EASD, Speculative, custom_generate, generate
 from easd.core.noise import Noise, race, request_key
 from easd.core.rules import TargetOnly
 from easd.engine.generate import decode
-from easd.engine.processing import Processing
+from easd.engine.pair import Pair
 from easd.engine.request import Request
+from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 
 TEXTS = prompts(6)
@@ -54,7 +55,7 @@ def long_texts():
 
 
 def steps(pair, asked, **settings):
-    return decode(*pair, asked, Settings(**{"batch_size": len(asked)} | settings))
+    return decode(Pair.of(*pair), asked, Settings(**{"batch_size": len(asked)} | settings))
 
 
 # Distribution.

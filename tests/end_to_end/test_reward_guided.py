@@ -19,7 +19,7 @@ from easd.evaluate.reward_guided import (
 )
 from easd.evaluate.rewards import ScoredStep, load_reward_model
 from easd.pairs import lab
-from easd.pairs.rewards import STEP_TOKENS
+from easd.pairs.lab import STEP_TOKENS
 
 PROMPTS = prompts(9)
 SETTINGS = Settings(max_new_tokens=14, batch_size=4)
@@ -174,7 +174,7 @@ def test_decoded_texts_follow_the_mixture():
     problems, copies = lab.problems("lab-ad", 80, seed=11), 80
     exact = exact_accuracy("lab-ad", problems, models, scorer, delta=0.9)
     asked = make_requests(
-        [models.target], [models.tokenizer(p.prompt).input_ids for p in problems], SETTINGS, None
+        models, [models.tokenizer(p.prompt).input_ids for p in problems], SETTINGS
     )
     found = generate_reward_guided(
         models.target,

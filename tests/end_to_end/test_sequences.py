@@ -323,7 +323,7 @@ def test_a_cache_that_keeps_refused_tokens_is_caught(monkeypatch):
     def forgetful(self, draft, *rest):
         lengths = list(self.target.lengths)
         committed = commit(self, draft, *rest)
-        for place in range(min(len(self.rows), len(lengths))):
+        for place in range(min(len(self._rows), len(lengths))):
             self.target.lengths[place] = min(self.target.lengths[place], lengths[place] + 1)
         return committed
 

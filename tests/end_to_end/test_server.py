@@ -14,7 +14,7 @@ from openai import AsyncOpenAI, OpenAI
 from easd import generate
 from easd.config import load_config, parse_rule
 from easd.core.rules import make_rule, rule_names
-from easd.engine.generate import context_limit
+from easd.engine.models.slots import context_window
 from easd.pairs.lab import problems
 from easd.runs import read_trace
 from easd.runs.schema import SAMPLES, TOKENS
@@ -348,7 +348,7 @@ def test_a_crowd_does_not_show_in_a_decoding(server):
 
 def test_what_the_server_tells_of_itself(server, client):
     assert [model.id for model in client.models.list()] == ["lab-c"]
-    assert client.models.retrieve("lab-c").max_model_len == context_limit([lab().target]) == 64
+    assert client.models.retrieve("lab-c").max_model_len == context_window(lab().target) == 64
     assert httpx.get(server.url + "/health").json() == {"status": "ok"}
     assert httpx.get(server.url + "/version").json().keys() == {"version"}
     told = httpx.get(server.url + "/easd/rules").json()

@@ -13,9 +13,10 @@ from easd import EASD, generate, load_pair
 from easd.config import RunConfig
 from easd.core.rules import TargetOnly
 from easd.engine.generate import decode, make_requests
+from easd.engine.pair import Pair
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, ModelError, TraceError
-from easd.pairs.reduced_head import ReducedHead
+from easd.pairs.smollm2 import ReducedHead
 from easd.runs import read_trace
 from easd.runs.tally import outcomes
 from easd.runs.writer import TraceWriter
@@ -210,8 +211,8 @@ def test_this_machine_is_measured_in_the_units_of_its_forecasts(monkeypatch):
     model = LlamaForCausalLM(config).eval()
     costs = CostModel(hardware=measure_here(), target=Shape.of(model, "made up"))
     settings = Settings(rule=TargetOnly(), max_new_tokens=40)
-    requests = make_requests([model], [[1] * 8] * 4, settings, None)
-    steps = [record.seconds for record in decode(model, None, requests, settings)]
+    requests = make_requests(Pair.of(model), [[1] * 8] * 4, settings)
+    steps = [record.seconds for record in decode(Pair.of(model), requests, settings)]
     forwards = undisturbed([seconds["target"] for seconds in steps])
     rest = undisturbed([seconds["draft"] + seconds["verify"] for seconds in steps])
     forecast = costs.forward_seconds(costs.target, 4, 1, 28)

@@ -17,11 +17,11 @@ from easd.core.rules.gated import EntropyGated, gate_signals
 from easd.core.rules.pool import LEAST_DRAFT_PROB, Pool
 from easd.core.step import Step
 from easd.diagnose.positions import GATED, PLAUSIBLE, TOP_N, UNGATED, positions_schema
-from easd.engine.distributions import distributions
-from easd.engine.generate import context_limit, make_requests, shared_vocabulary
+from easd.engine.generate import make_requests
 from easd.engine.models.slots import SlotModel
 from easd.engine.pair import Pair
 from easd.engine.request import Row
+from easd.engine.sampling import distributions
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError, NumericsError
 
@@ -86,14 +86,9 @@ def read_positions(
     if pair.draft is None:
         raise ConfigError("a diagnosis compares two models; name a draft")
     settings = replace(settings or Settings(), n=1)
-    vocab_size = shared_vocabulary(pair.target, pair.draft)
-    _check(texts, context_limit([pair.target, pair.draft]), vocab_size)
-    requests = make_requests(
-        [pair.target, pair.draft],
-        [list(prompt) for prompt, _, _ in texts],
-        settings,
-        pair.tokenizer,
-    )
+    vocab_size = pair.vocab_size
+    _check(texts, pair.context_window, vocab_size)
+    requests = make_requests(pair, [list(prompt) for prompt, _, _ in texts], settings)
     lengths = [len(reference) for _, reference, _ in texts]
     budget = max(1, _MOST_PROBS // vocab_size)
     num_rows = min(_MOST_ROWS, len(texts), max(1, budget // _POSITIONS_AT_ONCE))

@@ -1,4 +1,4 @@
-"""How to decode: one frozen record behind Python, the command line and files."""
+"""How to decode: one frozen dataclass behind Python, the command line and files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.generation import logits_process as hf
 from easd.core.couplings import COUPLINGS, Coupling
 from easd.core.rules import EASD, Rule
 from easd.core.rules.gated import EntropyGated, GatedRule
-from easd.engine.processing import Processing, Processor
+from easd.engine.sampling import Processing, Processor
 from easd.errors import ConfigError
 
 DrafterKind = Literal["model", "prompt-lookup"]
@@ -19,25 +19,25 @@ DrafterKind = Literal["model", "prompt-lookup"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that decides a text beside the models and the prompt.
+    """Everything besides the models and the prompt that decides a text.
 
     Attributes:
         rule: how draft tokens are judged; see `easd.RULES`.
         gamma: draft tokens asked for in one block.
-        least_block_prob: a block ends before `gamma` tokens where the draft's probability of all
-            its tokens falls below this; 0 always drafts `gamma`. A rule with a gate must ask it at
-            the bonus position too.
-        drafter: draft with the draft model, or look the next tokens up in the text so far.
-        max_new_tokens: most tokens decoded per text; unless given 256, or what the context
-            window leaves.
-        min_new_tokens: tokens before which the text cannot end.
+        least_block_prob: a block ends before `gamma` tokens once the draft's probability of all
+            its tokens falls below this; 0 always drafts `gamma`. Needs a rule whose gate, if it has
+            one, is evaluated at the bonus position too.
+        drafter: draft with the draft model, or look up the next tokens in the text so far.
+        max_new_tokens: maximum number of new tokens per text; unless given, 256 or what the
+            context window leaves.
+        min_new_tokens: minimum number of new tokens per text.
         temperature: 0 decodes greedily.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set with this probability; 1 keeps all.
         min_p: drop tokens below this share of the most probable one; 0 keeps all.
-        repetition_penalty: divides the logits of tokens already in the text; 1 does nothing.
-        bad_words: texts that are never written.
-        stop: texts that end the decoding once written.
+        repetition_penalty: divides the logits of tokens already in the text; 1 disables it.
+        bad_words: texts that are never generated.
+        stop: texts that end the decoding.
         seed: with a request's number, decides all its randomness.
         coupling: how a drafted block helps to draw from the rule's law: `maximal` keeps as many
             draft tokens as can be, `published` follows the rule's paper, and `shared` samples draft

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easd.core.rules import DraftOnly, Rule, TargetOnly
 from easd.engine.generate import decode, make_requests
+from easd.engine.pair import Pair
 from easd.engine.request import FinishReason, Request, Row
 from easd.engine.settings import Settings
 from easd.engine.stopping import StopStrings
@@ -181,7 +182,7 @@ def generate_reward_guided(
         NumericsError: The scorer returned NaN, or a model did.
     """
     system, settings = system or RewardGuided(), settings or Settings()
-    requests = make_requests([target, draft], prompts, settings, tokenizer)
+    requests = make_requests(Pair.of(target, draft, tokenizer), prompts, settings)
     if numbers is not None:
         requests = _numbered(requests, numbers)
     waiting = deque(_Text(request) for request in requests)
@@ -296,7 +297,7 @@ def _write(
         text.next_step(number, system.step, tokenizer) for number, text in number_of.items()
     ]
     done = {}
-    for record in decode(target, draft, requests, replace(settings, rule=rule)):
+    for record in decode(Pair.of(target, draft), requests, replace(settings, rule=rule)):
         for row in record.rows:
             if row.finished:
                 done[number_of[row.request.number].number] = row

@@ -18,7 +18,7 @@ from transformers import (
 
 from easd.errors import InputError, ModelError
 from easd.pairs import lab
-from easd.pairs.rewards import reward_folder
+from easd.pairs.lab import reward_folder
 
 _BATCH_SIZE = 256
 

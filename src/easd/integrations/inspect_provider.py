@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import anyio
-import anyio.to_thread
 from inspect_ai.log._samples import sample_active
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
-    ChatMessageTool,
     GenerateConfig,
     ModelAPI,
     ModelOutput,
@@ -28,11 +24,12 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from easd.engine.chat import encode_turns
 from easd.engine.engine import Engine
-from easd.engine.generate import context_limit, make_engine, make_requests
+from easd.engine.generate import make_engine, make_requests
 from easd.engine.request import Counts, Request, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 from easd.integrations.arguments import before_stop, run_config
+from easd.integrations.async_engine import AsyncEngine
 from easd.pairs.from_config import load
 from easd.pairs.lab import ALIASES
 from easd.pairs.loading import PAIRS
@@ -99,8 +96,8 @@ class EasdAPI(ModelAPI):
         is_pair = model_name in PAIRS or model_name in ALIASES
         self.run = run_config({**model_args, "pair" if is_pair else "target": model_name})
         self.pair = load(self.run)
-        self._limit = context_limit([self.pair.target, self.pair.draft])
-        self._engines = _SharedEngines(self._engine)
+        self._limit = self.pair.context_window
+        self._async_engine = AsyncEngine(self._engine)
         self._asked: WeakKeyDictionary[Any, Counter[bytes]] = WeakKeyDictionary()
 
     def max_connections(self) -> int:
@@ -135,7 +132,7 @@ class EasdAPI(ModelAPI):
         settings = self._settings(config)
         requests = self._requests(self._encode(input), settings)
         begin = perf_counter()
-        rows = await self._engines.decode(requests, self._shared(settings))
+        rows = await self._async_engine.decode(requests, self._shared(settings))
         return self._output(rows, settings, perf_counter() - begin)
 
     def _settings(self, config: GenerateConfig) -> Settings:
@@ -155,9 +152,7 @@ class EasdAPI(ModelAPI):
         return replace(self.run.settings, **{name: getattr(settings, name) for name in _SHARED})
 
     def _engine(self, settings: Settings) -> Engine:
-        return make_engine(
-            self.pair.target, self.pair.draft, settings, num_rows=settings.batch_size
-        )
+        return make_engine(self.pair, settings, num_rows=settings.batch_size)
 
     def _encode(self, messages: list[ChatMessage]) -> list[int]:
         turns = [{"role": message.role, "content": _text(message)} for message in messages]
@@ -174,12 +169,9 @@ class EasdAPI(ModelAPI):
         return [
             replace(
                 request,
-                number=first + request.number,
                 max_new_tokens=min(request.max_new_tokens, room or request.max_new_tokens),
             )
-            for request in make_requests(
-                [self.pair.target, self.pair.draft], [ids], settings, self.pair.tokenizer
-            )
+            for request in make_requests(self.pair, [ids], settings, numbers=[first])
         ]
 
     def _number(self, ids: list[int], copies: int) -> int:
@@ -221,70 +213,6 @@ class EasdAPI(ModelAPI):
             ),
             stop_reason=reason,
         )
-
-
-class _SharedEngines:
-    """Decodes requests of many async tasks together.
-
-    Requests with equal settings share an engine. Whichever task is waiting advances its engine by a
-    step, so there is no thread to start or stop.
-    """
-
-    def __init__(self, make: Callable[[Settings], Engine]) -> None:
-        self._make = make
-        self._groups: dict[Settings, _Group] = {}
-        # The engines share their models, which run one forward at a time.
-        self._models = anyio.Lock()
-
-    async def decode(self, requests: Sequence[Request], settings: Settings) -> list[Row]:
-        """Returns the finished rows of one caller's requests.
-
-        Args:
-            requests: of one caller.
-            settings: what all rows of an engine must agree on; nothing specific to a request.
-
-        Raises:
-            EasdError: The engine failed; every caller that shares it gets the error.
-        """
-        group = self._groups.get(settings)
-        if group is None:
-            group = self._groups[settings] = _Group(self._make(settings))
-        group.callers += 1
-        group.engine.waiting.extend(requests)
-        try:
-            while True:
-                async with self._models:
-                    if group.error is not None:
-                        raise group.error
-                    if all(id(request) in group.finished for request in requests):
-                        return [group.finished.pop(id(request)) for request in requests]
-                    await anyio.to_thread.run_sync(group.step)
-        finally:
-            group.callers -= 1
-            # Requests of cancelled callers are dropped with the last caller.
-            over = not group.callers or group.error is not None
-            if over and self._groups.get(settings) is group:
-                del self._groups[settings]
-
-
-class _Group:
-    """An engine, its finished rows by `id` of their request, and the number of its callers."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.finished: dict[int, Row] = {}
-        self.error: Exception | None = None
-        self.callers = 0
-
-    def step(self) -> None:
-        """Advances the engine; after an error its rows are no longer valid."""
-        try:
-            records = self.engine.step()
-        except Exception as error:
-            self.error = error
-        else:
-            rows = [row for record in records for row in record.rows]
-            self.finished |= {id(row.request): row for row in rows if row.finished}
 
 
 def _text(message: ChatMessage) -> str:

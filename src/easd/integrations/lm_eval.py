@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from easd.config import RunConfig
-from easd.engine.generate import context_limit, decode, end_tokens, make_requests
+from easd.engine.generate import decode, make_requests
+from easd.engine.models.slots import context_window
 from easd.engine.request import Counts, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
@@ -96,8 +97,8 @@ class EasdLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The first end-of-sequence token."""
-        return end_tokens(self.pair.target, self.tokenizer)[0]
+        """The first token that ends a text."""
+        return self.pair.end_tokens[0]
 
     @property
     def prefix_token_id(self) -> int:
@@ -108,7 +109,7 @@ class EasdLM(TemplateLM):
     @property
     def max_length(self) -> int:
         """The target's context window."""
-        return context_limit([self.pair.target]) or _UNKNOWN_WINDOW
+        return context_window(self.pair.target) or _UNKNOWN_WINDOW
 
     @property
     def tokenizer_name(self) -> str:
@@ -194,19 +195,14 @@ class EasdLM(TemplateLM):
         return RunConfig.from_dict(asked).settings
 
     def _decode(self, contexts: Mapping[int, str], settings: Settings) -> Iterator[Row]:
-        """Yields rows as they finish; `contexts` by request number."""
-        target, draft = self.pair.target, self.pair.draft
-        limit = context_limit([target, draft])
+        """Yields rows as they end; contexts by request number."""
+        window = self.pair.context_window
         prompts = [
-            _fitting(self.tok_encode(context) or [self.prefix_token_id], settings, limit)
+            _fitting(self.tok_encode(context) or [self.prefix_token_id], settings, window)
             for context in contexts.values()
         ]
-        requests = make_requests([target, draft], prompts, settings, self.tokenizer)
-        numbered = [
-            replace(request, number=number)
-            for number, request in zip(contexts, requests, strict=True)
-        ]
-        for record in decode(target, draft, numbered, settings):
+        requests = make_requests(self.pair, prompts, settings, numbers=list(contexts))
+        for record in decode(self.pair, requests, settings):
             for row in record.rows:
                 if row.finished:
                     self._count(row.counts)

@@ -1,8 +1,8 @@
 """Drop-in for `model.generate(..., custom_generate=easd.custom_generate, draft_model=...)`.
 
-transformers prepares the prompt, the logits processors and the stopping criteria exactly as for
-its own sampling; this module hands them to the engine row by row and gives back what `generate`
-promises. What cannot be honoured is an error that names it.
+transformers prepares the prompt, logits processors and stopping criteria exactly as for its own
+sampling. This module hands them to the engine row by row and returns what `generate` promises.
+Anything that cannot be honoured raises an error that names it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from easd.core.rules import EASD, Rule
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode
 from easd.engine.models.slots import CACHE_KEYWORDS
-from easd.engine.processing import Processing
+from easd.engine.pair import Pair
 from easd.engine.request import Criterion, Request, Row
+from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError
 
-# These carry state of their own from call to call, which a refused draft token would corrupt.
+# These keep state from call to call, which a refused draft token would corrupt.
 _STATEFUL = (
     hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
     hf.ClassifierFreeGuidanceLogitsProcessor,
     hf.SynthIDTextWatermarkLogitsProcessor,
     hf.WhisperTimeStampLogitsProcessor,
 )
-# `generate` without its decorators: the frame to look for, however our function was wrapped.
+# `generate` without its decorators, whose frame holds the streamer.
 _GENERATE = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__
 # What `generate` adds to the keywords by itself; other tensors are inputs of the user's.
 _OWN_KEYWORDS = {"attention_mask", "position_ids", "cache_position"}
@@ -69,21 +70,22 @@ def custom_generate(
     on_step: Callable[[StepRecord], None] | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Decodes by `rule` with `draft_model` under the generation config the user already has.
+    """Decodes by `rule` with `draft_model`, under the user's own generation config.
 
-    Pass it as `custom_generate` to `model.generate`; the keywords below go to `generate` too.
+    Pass it as `custom_generate` to `model.generate`, together with the keywords below.
 
     Args:
-        draft_model: shares the model's tokenizer; without one, the config's
-            `prompt_lookup_num_tokens` drafts from the prompt.
+        draft_model: has the model's tokenizer; without one, the config's
+            `prompt_lookup_num_tokens` turns on prompt lookup.
         rule: how draft tokens are judged; `EASD()` unless given.
-        gamma: draft tokens per block.
+        gamma: maximum number of draft tokens per block.
         coupling: see `Settings.coupling`.
-        seed: decides all randomness; unless given it is drawn from torch's global generator, so
+        seed: decides all randomness; unless given, drawn from torch's global generator, so that
             `set_seed` works as usual.
         batch_size: rows decoded at once; all of them unless given.
-        stop_strings: texts that end a row. `generate` drops the tokenizer before calling here, so
-            it is `stop_tokenizer`, or loaded from where the model came from.
+        stop_strings: texts that end a row.
+        stop_tokenizer: decodes them, since `generate` does not pass its tokenizer on; unless given,
+            loaded from where the model came from.
         on_step: called with every step's record.
 
     Raises:
@@ -115,7 +117,7 @@ def custom_generate(
             int(torch.randint(2**62, ())) if seed is None else seed,
         )
         done: list[Row] = []
-        for record in decode(model, draft_model, requests, settings):
+        for record in decode(Pair.of(model, draft_model), requests, settings):
             done += [row for row in record.rows if row.finished]
             if streamer is not None:
                 streamer.put(torch.tensor(record.committed[0]))
@@ -163,8 +165,8 @@ def _refuse_unsupported(
             )
     for name in CACHE_KEYWORDS:
         cache = model_kwargs.get(name)
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ConfigError(f"a filled {name} cannot be continued; pass the whole prompt")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ConfigError(f"a filled {name} cannot be continued; pass the whole prompt")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ConfigError("inputs_embeds cannot be drafted from; pass input_ids")
     for name, value in model_kwargs.items():
@@ -240,7 +242,7 @@ def _left_padding(attention_mask: Tensor | None, rows: list[list[int]]) -> list[
 
 
 def _for_row(processor: Any, row: int) -> Any:
-    """A processor that knows all rows of the batch, narrowed to one: it is called row by row."""
+    """A processor for a whole batch, narrowed to one row: the engine calls it row by row."""
     if isinstance(processor, hf.RepetitionPenaltyLogitsProcessor):
         ignored = processor.prompt_ignore_length
         if isinstance(ignored, Tensor):
@@ -277,7 +279,7 @@ def _output(
         return sequences
     scores = None
     if config.output_scores:
-        # Behind a row's end its padding is certain.
+        # Behind a row's end, padding has probability 1.
         certain = torch.full_like(rows[0].scores[0], float("-inf"))
         certain[pad_id] = 0.0
         padded = [row.scores + [certain] * (longest - len(row.scores)) for row in rows]

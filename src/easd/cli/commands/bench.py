@@ -15,7 +15,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from easd.cli.commands.evaluate import load_tasks
-from easd.engine.generate import context_limit
 from easd.engine.pair import Pair
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig
@@ -130,7 +129,7 @@ class Benchmark:
         (task,) = load_tasks(self.study, Console(stderr=True))
         chat = self.study.base.chat
         prompts = [encode_item(item, task, pair.tokenizer, chat) for item in task.items]
-        window = context_limit([pair.target, pair.draft])
+        window = pair.context_window
         left = window - max(self.contexts or map(len, prompts)) if window else _TOKENS
         return Bench(
             pair=pair,

@@ -7,7 +7,6 @@ from contextlib import suppress
 
 import torch
 
-from easd.engine.generate import context_limit
 from easd.engine.models.cache import SlotCache
 from easd.engine.pair import Pair
 from easd.errors import ConfigError, ModelError
@@ -27,7 +26,7 @@ def check_window(pair: Pair, prompt: int, tokens: int) -> None:
     Raises:
         ConfigError: They do not fit.
     """
-    window = context_limit([pair.target, pair.draft])
+    window = pair.context_window
     if window is not None and prompt + tokens > window:
         raise ConfigError(
             f"prompts of {prompt} tokens and {tokens} new ones are more than {pair.name}'s context "

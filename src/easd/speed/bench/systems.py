@@ -163,10 +163,9 @@ def _ours(
     system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load, seed: int
 ) -> Timing:
     settings = _settings(system, load, seed)
-    models = [pair.target, pair.draft]
-    requests = make_requests(models, prompts, settings, pair.tokenizer)
+    requests = make_requests(pair, prompts, settings)
     timing = Timing()
-    for record in decode(pair.target, pair.draft, requests, settings):
+    for record in decode(pair, requests, settings):
         timing.forwards += 1
         timing.tokens += sum(map(len, record.committed))
         for part, seconds in record.seconds.items():

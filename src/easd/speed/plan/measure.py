@@ -22,6 +22,7 @@ from easd.core.rules import EASD, TargetOnly
 from easd.engine.generate import decode, make_requests
 from easd.engine.models.packing import PackedLinears
 from easd.engine.models.slots import SlotModel
+from easd.engine.pair import Pair
 from easd.engine.settings import Settings
 from easd.speed.plan.cost_model import CostModel, Shape
 from easd.speed.plan.hardware import Hardware, ProductTable
@@ -178,8 +179,9 @@ def _step_overhead(model: LlamaForCausalLM, texts: int, gamma: int) -> _StepOver
     settings = Settings(
         rule=rule, coupling="maximal", gamma=gamma or 1, max_new_tokens=400, batch_size=texts
     )
-    requests = make_requests([model], [[1] * 8] * texts, settings, None)
-    steps = [s.seconds for s in decode(model, model if gamma else None, requests, settings)]
+    pair = Pair.of(model, model if gamma else None)
+    requests = make_requests(pair, [[1] * 8] * texts, settings)
+    steps = [record.seconds for record in decode(pair, requests, settings)]
     whole = undisturbed([sum(seconds.values()) for seconds in steps])
     drafting = undisturbed([seconds["draft"] for seconds in steps]) if gamma else 0.0
     drawn = drafting / gamma - _forward_seconds(model, texts, 1, 1) if gamma else 0.0

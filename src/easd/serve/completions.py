@@ -1,11 +1,10 @@
-"""From a job's updates to OpenAI's answers, whole or as a stream of events."""
+"""Builds OpenAI's chat completions and completions, whole or as a stream of chunks."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import fields
 from typing import Generic, TypeVar
 from uuid import uuid4
 
@@ -14,12 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from easd.engine.request import Counts
 from easd.runs.texts import TokenTexts
-from easd.serve.answers import (
-    AnswerMessage,
+from easd.serve.detokenizer import Detokenizer
+from easd.serve.errors import Refusal
+from easd.serve.logprobs import LogprobFormatter
+from easd.serve.responses import (
+    AssistantMessage,
     ChatChoice,
-    ChatChunk,
-    ChatChunkChoice,
     ChatCompletion,
+    ChatCompletionChunk,
+    ChunkChoice,
     Completion,
     CompletionChoice,
     Delta,
@@ -27,61 +29,44 @@ from easd.serve.answers import (
     TokensDetails,
     Usage,
 )
-from easd.serve.errors import Refusal, to_json
-from easd.serve.logprobs import LogprobWriter
-from easd.serve.scheduler import Job, Update
-from easd.serve.writing import Writing
+from easd.serve.scheduler import Job, Update, updates
+from easd.serve.streaming import event
 
 Whole = TypeVar("Whole", bound=BaseModel)
 
 
-async def updates(job: Job) -> AsyncIterator[Update]:
-    """A job's updates to its end.
-
-    Raises:
-        Refusal: The job was ended.
-    """
-    left = len(job.requests)
-    while left:
-        update = await job.updates.get()
-        if isinstance(update, Refusal):
-            raise update
-        left -= update.finished is not None
-        yield update
-
-
-class Written:
-    """One text of an answer: its words, its log-probabilities where wanted, and its counts."""
+class ChoiceBuilder:
+    """One choice: its text, its log-probabilities where asked for, and its counts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, job: Job, texts: TokenTexts) -> None:
-        self.writing = Writing(tokenizer, job.settings.stop)
-        self.logprobs = LogprobWriter(self.writing, texts) if job.observe else None
+        self.detokenizer = Detokenizer(tokenizer, job.settings.stop)
+        self.logprobs = LogprobFormatter(self.detokenizer, texts) if job.observe else None
         self.counts = Counts()
         self.num_tokens = 0
 
     def add(self, update: Update) -> str:
-        """Takes in an update; returns the text that has become certain."""
+        """Adds an update; returns the text that can no longer change."""
         if self.logprobs is not None:
             self.logprobs.add(update.seen)
         self.counts = update.counts
         self.num_tokens += len(update.tokens)
-        return self.writing.add(update.tokens, update.finished)
+        return self.detokenizer.add(update.tokens, update.finished)
 
     @property
     def finish(self) -> Finish:
-        """OpenAI's word for why the text ended."""
-        return "length" if self.writing.finished == "length" else "stop"
+        """OpenAI's name for why the text ended."""
+        return "length" if self.detokenizer.finished == "length" else "stop"
 
 
-class Answer(ABC, Generic[Whole]):
-    """What one job answers.
+class Builder(ABC, Generic[Whole]):
+    """Builds the response to one job.
 
     Args:
-        job: what is decoded.
+        job: yields the updates.
         model: its name.
-        tokenizer: of the target.
-        texts: what tokens read like.
-        include_usage: whether a stream ends with the usage.
+        tokenizer: the target's.
+        texts: spells single tokens.
+        include_usage: whether a stream ends with a chunk of usage.
     """
 
     prefix: str
@@ -101,30 +86,30 @@ class Answer(ABC, Generic[Whole]):
             "model": model,
         }
         self.job = job
-        self.written = [Written(tokenizer, job, texts) for _ in job.requests]
+        self.choices = [ChoiceBuilder(tokenizer, job, texts) for _ in job.requests]
         self._include_usage = include_usage
 
     async def whole(self) -> Whole:
-        """Everything at once.
+        """The response in one piece.
 
         Raises:
-            Refusal: The job was ended.
+            Refusal: The job failed or was ended.
         """
         async for update in updates(self.job):
-            self.written[update.index].add(update)
+            self.choices[update.index].add(update)
         return self._whole()
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events; an error that comes in the middle is the last one."""
+        """The response as server-sent events; an error, whenever it comes, is the last one."""
         try:
             for chunk in self._openings():
                 yield event(chunk.model_dump(exclude_unset=True))
             async for update in updates(self.job):
-                written = self.written[update.index]
-                piece = written.add(update)
+                choice = self.choices[update.index]
+                piece = choice.add(update)
                 if piece or update.finished:
-                    finish = written.finish if update.finished else None
-                    chunk = self._chunk(update.index, piece, written, finish)
+                    finish = choice.finish if update.finished else None
+                    chunk = self._chunk(update.index, piece, choice, finish)
                     yield event(chunk.model_dump(exclude_unset=True))
             if self._include_usage:
                 last = {**self._empty().model_dump(exclude_unset=True), "choices": []}
@@ -134,11 +119,11 @@ class Answer(ABC, Generic[Whole]):
             yield event(refusal.body.model_dump())
 
     def usage(self) -> Usage:
-        """Tokens read and written."""
+        """Token counts of all choices."""
         requests = self.job.requests
         read = sum(len(r.prompt) for r in requests[:: self.job.settings.n])
-        written = sum(text.num_tokens for text in self.written)
-        counts = _sum([text.counts for text in self.written])
+        written = sum(text.num_tokens for text in self.choices)
+        counts = sum((text.counts for text in self.choices), Counts())
         return Usage(
             prompt_tokens=read,
             completion_tokens=written,
@@ -159,11 +144,11 @@ class Answer(ABC, Generic[Whole]):
 
     @abstractmethod
     def _openings(self) -> Sequence[BaseModel]:
-        """What a stream begins with."""
+        """Chunks that a stream begins with."""
 
     @abstractmethod
     def _chunk(
-        self, index: int, piece: str, written: Written, finish: Finish | None
+        self, index: int, piece: str, choice: ChoiceBuilder, finish: Finish | None
     ) -> BaseModel: ...
 
     @abstractmethod
@@ -171,8 +156,8 @@ class Answer(ABC, Generic[Whole]):
         """A chunk without choices."""
 
 
-class ChatAnswer(Answer[ChatCompletion]):
-    """Answers to a conversation."""
+class ChatCompletionBuilder(Builder[ChatCompletion]):
+    """Builds chat completions."""
 
     prefix = "chatcmpl"
 
@@ -180,47 +165,51 @@ class ChatAnswer(Answer[ChatCompletion]):
         choices = [
             ChatChoice(
                 index=index,
-                message=AnswerMessage(content=text.writing.text),
-                logprobs=text.logprobs and text.logprobs.chat(),
-                finish_reason=text.finish,
+                message=AssistantMessage(content=choice.detokenizer.text),
+                logprobs=choice.logprobs and choice.logprobs.chat(),
+                finish_reason=choice.finish,
             )
-            for index, text in enumerate(self.written)
+            for index, choice in enumerate(self.choices)
         ]
         return ChatCompletion(**self.head, choices=choices, usage=self.usage())
 
-    def _openings(self) -> list[ChatChunk]:
+    def _openings(self) -> list[ChatCompletionChunk]:
         delta = Delta(role="assistant", content="")
         return [
-            self._made(ChatChunkChoice(index=index, delta=delta, finish_reason=None))
-            for index in range(len(self.written))
+            self._chunk_of(ChunkChoice(index=index, delta=delta, finish_reason=None))
+            for index in range(len(self.choices))
         ]
 
-    def _chunk(self, index: int, piece: str, written: Written, finish: Finish | None) -> ChatChunk:
-        return self._made(
-            ChatChunkChoice(
+    def _chunk(
+        self, index: int, piece: str, choice: ChoiceBuilder, finish: Finish | None
+    ) -> ChatCompletionChunk:
+        return self._chunk_of(
+            ChunkChoice(
                 index=index,
                 delta=Delta(content=piece) if piece else Delta(),
-                logprobs=written.logprobs and written.logprobs.chat(),
+                logprobs=choice.logprobs and choice.logprobs.chat(),
                 finish_reason=finish,
             )
         )
 
-    def _empty(self) -> ChatChunk:
-        return ChatChunk(**self.head, object="chat.completion.chunk", choices=[])
+    def _empty(self) -> ChatCompletionChunk:
+        return self._chunk_of()
 
-    def _made(self, choice: ChatChunkChoice) -> ChatChunk:
-        return ChatChunk(**self.head, object="chat.completion.chunk", choices=[choice])
+    def _chunk_of(self, *choices: ChunkChoice) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            **self.head, object="chat.completion.chunk", choices=list(choices)
+        )
 
 
-class CompletionAnswer(Answer[Completion]):
-    """Continuations of one prompt or several."""
+class CompletionBuilder(Builder[Completion]):
+    """Builds completions of one prompt or several."""
 
     prefix = "cmpl"
 
     def _whole(self) -> Completion:
         choices = [
-            self._choice(index, text.writing.text, text, text.finish)
-            for index, text in enumerate(self.written)
+            self._choice(index, choice.detokenizer.text, choice, choice.finish)
+            for index, choice in enumerate(self.choices)
         ]
         return Completion(
             **self.head, object="text_completion", choices=choices, usage=self.usage()
@@ -229,27 +218,22 @@ class CompletionAnswer(Answer[Completion]):
     def _openings(self) -> list[Completion]:
         return []
 
-    def _chunk(self, index: int, piece: str, written: Written, finish: Finish | None) -> Completion:
-        choice = self._choice(index, piece, written, finish)
-        return Completion(**self.head, object="text_completion", choices=[choice])
+    def _chunk(
+        self, index: int, piece: str, choice: ChoiceBuilder, finish: Finish | None
+    ) -> Completion:
+        choices = [self._choice(index, piece, choice, finish)]
+        return Completion(**self.head, object="text_completion", choices=choices)
 
     def _empty(self) -> Completion:
         return Completion(**self.head, object="text_completion", choices=[])
 
     @staticmethod
-    def _choice(index: int, text: str, written: Written, finish: Finish | None) -> CompletionChoice:
+    def _choice(
+        index: int, text: str, choice: ChoiceBuilder, finish: Finish | None
+    ) -> CompletionChoice:
         return CompletionChoice(
             index=index,
             text=text,
-            logprobs=written.logprobs and written.logprobs.completion(),
+            logprobs=choice.logprobs and choice.logprobs.completion(),
             finish_reason=finish,
         )
-
-
-def event(value: object) -> bytes:
-    """One server-sent event."""
-    return b"data: " + to_json(value) + b"\n\n"
-
-
-def _sum(counts: Sequence[Counts]) -> Counts:
-    return Counts(**{f.name: sum(getattr(c, f.name) for c in counts) for f in fields(Counts)})

@@ -1,16 +1,16 @@
-"""One text for the page: the rows of its trace, step by step as they come."""
+"""Events of /easd/decode: the rows of a text's trace, step by step."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from torch import Tensor
 
 from easd.config import RunConfig
-from easd.core.step import Judgement
 from easd.engine.engine import StepRecord
 from easd.engine.pair import Pair
 from easd.runs.files import now
@@ -19,24 +19,24 @@ from easd.runs.rows import token_rows, tokens_table
 from easd.runs.schema import FORMAT, TOP
 from easd.runs.tally import Tally, outcomes
 from easd.runs.texts import TokenTexts
-from easd.serve.answering import event, updates
+from easd.serve.detokenizer import Detokenizer
 from easd.serve.errors import Refusal
-from easd.serve.scheduler import Job
-from easd.serve.writing import Writing
+from easd.serve.scheduler import Job, updates
+from easd.serve.streaming import event
 
 _Seen = tuple[list[dict[str, Any]], dict[int, str]]
 
-_KEYS = ["run", "sample", "request"]  # The same in every row of one text.
+_KEYS = ["run", "sample", "request"]  # Equal in all rows of one text.
 
 
-class Decoding:
-    """One text as a trace that is told while it grows.
+class TraceEvents:
+    """Streams the trace of one text while it is being decoded.
 
     Args:
         pair: the models.
-        config: what is decoded, with the request's own settings.
-        surroundings: of the run, as `easd.runs.provenance.surroundings` gives them.
-        texts: what tokens read like.
+        config: the server's, with the request's own settings.
+        surroundings: from `easd.runs.provenance.surroundings`.
+        texts: spells single tokens.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Decoding:
         }
 
     def observe(self, record: StepRecord, place: int) -> _Seen:
-        """The rows of a step and what their tokens read like; called in the decoding thread."""
+        """Trace rows of a step and the spelling of their tokens; runs in the decoding thread."""
         alone = only(record, place)
         names = outcomes(alone)
         self._tally.add(alone)
@@ -73,8 +73,8 @@ class Decoding:
         return table.drop_columns(_KEYS).to_pylist(), texts
 
     async def events(self, job: Job) -> AsyncIterator[bytes]:
-        """Server-sent events: the run, the rows of every step, and the end."""
-        writing = Writing(self._pair.tokenizer, job.settings.stop)
+        """Server-sent events `run`, `rows` for every step, and `end`."""
+        detokenizer = Detokenizer(self._pair.tokenizer, job.settings.stop)
         known: set[int] = set()
         num_tokens = 0
         try:
@@ -84,19 +84,19 @@ class Decoding:
                 new = {str(token): text for token, text in texts.items() if token not in known}
                 known |= texts.keys()
                 num_tokens += len(update.tokens)
-                writing.add(update.tokens, update.finished)
+                detokenizer.add(update.tokens, update.finished)
                 yield event({"type": "rows", "tokens": rows, "vocabulary": new})
             yield event(
                 {
                     "type": "end",
-                    "sample": self._sample(job, writing),
+                    "sample": self._sample(job, detokenizer),
                     "summary": self._tally.summary(),
                 }
             )
         except Refusal as refusal:
             yield event({"type": "error", **refusal.body.model_dump()})
 
-    def _sample(self, job: Job, writing: Writing) -> dict[str, Any]:
+    def _sample(self, job: Job, detokenizer: Detokenizer) -> dict[str, Any]:
         """The text's row of the samples table."""
         (request,) = job.requests
         tally = self._tally
@@ -107,10 +107,10 @@ class Decoding:
             "task": None,
             "item": None,
             "prompt": self._pair.tokenizer.decode(list(request.prompt)),
-            "text": writing.text,
+            "text": detokenizer.text,
             "answer": None,
             "correct": None,
-            "finish_reason": writing.finished,
+            "finish_reason": detokenizer.finished,
             "prompt_tokens": len(request.prompt),
             "draft_tokens": tally.accepted,
             "target_tokens": tally.tokens - tally.accepted,
@@ -120,40 +120,16 @@ class Decoding:
 
 
 def only(record: StepRecord, place: int) -> StepRecord:
-    """A step narrowed to one of its texts."""
+    """The record of a step, narrowed to one row."""
     row = slice(place, place + 1)
-    judgement, step = record.decision.judgement, record.step
-    named = {
-        name: None if values is None else values[row]
-        for name, values in (
-            ("raw_draft_probs", step.raw_draft_probs),
-            ("raw_target_probs", step.raw_target_probs),
-            ("greedy", step.greedy),
-        )
-    }
-    return replace(
-        record,
-        rows=record.rows[row],
-        starts=record.starts[row],
-        committed=record.committed[row],
-        step=replace(
-            step,
-            draft_tokens=step.draft_tokens[row],
-            num_draft_tokens=step.num_draft_tokens[row],
-            draft_probs=step.draft_probs[row],
-            target_probs=step.target_probs[row],
-            **named,
-        ),
-        decision=replace(
-            record.decision,
-            num_accepted=record.decision.num_accepted[row],
-            next_token=record.decision.next_token[row],
-            penalised=record.decision.penalised[row],
-            judgement=Judgement(
-                accept_prob=judgement.accept_prob[row],
-                penalty_prob=judgement.penalty_prob[row],
-                signals={name: values[row] for name, values in judgement.signals.items()},
-            ),
-        ),
-        noise=replace(record.noise, keys=record.noise.keys[row], start=record.noise.start[row]),
-    )
+
+    def narrow(value: Any) -> Any:
+        if isinstance(value, Tensor | list):
+            return value[row]
+        if isinstance(value, Mapping):
+            return {name: narrow(held) for name, held in value.items()}
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{f.name: narrow(getattr(value, f.name)) for f in fields(value)})
+        return value
+
+    return narrow(record)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from easd.serve.writing import Writing
+from easd.serve.detokenizer import Detokenizer
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -26,30 +26,30 @@ TEXT = st.text(st.sampled_from("ab\n é\u20ac\U0001f600\u202e\u0301\u4e2d"), max
 
 def written(tokens, cuts, *, stop=(), finished="length", tokenizer=BYTES):
     """Pieces of a text whose tokens come in groups of the given sizes."""
-    writing, pieces, tokens = Writing(tokenizer, stop), [], list(tokens)
+    detokenizer, pieces, tokens = Detokenizer(tokenizer, stop), [], list(tokens)
     for cut in cuts:
         if len(tokens) > cut:
-            pieces.append(writing.add(tokens[:cut], None))
+            pieces.append(detokenizer.add(tokens[:cut], None))
             tokens = tokens[cut:]
-    pieces.append(writing.add(tokens, finished))
-    return writing, pieces
+    pieces.append(detokenizer.add(tokens, finished))
+    return detokenizer, pieces
 
 
 @given(text=TEXT, cuts=st.lists(st.integers(1, 5)))
 def test_pieces_are_whole_characters_and_make_up_the_text(text, cuts):
     tokens = BYTES(text)["input_ids"]
-    writing, pieces = written(tokens, cuts)
-    assert "".join(pieces) == writing.text == text
+    detokenizer, pieces = written(tokens, cuts)
+    assert "".join(pieces) == detokenizer.text == text
     assert "\ufffd" not in text
-    assert writing.num_released == len(tokens)
+    assert detokenizer.num_released == len(tokens)
 
 
 @given(text=TEXT, cuts=st.lists(st.integers(1, 5)))
 def test_the_end_mark_is_no_text_and_no_token_of_it(text, cuts):
     tokens = BYTES(text)["input_ids"]
-    writing, pieces = written([*tokens, 256], cuts, finished="eos")
+    detokenizer, pieces = written([*tokens, 256], cuts, finished="eos")
     assert "".join(pieces) == text
-    assert writing.num_released == len(tokens)
+    assert detokenizer.num_released == len(tokens)
 
 
 @given(
@@ -62,9 +62,9 @@ def test_a_stop_string_takes_itself_and_what_follows(text, stop, cuts):
     kept = kept if (kept + stop).index(stop) == len(kept) else ""
     tokens = BYTES(kept + stop)["input_ids"]
     stops = ["never", stop]
-    writing, pieces = written(tokens, cuts, stop=stops, finished="stop")
-    assert "".join(pieces) == writing.text == kept
-    assert writing.num_released == len(BYTES(kept)["input_ids"])
+    detokenizer, pieces = written(tokens, cuts, stop=stops, finished="stop")
+    assert "".join(pieces) == detokenizer.text == kept
+    assert detokenizer.num_released == len(BYTES(kept)["input_ids"])
 
 
 @given(text=TEXT, stop=st.text("ab\n", min_size=2, max_size=4), cuts=st.lists(st.integers(1, 5)))
@@ -76,17 +76,17 @@ def test_a_text_that_does_not_stop_keeps_the_beginning_of_a_stop_string(text, st
 
 @given(tokens=st.lists(st.integers(0, 255), max_size=20), cuts=st.lists(st.integers(1, 5)))
 def test_bytes_that_are_no_text_still_come_out(tokens, cuts):
-    writing, pieces = written(tokens, cuts)
-    assert "".join(pieces) == writing.text
+    detokenizer, pieces = written(tokens, cuts)
+    assert "".join(pieces) == detokenizer.text
     if "\ufffd" not in (text := BYTES.decode(tokens)):
-        assert writing.text == text
-    assert len(writing.text) >= len(tokens) // 4
+        assert detokenizer.text == text
+    assert len(detokenizer.text) >= len(tokens) // 4
 
 
 def test_garbage_without_end_is_not_held_back_for_ever():
-    writing = Writing(BYTES, ())
+    detokenizer = Detokenizer(BYTES, ())
     (continuation,) = BYTES("é")["input_ids"][1:]
-    pieces = [writing.add([continuation], None) for _ in range(100)]
+    pieces = [detokenizer.add([continuation], None) for _ in range(100)]
     assert any(pieces[:10])
     assert sum(map(len, pieces)) > 80
 
@@ -99,5 +99,5 @@ def test_spaces_between_words_are_those_of_the_whole_text(cuts):
 
 
 def test_offsets_are_where_tokens_begin():
-    writing, _ = written([5, 10, 7], [1], tokenizer=word_tokenizer())
-    assert [writing.offset(token) for token in range(3)] == [0, 2, 6]
+    detokenizer, _ = written([5, 10, 7], [1], tokenizer=word_tokenizer())
+    assert [detokenizer.offset(token) for token in range(3)] == [0, 2, 6]

@@ -1,4 +1,4 @@
-"""Text out of tokens, as far as it can no longer change."""
+"""Incremental detokenization: releases text as soon as it can no longer change."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from transformers import PreTrainedTokenizerBase
 
 from easd.engine.request import FinishReason
 
-_PART = "\ufffd"  # What the first bytes of a character decode to.
-# A character has at most four bytes, and tokens that decode to nothing may stand among theirs.
+_PART = "\ufffd"  # An incomplete character decodes to this.
+# A character has at most four bytes, with tokens that decode to nothing among theirs.
 _LONGEST_PART = 8
 
 
-class Writing:
-    """One text that grows by tokens.
+class Detokenizer:
+    """The text of a growing list of tokens.
 
-    Nothing is released that a later token could change: no part of a character, and no beginning of
-    a stop string. What follows the text's end never comes out at all.
+    Text that a later token could change is held back: incomplete characters and possible beginnings
+    of a stop string. A stop string and what follows it are never released.
 
     Attributes:
-        text: what has been decoded, up to the end.
+        text: all decoded text, up to a stop string.
         finished: why the text ended.
     """
 
@@ -31,17 +31,17 @@ class Writing:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
-        # Where in the text each token begins, and how long the text is with all of it.
+        # Length of the text before and after each token.
         self._starts: list[int] = []
         self._ends: list[int] = []
-        # Tokens up to `_standing` are in the text; those from `_context` on are decoded again with
+        # Tokens before `_decoded` are in the text. Those from `_context` on are decoded again with
         # what follows, because a token's text may depend on the one before.
-        self._context = self._standing = 0
+        self._context = self._decoded = 0
         self._before = ""
         self._released = 0
 
     def add(self, tokens: Sequence[int], finished: FinishReason | None) -> str:
-        """Takes in tokens; returns the text that has become certain."""
+        """Adds tokens; returns the text that can no longer change."""
         self.finished = finished
         for token in tokens[:-1] if finished == "eos" else tokens:
             self._ids.append(token)
@@ -59,22 +59,22 @@ class Writing:
 
     @property
     def num_released(self) -> int:
-        """How many tokens have all their text released."""
+        """The number of tokens whose whole text has been released."""
         return bisect_right(self._ends, self._released)
 
     def offset(self, token: int) -> int:
-        """Where in the text a token begins."""
+        """The offset of a token in the text."""
         return self._starts[token]
 
     def _extend(self, *, whole: bool) -> None:
         window = self._decode(self._context)
-        partial = window.endswith(_PART) and len(self._ids) - self._standing < _LONGEST_PART
+        partial = window.endswith(_PART) and len(self._ids) - self._decoded < _LONGEST_PART
         grows = len(window) > len(self._before)
         if not whole and (partial or not grows):
             return
         if grows:
             self.text += window[len(self._before) :]
-            self._context, self._standing = self._standing, len(self._ids)
+            self._context, self._decoded = self._decoded, len(self._ids)
             self._before = self._decode(self._context)
         self._ends += [len(self.text)] * (len(self._ids) - len(self._ends))
 
@@ -82,7 +82,7 @@ class Writing:
         return str(self._tokenizer.decode(self._ids[first:], skip_special_tokens=True))
 
     def _beginning_of_stop(self) -> int:
-        """How much of the text's end may be the beginning of a stop string."""
+        """The length of the longest suffix that may be the beginning of a stop string."""
         longest = max(map(len, self._stop), default=1) - 1
         for length in range(min(longest, len(self.text)), 0, -1):
             if any(string.startswith(self.text[-length:]) for string in self._stop):

@@ -1,7 +1,7 @@
-"""What requests may say: OpenAI's fields by OpenAI's names, and what this engine has beside them.
+"""Request bodies: OpenAI's fields by OpenAI's names, and this engine's own.
 
-A field that is not here is refused, so that nothing a client relies on is silently dropped. Fields
-that are null, or that ask for what happens anyway, count as left out.
+Unknown fields are refused, so that nothing a client relies on is silently dropped. Fields that are
+null, or that ask for what happens anyway, are ignored.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MOST_TEXTS = 128  # Of one request, as OpenAI has it.
+MOST_TEXTS = 128  # In one request; OpenAI's limit.
 MOST_LOGPROBS = 20
-_COLDEST = 0.01  # Logits divided by less overflow.
+_COLDEST = 0.01  # Logits divided by less would overflow.
 
-# Fields of other servers that may be spelt out as long as they ask for nothing.
+# Unsupported fields that are accepted with these values, which ask for nothing.
 _NOTHING: dict[str, Any] = {
     "annotations": [],
     "best_of": 1,
@@ -40,7 +40,7 @@ TokenId = Annotated[int, Field(ge=0)]
 
 
 class Body(BaseModel):
-    """A JSON object whose fields are all honoured."""
+    """A JSON object that may have no other fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -57,7 +57,7 @@ class Body(BaseModel):
 
 
 class TextPart(Body):
-    """A part of a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: Text
@@ -72,14 +72,14 @@ class Message(Body):
 
     @property
     def text(self) -> str:
-        """The content, its parts joined."""
+        """The content as one string."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content)
 
 
-class Sampling(Body):
-    """How to decode; what is left out is as the server was started with."""
+class SamplingFields(Body):
+    """How to decode; the defaults are the settings the server was started with."""
 
     seed: int | None = Field(
         None,
@@ -118,20 +118,20 @@ class Sampling(Body):
 
     @property
     def stop_strings(self) -> tuple[str, ...] | None:
-        """The stop strings where any are given."""
+        """The stop strings as a tuple, or None."""
         if self.stop is None:
             return None
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 class StreamOptions(Body):
-    """What a stream carries."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
 
-class Completing(Sampling):
-    """What both of OpenAI's endpoints share."""
+class OpenAIRequest(SamplingFields):
+    """Fields that both of OpenAI's endpoints share."""
 
     model: str
     n: int = Field(1, ge=1, le=MOST_TEXTS)
@@ -139,8 +139,8 @@ class Completing(Sampling):
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
 
 
-class ChatBody(Completing):
-    """A conversation to answer."""
+class ChatCompletionRequest(OpenAIRequest):
+    """Body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, description="Goes before max_tokens.")
@@ -148,21 +148,21 @@ class ChatBody(Completing):
     top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
 
     @model_validator(mode="after")
-    def _top_of_something(self) -> ChatBody:
+    def _top_of_something(self) -> ChatCompletionRequest:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs = true")
         return self
 
 
-class CompletionBody(Completing):
-    """Texts to continue: one or several, as text or as token ids."""
+class CompletionRequest(OpenAIRequest):
+    """Body of /v1/completions: one prompt or several, as text or as token ids."""
 
     prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
 
-class DecodeBody(Sampling):
-    """One text to decode before the reader's eyes: a conversation or a prompt."""
+class DecodeRequest(SamplingFields):
+    """Body of /easd/decode: one conversation or one prompt."""
 
     model: str | None = None
     messages: list[Message] = Field(default_factory=list)
@@ -170,7 +170,7 @@ class DecodeBody(Sampling):
     coupling: Literal["shared", "maximal", "published"] = "shared"
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> DecodeBody:
+    def _one_of_both(self) -> DecodeRequest:
         if bool(self.messages) == (self.prompt is not None):
             raise ValueError("give either messages or a prompt")
         return self

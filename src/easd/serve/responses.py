@@ -1,4 +1,4 @@
-"""What answers look like: OpenAI's objects, and counts of drafting in `usage`."""
+"""OpenAI's response objects, with counts of drafting in `usage`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TokensDetails(BaseModel):
     Attributes:
         accepted_prediction_tokens: draft tokens in the texts.
         rejected_prediction_tokens: draft tokens that were proposed and are not in the texts.
-        drafted_tokens, accepted_tokens: proposed, and kept.
-        examined_tokens: up to and including the first refusal of each block.
+        drafted_tokens, accepted_tokens: proposed, and accepted.
+        examined_tokens: draft tokens up to and including the first refusal of each block.
         penalised_tokens: refused by the rule's gate.
         target_forwards: verification steps, counted for each text.
     """
@@ -31,7 +31,7 @@ class TokensDetails(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens read and written."""
+    """Token counts of prompts and completions."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -40,7 +40,7 @@ class Usage(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """A token and its log-probability; `bytes` are null for a part of a character."""
+    """A token and its log-probability; `bytes` is null for part of a character."""
 
     token: str
     logprob: float
@@ -48,19 +48,19 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the text, and the most probable ones at its place."""
+    """A token of the text, and the most probable tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """Log-probabilities of an answer's tokens."""
+    """Log-probabilities of the tokens of a chat completion."""
 
     content: list[TokenLogprob]
 
 
 class CompletionLogprobs(BaseModel):
-    """Log-probabilities of a continuation's tokens, in the older endpoint's columns."""
+    """Log-probabilities of the tokens of a completion, in that endpoint's older layout."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -68,7 +68,7 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
-class AnswerMessage(BaseModel):
+class AssistantMessage(BaseModel):
     """The model's turn."""
 
     role: Literal["assistant"] = "assistant"
@@ -76,34 +76,23 @@ class AnswerMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """One answer."""
+    """One choice of a chat completion."""
 
     index: int
-    message: AnswerMessage
+    message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: Finish
 
 
-class ChatCompletion(BaseModel):
-    """Answers to a conversation."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-
-
 class Delta(BaseModel):
-    """What an answer gained; fields that say nothing are left out."""
+    """New text of a choice; unset fields are left out."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
-class ChatChunkChoice(BaseModel):
-    """What one answer gained."""
+class ChunkChoice(BaseModel):
+    """What one choice gained."""
 
     index: int
     delta: Delta
@@ -111,19 +100,8 @@ class ChatChunkChoice(BaseModel):
     finish_reason: Finish | None = None
 
 
-class ChatChunk(BaseModel):
-    """An event of a streamed conversation."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-
-
 class CompletionChoice(BaseModel):
-    """One continuation, or what it gained."""
+    """One choice of a completion, or what it gained."""
 
     index: int
     text: str
@@ -131,19 +109,38 @@ class CompletionChoice(BaseModel):
     finish_reason: Finish | None = None
 
 
-class Completion(BaseModel):
-    """Continuations, or an event of their stream."""
-
+class _Response(BaseModel):
     id: str
-    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
+
+
+class ChatCompletion(_Response):
+    """A chat completion."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatCompletionChunk(_Response):
+    """An event of a streamed chat completion."""
+
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class Completion(_Response):
+    """A completion, or an event of its stream."""
+
+    object: Literal["text_completion"] = "text_completion"
     choices: list[CompletionChoice]
     usage: Usage | None = None
 
 
 class Model(BaseModel):
-    """What can be asked for as `model`."""
+    """The served model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -153,7 +150,7 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
-    """All there is to ask for."""
+    """The list of served models."""
 
     object: Literal["list"] = "list"
     data: list[Model]
