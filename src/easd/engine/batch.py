@@ -58,9 +58,10 @@ class Batch:
             asked: Coupling | None = coupling
             if coupling != "shared" and row.request.coupling is not None:
                 asked = row.request.coupling
-            kind = own, asked or own.default_coupling, row.request.processing.greedy
-            groups.setdefault(kind, []).append(place)
-        self.groups = [Group(self, *kind, places) for kind, places in groups.items()]
+            verified = own.default_coupling if asked is None else asked
+            key = (own, verified, row.request.processing.greedy)
+            groups.setdefault(key, []).append(place)
+        self.groups = [Group(self, *key, places) for key, places in groups.items()]
         self.rules_need_raw = any(group.needs_raw for group in self.groups)
 
     def block_lengths(self, gamma: int) -> list[int]:

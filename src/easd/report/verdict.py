@@ -75,13 +75,13 @@ def accuracies(frames: Frames, tables: Tables) -> Section:
         best = rows.nlargest(1, "accuracy").iloc[0]
         base = rows[rows["system"] == frames.baseline]
         own = (
-            f"{frames.baseline} is right in {with_interval(base.iloc[0].to_dict(), 'accuracy', 'percent')}; "
+            f"{frames.baseline} is right in {with_interval(base.iloc[0], 'accuracy', 'percent')}; "
             if len(base)
             else ""
         )
         sentences.append(
             f"On {task}, {own}the highest accuracy is that of {best['system']}, "
-            f"{with_interval(best.to_dict(), 'accuracy', 'percent')}."
+            f"{with_interval(best, 'accuracy', 'percent')}."
         )
     failed = int(counts["failed"].sum())
     skipped = sum(len(t.get("skipped") or []) for t in frames.run["tasks"].values())
