@@ -88,7 +88,7 @@ class Group:
     ) -> None:
         self.batch = batch
         self.rule = rule
-        self.coupling = coupling
+        self.coupling: Coupling = coupling
         self.places = places
         self.needs_raw = rule.needs_raw == "always" or (rule.needs_raw == "greedy" and greedy)
         self._greedy = greedy

@@ -72,7 +72,7 @@ def rate(share: float) -> str:
     return f"{number(share, 'percent')} %"
 
 
-def with_interval(row: Mapping[str, Any], name: str, kind: Kind) -> str:
+def with_interval(row: Mapping[str, Any] | pd.Series[Any], name: str, kind: Kind) -> str:
     """A value of a row within a sentence, with its interval where that is known."""
     text = rate(row[name]) if kind == "percent" else number(row[name], kind)
     low, high = (row[end] for end in interval_of(name))
