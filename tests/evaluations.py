@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from easd.runs.samples_schema import ITEMS, SAMPLES, TOKENS, UNITS
-from easd.runs.store import Run
+from easd.runs import TABLES, Run
 
 EASD = {
     "name": "easd",
@@ -20,6 +19,8 @@ EASD = {
     "redraw": "exclude",
     "gate_bonus": False,
 }
+
+_TABLES = TABLES["evaluation"]
 
 
 def rule_of(system: str) -> dict[str, Any]:
@@ -158,10 +159,10 @@ class Evaluation:
         return Run(
             folder=Path(folder),
             run=run,
-            samples=_by_system(self.samples, SAMPLES),
-            units=_by_system(self.units, UNITS),
-            tokens=_by_system(self.tokens, TOKENS),
-            items=pa.Table.from_pylist(items, ITEMS),
+            samples=_by_system(self.samples, _TABLES["samples"]),
+            chunks=_by_system(self.units, _TABLES["chunks"]),
+            tokens=_by_system(self.tokens, _TABLES["tokens"]),
+            items=pa.Table.from_pylist(items, _TABLES["items"]),
         )
 
 

@@ -1,12 +1,18 @@
-"""Short hashes that tell models and tokenizers apart."""
+"""What a run says of its models: names, sizes, and short hashes that tell them apart."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easd.engine.pair import Pair
+from easd.engine.settings import Settings
+from easd.runs.provenance import environment
+from easd.runs.schema import TOP
 
 _SAMPLE = 1024
 
@@ -32,3 +38,42 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash over the vocabulary and the chat template."""
     what = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
     return hashlib.blake2b(json.dumps(what).encode(), digest_size=12).hexdigest()
+
+
+def fingerprints(pair: Pair) -> dict[str, str | None]:
+    """Hashes of the pair's weights and tokenizer."""
+    return {
+        "target": model_fingerprint(pair.target),
+        "draft": None if pair.draft is None else model_fingerprint(pair.draft),
+        "tokenizer": tokenizer_fingerprint(pair.tokenizer),
+    }
+
+
+def provenance(pair: Pair) -> dict[str, Any]:
+    """The models, versions, hardware and checkout of a run, in types that JSON knows."""
+    device = pair.target.device
+    return {
+        "models": {
+            "pair": pair.name,
+            "dtype": str(pair.target.dtype).removeprefix("torch."),
+            "target_parameters": pair.target.num_parameters(),
+            "draft_parameters": None if pair.draft is None else pair.draft.num_parameters(),
+            "fingerprints": fingerprints(pair),
+        },
+        **environment(
+            threads=torch.get_num_threads(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        ),
+    }
+
+
+def signals_of(settings: Settings) -> dict[str, Any]:
+    """Where the signals of the tokens table come from."""
+    rule = settings.rule
+    greedy = settings.temperature == 0
+    raw = rule.needs_raw == "always" or (rule.needs_raw == "greedy" and greedy)
+    return {
+        "from": "rule" if hasattr(rule, "top_n") else "trace",
+        "distribution": "raw" if raw else "sampling",
+        "top_n": getattr(rule, "top_n", TOP),
+    }

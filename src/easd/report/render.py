@@ -12,7 +12,7 @@ from markupsafe import Markup
 from easd.report.cells import Cell, heading_unit
 from easd.report.metrics.columns import Column
 from easd.report.page import Figure, Flip, Part, Section, Table
-from easd.runs.visible import visible
+from easd.runs.texts import visible
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _IDS = re.compile(r'(id="|href="#|url\(#)([^")]+)')

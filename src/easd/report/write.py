@@ -13,7 +13,7 @@ from easd.report.build import build
 from easd.report.metrics import frames
 from easd.report.page import Part
 from easd.report.render import figure_file, html, markdown
-from easd.runs.store import Run
+from easd.runs import Run
 
 
 def write_report(
@@ -24,7 +24,7 @@ def write_report(
     Runs stand side by side, each with its own comparisons: their systems are never mixed.
 
     Args:
-        runs: as `easd.runs.store.read_run` returns them.
+        runs: as `easd.runs.open_run` returns them.
         out: the folder; files of an earlier report in it are replaced.
         baseline: the system that others are compared with; without, target-only.
         margin: the greatest difference of no consequence, as a fraction.

@@ -19,10 +19,10 @@ from starlette.types import Receive, Scope, Send
 from easd.config import rule_to_dict
 from easd.core.rules import RULES
 from easd.engine.engine import Engine
+from easd.engine.fingerprint import provenance
 from easd.engine.generate import make_engine
 from easd.engine.pair import Pair
 from easd.engine.settings import Settings
-from easd.runs.provenance import surroundings
 from easd.runs.texts import TokenTexts
 from easd.serve.answering import Answer, ChatAnswer, CompletionAnswer
 from easd.serve.answers import ChatCompletion, Completion, Model, Models
@@ -80,7 +80,7 @@ class App:
         )
         self._reader = Reader(pair, serving)
         self._texts = TokenTexts(pair.tokenizer)
-        self._surroundings = surroundings(pair)
+        self._provenance = provenance(pair)
         self._started = int(time.time())
         # Long prompts take long to read, and must not hold up everybody's streams.
         self._reading = ThreadPoolExecutor(1, "easd-tokenizer")
@@ -164,7 +164,7 @@ class App:
             self._check_name(body.model)
         settings = self._reader.settings(body, n=1, noise=body.noise)
         config = replace(self.serving.config, settings=settings)
-        decoding = Decoding(self.pair, config, self._surroundings, self._texts)
+        decoding = Decoding(self.pair, config, self._provenance, self._texts)
 
         def read() -> Job:
             if body.prompt is not None:

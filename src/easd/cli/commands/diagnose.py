@@ -17,13 +17,13 @@ from easd.cli.commands.evaluate import load_tasks
 from easd.diagnose.calibration_file import Artefact, data_of, sampling
 from easd.diagnose.diagnosis import Diagnosis, diagnose, render
 from easd.diagnose.reference_pass import ReferenceText, read_positions
+from easd.engine.fingerprint import fingerprints
 from easd.engine.pair import Pair
 from easd.errors import InputError
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.prompting import encode_item
 from easd.pairs.from_config import load_with_status
 from easd.runs.files import replace_file
-from easd.runs.provenance import fingerprints
 from easd.tasks import Task
 
 

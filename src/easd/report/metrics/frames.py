@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from easd.errors import ConfigError
-from easd.runs.store import Run
+from easd.runs import Run
 
 POOLED = "all tasks"
 BASELINES = ("target", "speculative")
@@ -134,7 +134,7 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
     """Reads a run's tables into data frames.
 
     Args:
-        run: as `easd.runs.store.read_run` returns it.
+        run: as `easd.runs.open_run` returns it.
         baseline: a system's name; without, target-only, else speculative sampling, else the first.
 
     Raises:
@@ -146,7 +146,7 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
         run=run.run,
         samples=_samples(run.samples, systems, tasks),
         texts=run.samples.select(list(_HEAVY)).combine_chunks(),
-        units=_units(run.units, systems, tasks),
+        units=_units(run.chunks, systems, tasks),
         tokens=_plain(run.tokens),
         items=_plain(run.items).to_pandas(),
         systems=systems,

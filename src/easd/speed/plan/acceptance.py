@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from easd.errors import ConfigError, TraceError
-from easd.runs import Trace
+from easd.runs import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Acceptance:
                 raise ConfigError(f"an acceptance rate of {rate} is no share; use one in [0, 1]")
 
     @classmethod
-    def of(cls, trace: Trace) -> Acceptance:
+    def of(cls, trace: Run) -> Acceptance:
         """The rates of a trace, under whatever rule it was decoded with.
 
         Raises:

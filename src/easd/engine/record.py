@@ -1,16 +1,24 @@
-"""From step records to rows of the tokens table, on host arrays."""
+"""Step records on the host: what became of each token, and counts."""
 
 from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from easd.core.rules.entropy_gate import gate_signals
+from easd.core.gate import ALL_CONDITIONS
+from easd.core.rules.entropy_gate import EntropyGate, gate_signals
 from easd.core.signals import top_tokens
+from easd.core.step import Rule
 from easd.engine.engine import StepRecord
-from easd.runs.schema import OUTCOMES, SCHEMAS, TOP
+from easd.engine.request import Row
+from easd.runs.schema import OUTCOMES, PARTS, TOKENS, TOP
+from easd.runs.tally import COUNTED, Tally
 
 Columns = dict[str, np.ndarray]
 
@@ -19,12 +27,129 @@ _SIGNALS = ("draft_entropy", "target_entropy", "shared_top", "gate")
 _FLOATS = ("draft_prob", "target_prob", "accept_prob", "uniform", *_SIGNALS)
 
 
-def token_rows(record: StepRecord, names: list[list[str]], *, top_n: int) -> Columns:
+@dataclass(slots=True)
+class Recorder:
+    """Counts what the engine decodes, in all and by text.
+
+    The engine itself counts each text's draft tokens; this adds them up, with the seconds and
+    forwards of all steps and, for rules with a gate, where it was open.
+
+    Attributes:
+        rule: what decodes.
+        with_gate: whether to look at the gate, which costs a transfer from a GPU each step.
+        with_tokens: whether to keep every token.
+        rows: the texts by request number.
+        seconds: wall time by part.
+        target_steps, draft_steps: forwards, each for the whole batch.
+    """
+
+    rule: Rule
+    with_gate: bool = True
+    with_tokens: bool = False
+    rows: dict[int, Row] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    target_steps: int = 0
+    draft_steps: int = 0
+    _gates: dict[int, np.ndarray] = field(default_factory=lambda: defaultdict(_no_gate))
+    _tokens: list[Columns] = field(default_factory=list)
+
+    def add(self, record: StepRecord) -> None:
+        """Takes in one step."""
+        self.rows.update((row.request.number, row) for row in record.rows)
+        for part, seconds in record.seconds.items():
+            self.seconds[part] += seconds
+        drafted = record.step.draft_tokens.shape[1]
+        if self.with_gate and drafted and "gate" in record.decision.judgement.signals:
+            self._add_gates(record)
+        if self.with_tokens:
+            self._add_tokens(record)
+        self.target_steps += 1
+        self.draft_steps += drafted + self.rule.evaluates_bonus if drafted else 0
+
+    def of(self, number: int) -> Tally:
+        """One text's counts; its share of the seconds is not known."""
+        row = self.rows[number]
+        counts = {name: getattr(row.counts, name) for name in COUNTED}
+        found = Tally(tokens=len(row.new_ids), **counts)
+        if number in self._gates:
+            gate, *met = self._gates[number].tolist()
+            found.gate_open = gate
+            if isinstance(self.rule, EntropyGate):
+                found.conditions = dict(zip(ALL_CONDITIONS, map(round, met), strict=True))
+        return found
+
+    @property
+    def total(self) -> Tally:
+        """All texts' counts, and the seconds."""
+        total = Tally(seconds=dict(self.seconds))
+        for number in self.rows:
+            total += self.of(number)
+        return total
+
+    def token_columns(self) -> Columns | None:
+        """All tokens' rows by column, or None where none were kept."""
+        return joined(self._tokens) if self._tokens else None
+
+    def _add_gates(self, record: StepRecord) -> None:
+        signals: Any = record.decision.judgement.signals
+        proposed = record.step.num_draft_tokens.tolist()
+        kept = [min(n, len(c)) for n, c in zip(proposed, record.committed, strict=True)]
+        length = record.step.draft_tokens.shape[1]
+        examined = torch.arange(length) < torch.tensor(kept)[:, None]
+        seen = [signals["gate"].cpu()]
+        if isinstance(self.rule, EntropyGate):
+            met = self.rule.conditions_met(signals)
+            seen += [met[name].cpu().to(seen[0]) for name in ALL_CONDITIONS]
+        values = torch.stack([each[:, :length] for each in seen], -1)
+        sums = (values * examined[..., None]).sum(1).double().numpy()
+        for row, total in zip(record.rows, sums, strict=True):
+            self._gates[row.request.number][: total.size] += total
+
+    def _add_tokens(self, record: StepRecord) -> None:
+        found = token_columns(record, outcomes(record), top_n=getattr(self.rule, "top_n", TOP))
+        step = np.full(len(found["request"]), self.target_steps)
+        self._tokens.append(found | {"step": step, "sample": found["request"]})
+
+
+def _no_gate() -> np.ndarray:
+    return np.zeros(1 + len(ALL_CONDITIONS))
+
+
+def joined(chunks: list[Columns]) -> Columns:
+    """The columns of several steps, one after the other."""
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def outcomes(record: StepRecord) -> list[list[str]]:
+    """What became of each row's draft tokens, and then of the token drawn at its end, if any."""
+    decision = record.decision
+    names = []
+    for committed, accepted, drafted, penalised in zip(
+        record.committed,
+        decision.num_accepted.tolist(),
+        record.step.num_draft_tokens.tolist(),
+        decision.penalised.tolist(),
+        strict=True,
+    ):
+        kept = min(accepted, len(committed))
+        row = ["accepted"] * kept
+        if len(committed) > accepted:  # No stop cut the block: a token was drawn at its end.
+            if accepted < drafted:
+                row.append("penalised" if penalised else "rejected")
+            row += ["discarded"] * (drafted - len(row))
+            row.append("replacement" if accepted < drafted else "bonus")
+        else:
+            row += ["discarded"] * (drafted - kept)
+        names.append(row)
+    return names
+
+
+def token_columns(record: StepRecord, names: list[list[str]], *, top_n: int) -> Columns:
     """The rows of one step: each text's drafted positions, then the token at the block's end.
 
     Args:
         record: the step.
-        names: its outcomes, as `easd.runs.tally.outcomes` gives them.
+        names: its `outcomes`.
         top_n: how many top tokens the overlap counts where the rule has no signals of its own.
     """
     floats, ids = _to_host(record, top_n)
@@ -111,7 +236,7 @@ def _to_host(record: StepRecord, top_n: int) -> tuple[Columns, Columns]:
 
 def tokens_table(found: Columns, texts: dict[int, str], *, run: str, top_n: int) -> pa.Table:
     """The rows of several steps as a table; `texts` has the text of every token."""
-    schema = SCHEMAS["tokens"]
+    schema = TOKENS
     size = len(found["step"])
     columns: dict[str, pa.Array] = {
         "run": pa.DictionaryArray.from_arrays(np.zeros(size, dtype=np.int32), [run]),
