@@ -79,6 +79,7 @@ def test_a_page_shows_an_evaluations_systems_side_by_side(evaluation, tmp_path):
     data = json.loads(page.split('type="application/json"')[1].split(">", 1)[1].split("<")[0])
     rules = [run["run"]["config"]["rule"]["name"] for run in data["runs"]]
     assert rules == ["target", "speculative", "easd"]
+    assert [run["run"]["signals"]["top_n"] for run in data["runs"]] == [5, 5, 5]
     assert [run["texts_in_run"] for run in data["runs"]] == [6, 6, 6]
 
 

@@ -221,7 +221,7 @@ def _must_agree(run: dict[str, Any]) -> dict[str, Any]:
     return {
         **run["config"],
         **{f"system {system['name']}": system for system in run["systems"]},
-        "tasks": run["tasks"],
+        "data of the tasks": run["tasks"],
         "models": run["models"].get("fingerprints"),
     }
 

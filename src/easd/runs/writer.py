@@ -128,7 +128,7 @@ class RunFolder:
                 self.end("finished")
             elif issubclass(kind, EasdError):
                 self.end("failed", error=str(error))
-            elif issubclass(kind, KeyboardInterrupt):
+            elif issubclass(kind, (KeyboardInterrupt, GeneratorExit)):
                 self.end("interrupted")
         finally:
             self.release()
