@@ -236,7 +236,6 @@ def _to_host(record: StepRecord, top_n: int) -> tuple[Columns, Columns]:
 
 def tokens_table(found: Columns, texts: dict[int, str], *, run: str, top_n: int) -> pa.Table:
     """The rows of several steps as a table; `texts` has the text of every token."""
-    schema = TOKENS
     size = len(found["step"])
     columns: dict[str, pa.Array] = {
         "run": pa.DictionaryArray.from_arrays(np.zeros(size, dtype=np.int32), [run]),
@@ -251,12 +250,12 @@ def tokens_table(found: Columns, texts: dict[int, str], *, run: str, top_n: int)
         offsets = np.concatenate([[0], kept.sum(1).cumsum()]).astype(np.int32)
         for what, values in (("tokens", found[f"{model}_top_tokens"]), ("probs", probs)):
             name = f"{model}_top_{what}"
-            flat = pa.array(values[kept]).cast(schema.field(name).type.value_type)
+            flat = pa.array(values[kept]).cast(TOKENS.field(name).type.value_type)
             columns[name] = pa.ListArray.from_arrays(offsets, flat)
-    for name in schema.names:
+    for name in TOKENS.names:
         if name not in columns:
             columns[name] = _nullable(found[name])
-    return pa.table([columns[f.name].cast(f.type) for f in schema], schema)
+    return pa.table([columns[f.name].cast(f.type) for f in TOKENS], TOKENS)
 
 
 def _nullable(values: np.ndarray) -> pa.Array:

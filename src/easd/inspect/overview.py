@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.runs import Run, traces
+from easd.runs.reader import CALLED
 from easd.runs.texts import visible
 
-_CALLED = {"trace": "trace", "evaluation": "evaluation", "bench": "benchmark"}
 _COUNTS = ("proposed", "examined", "accepted", "penalised")
 
 
@@ -37,7 +37,7 @@ def _head(run: Run) -> str:
     name = models.get("pair") or ", ".join(map(str, models.get("servers", ()))) or "unknown models"
     status = run.run["status"]
     error = f": {run.run['error']}" if run.run.get("error") else ""
-    return f"{_CALLED[run.kind]} of {name}, begun {run.run['started']}, {status}{error}"
+    return f"{CALLED[run.kind]} of {name}, begun {run.run['started']}, {status}{error}"
 
 
 def _evaluation_hints(run: Run) -> Iterator[str]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from easd.errors import TraceError
 from easd.runs.schema import FORMAT, TABLES, Kind
 
-_CALLED: dict[str, str] = {"trace": "a trace", "evaluation": "an evaluation", "bench": "a benchmark"}
+CALLED: dict[Kind, str] = {"trace": "a trace", "evaluation": "an evaluation", "bench": "a benchmark"}
 _WRITTEN_BY: dict[str, str] = {
     "trace": "easd generate --trace",
     "evaluation": "easd eval --out",
@@ -87,7 +87,7 @@ def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
     if not isinstance(run, dict) or "format" not in run:
         raise TraceError(f"{str(path)!r} describes no run; give another folder")
     if run["format"] == 1:
-        raise TraceError(_outdated(folder, _CALLED[run.get("kind", "trace")], run))
+        raise TraceError(_outdated(folder, CALLED.get(run.get("kind", "trace"), "a run"), run))
     if run["format"] != FORMAT:
         raise TraceError(
             f"{str(path)!r} has format {run['format']!r}, this version reads {FORMAT}; "
@@ -97,7 +97,7 @@ def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
         raise TraceError(f"{str(path)!r} has kind {run.get('kind')!r}; give another folder")
     if kind not in (None, run["kind"]):
         raise TraceError(
-            f"{str(folder)!r} holds {_CALLED[run['kind']]}, not {_CALLED[kind]}; "
+            f"{str(folder)!r} holds {CALLED[run['kind']]}, not {CALLED[kind]}; "
             f"give the folder that `{_WRITTEN_BY[kind]}` wrote, or look at this one with "
             "`easd inspect`"
         )

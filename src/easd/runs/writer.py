@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from easd.errors import EasdError, TraceError
 from easd.runs.files import now, replace_file, write_json
-from easd.runs.reader import read_description
+from easd.runs.reader import CALLED, read_description
 from easd.runs.schema import FORMAT, TABLES, Kind
 
 _LOCK = ".lock"
@@ -61,13 +61,13 @@ class RunFolder:
                 if any((self.folder / name).exists() for name in ("run.json", "bench.json")):
                     read_description(self.folder, self.kind)  # Says what it holds.
                 raise TraceError(
-                    f"{str(self.folder)!r} holds something else; {_A[self.kind]} needs a folder of "
+                    f"{str(self.folder)!r} holds something else; {CALLED[self.kind]} needs a folder of "
                     "its own"
                 )
             lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
             raise TraceError(
-                f"cannot write {_A[self.kind]} to {str(self.folder)!r} ({error.strerror}); name "
+                f"cannot write {CALLED[self.kind]} to {str(self.folder)!r} ({error.strerror}); name "
                 "another folder"
             ) from None
         try:
@@ -144,9 +144,6 @@ class RunFolder:
 
     def _save(self) -> None:
         write_json(self.folder / "run.json", self.run)
-
-
-_A: dict[Kind, str] = {"trace": "a trace", "evaluation": "an evaluation", "bench": "a benchmark"}
 
 
 def write_part(folder: Path, table: str, name: str, rows: pa.Table) -> None:
