@@ -159,21 +159,12 @@ def generate(
             rich_help_panel=_RULE,
         ),
     ] = None,
-    gate_bonus: Annotated[
+    draft_at_bonus: Annotated[
         bool | None,
         Option(
-            "--gate-bonus/--no-gate-bonus",
-            help="Gate the bonus position too.",
+            "--draft-at-bonus/--no-draft-at-bonus",
+            help="Ask the draft at the bonus position, and gate it too.",
             show_default="no",
-            rich_help_panel=_RULE,
-        ),
-    ] = None,
-    coupling: Annotated[
-        str | None,
-        Option(
-            help="Refuse every gated token (as_published) or keep as many as the same law allows "
-            "(maximal); auto is maximal with --gate-bonus, where whole texts keep their law too.",
-            show_default="auto",
             rich_help_panel=_RULE,
         ),
     ] = None,
@@ -287,11 +278,12 @@ def generate(
         int | None,
         Option(help="Decides all randomness.", show_default="0", rich_help_panel=_DECODING),
     ] = None,
-    noise: Annotated[
+    coupling: Annotated[
         str | None,
         Option(
-            help="Draw draft and text with independent or shared numbers.",
-            show_default="independent",
+            help="Keep as many draft tokens as the rule's law allows (maximal), follow the rule's "
+            "paper (published), or draw draft and text with the same numbers (shared).",
+            show_default="the rule's own",
             rich_help_panel=_DECODING,
         ),
     ] = None,
@@ -309,7 +301,7 @@ def generate(
     """Continue a prompt, or answer it, and say what was drafted, accepted and penalised."""
     from easd.cli.commands.generate import Session, read_prompts
     from easd.config import load_config, parse_override
-    from easd.diagnose.calibration_file import read_artefact
+    from easd.diagnose.calibration_file import read_calibration
 
     overrides: dict[str, Any] = {
         **chosen_models(locals()),
@@ -321,8 +313,7 @@ def generate(
         "rule.redraw": redraw,
         "rule.penalise": penalise,
         "rule.gate_on": gate_on,
-        "rule.gate_bonus": gate_bonus,
-        "rule.coupling": coupling,
+        "rule.draft_at_bonus": draft_at_bonus,
         "rule.entropy_of": entropy_of,
         "rule.rate": rate,
         "gamma": gamma,
@@ -338,7 +329,7 @@ def generate(
         "stop": stop or None,
         "bad_words": bad_word or None,
         "seed": seed,
-        "noise": noise,
+        "coupling": coupling,
         "n": n,
         "batch_size": batch,
     }
@@ -348,7 +339,7 @@ def generate(
         overrides[f"rule.{name}"] = value
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        artefact = read_artefact(calibration) if calibration else None
+        artefact = read_calibration(calibration) if calibration else None
         parsed = load_config(config, overrides, fill=artefact.fill if artefact else None)
     if not quiet:
         for line in dict.fromkeys(str(warning.message) for warning in told):

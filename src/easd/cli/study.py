@@ -10,6 +10,7 @@ import typer
 from typer import Option
 
 from easd.cli.options import MODEL_SETTINGS, Device, Draft, Dtype, Int8Draft, Pair, Target
+from easd.presets import PRESETS
 
 app = typer.Typer()
 
@@ -38,7 +39,8 @@ SystemSpec = Annotated[
     list[str] | None,
     Option(
         "--system",
-        help="A rule with its fields, such as easd:tau_h=1.2,gate_bonus=true, or rsd:delta=0.7. "
+        help="A rule with fields and settings, such as easd:tau_h=1.2,coupling=maximal, or "
+        "rsd:delta=0.7. "
         "With --endpoint also `served`: the server's own. May be repeated.",
         metavar="RULE[:FIELD=VALUE,...]",
         show_default="target, speculative, easd; with --endpoint served",
@@ -144,7 +146,7 @@ SetValue = Annotated[
     list[str] | None,
     Option(
         "--set",
-        help="Any setting of the config file, as name=value (top_k=50, noise=independent, "
+        help="Any setting of the config file, as name=value (top_k=50, coupling=maximal, "
         "trace=500, chunk=32, baselines=false, ...). May be repeated.",
         metavar="NAME=VALUE",
         rich_help_panel=_DECODING,
@@ -152,7 +154,10 @@ SetValue = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Argument(help="A YAML file with any of these settings; options go before it."),
+    typer.Argument(
+        help="A YAML file with any of these settings, or a preset: "
+        f"{', '.join(PRESETS)}. Options go before it."
+    ),
 ]
 Out = Annotated[
     Path,
@@ -274,7 +279,7 @@ def ablate(
     data: Data = None,
     tau_h: TauH = None,
     tau_o: TauO = 0.8,
-    gate_bonus: Annotated[
+    draft_at_bonus: Annotated[
         bool, Option(help="Gate the bonus position too.", rich_help_panel=_GRID)
     ] = False,
     seed: Seeds = None,
@@ -293,7 +298,7 @@ def ablate(
     from easd.evaluate.presets import ablation, matched_refusal
     from easd.runs import open_run
 
-    gate: dict[str, Any] = {"tau_o": tau_o, "gate_bonus": gate_bonus}
+    gate: dict[str, Any] = {"tau_o": tau_o, "draft_at_bonus": draft_at_bonus}
     if tau_h is not None:
         gate["tau_h"] = tau_h
     values = _values(locals())
@@ -362,10 +367,10 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Try thresholds: accuracy by decoding every pair of them, firing rates also by replay."""
-    from easd.diagnose.calibration_file import read_artefact
+    from easd.diagnose.calibration_file import read_calibration
     from easd.evaluate import presets
 
-    centre = read_artefact(calibration).fields["tau_h"] if calibration else None
+    centre = read_calibration(calibration).fields["tau_h"] if calibration else None
     around = tuple(round(centre * factor, 4) for factor in (0.75, 1.0, 1.25)) if centre else None
     grid_h = tuple(tau_h or ()) or around or presets.SWEEP_TAU_H
     grid_o = tuple(tau_o or ()) or presets.SWEEP_TAU_O
@@ -620,10 +625,10 @@ def _evaluate(
 ) -> None:
     """Runs a grid, and after it the same one with the systems that `then` returns."""
     from easd.cli.commands.evaluate import Study
-    from easd.diagnose.calibration_file import read_artefact
+    from easd.diagnose.calibration_file import read_calibration
     from easd.evaluate.config import StudyConfig, read_study
 
-    artefact = read_artefact(calibration) if calibration else None
+    artefact = read_calibration(calibration) if calibration else None
     fill = artefact.fill if artefact else dict
 
     read = read_study(config, values)

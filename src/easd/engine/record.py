@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from easd.core.gate import ALL_CONDITIONS
-from easd.core.rules.entropy_gate import EntropyGate, gate_signals
+from easd.core.rules import Rule
+from easd.core.rules.gated import EntropyGated, gate_signals
 from easd.core.signals import top_tokens
-from easd.core.step import Rule
-from easd.engine.engine import StepRecord
+from easd.engine.batch import StepRecord
 from easd.engine.request import Row
+from easd.engine.settings import Settings
 from easd.runs.schema import OUTCOMES, PARTS, TOKENS, TOP
 from easd.runs.tally import COUNTED, Tally
 
@@ -64,7 +65,7 @@ class Recorder:
         if self.with_tokens:
             self._add_tokens(record)
         self.target_steps += 1
-        self.draft_steps += drafted + self.rule.evaluates_bonus if drafted else 0
+        self.draft_steps += drafted + self.rule.draft_at_bonus if drafted else 0
 
     def of(self, number: int) -> Tally:
         """One text's counts; its share of the seconds is not known."""
@@ -74,7 +75,7 @@ class Recorder:
         if number in self._gates:
             gate, *met = self._gates[number].tolist()
             found.gate_open = gate
-            if isinstance(self.rule, EntropyGate):
+            if isinstance(self.rule, EntropyGated):
                 found.conditions = dict(zip(ALL_CONDITIONS, map(round, met), strict=True))
         return found
 
@@ -97,8 +98,8 @@ class Recorder:
         length = record.step.draft_tokens.shape[1]
         examined = torch.arange(length) < torch.tensor(kept)[:, None]
         seen = [signals["gate"].cpu()]
-        if isinstance(self.rule, EntropyGate):
-            met = self.rule.conditions_met(signals)
+        if isinstance(self.rule, EntropyGated):
+            met = self.rule.gate.met(signals)
             seen += [met[name].cpu().to(seen[0]) for name in ALL_CONDITIONS]
         values = torch.stack([each[:, :length] for each in seen], -1)
         sums = (values * examined[..., None]).sum(1).double().numpy()
@@ -261,3 +262,15 @@ def tokens_table(found: Columns, texts: dict[int, str], *, run: str, top_n: int)
 def _nullable(values: np.ndarray) -> pa.Array:
     """NaN stands for null in float columns."""
     return pa.array(values, from_pandas=True)
+
+
+def signals_of(settings: Settings) -> dict[str, Any]:
+    """Where the signals of the tokens table come from."""
+    rule = settings.rule
+    greedy = settings.temperature == 0
+    raw = rule.needs_raw == "always" or (rule.needs_raw == "greedy" and greedy)
+    return {
+        "from": "rule" if hasattr(rule, "top_n") else "trace",
+        "distribution": "raw" if raw else "sampling",
+        "top_n": getattr(rule, "top_n", TOP),
+    }

@@ -14,10 +14,16 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 
-from easd.engine.engine import StepRecord
-from easd.engine.fingerprint import provenance, signals_of
-from easd.engine.pair import Pair
-from easd.engine.record import Columns, joined, outcomes, token_columns, tokens_table
+from easd.engine.batch import StepRecord
+from easd.engine.pair import Pair, provenance
+from easd.engine.record import (
+    Columns,
+    joined,
+    outcomes,
+    signals_of,
+    token_columns,
+    tokens_table,
+)
 from easd.engine.request import Row
 from easd.errors import TraceError
 from easd.runs.files import now, write_json

@@ -9,9 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from easd.engine.fingerprint import provenance
-from easd.engine.generate import context_limit
-from easd.engine.pair import Pair
+from easd.engine.pair import Pair, provenance
 from easd.engine.record import tokens_table
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
@@ -21,7 +19,7 @@ from easd.evaluate.prompting import encode_item
 from easd.evaluate.reward_guided import RewardGuided
 from easd.evaluate.rewards import Scorer, load_reward_model
 from easd.evaluate.runner import Chunk, Decoded, GridRun
-from easd.pairs.rewards import STEP_TOKENS
+from easd.pairs.lab import STEP_TOKENS
 from easd.runs.schema import TOP, VOCABULARY
 from easd.runs.texts import TokenTexts
 from easd.tasks import Task
@@ -117,7 +115,7 @@ class Evaluation(GridRun[System]):
         """Prompts of a task as token ids, checked against the context window."""
         chat = self.config.base.chat
         prompts = [encode_item(item, task, self.pair.tokenizer, chat) for item in task.items]
-        limit = context_limit([self.pair.target, self.pair.draft])
+        limit = self.pair.context_window
         new = max(s.settings.max_new_tokens or task.max_new_tokens for s in self.config.systems)
         for item, ids in zip(task.items, prompts, strict=True):
             if limit is not None and len(ids) + new > limit:

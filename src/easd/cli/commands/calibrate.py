@@ -24,8 +24,8 @@ from easd.diagnose.calibration import (
     signals,
     warnings_of,
 )
-from easd.diagnose.calibration_file import Artefact, data_of, sampling
-from easd.engine.fingerprint import fingerprints
+from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
+from easd.engine.pair import fingerprints
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
 from easd.pairs.from_config import load_with_status
@@ -72,7 +72,7 @@ class Calibration:
             chosen = rate_threshold(found, self.rate, rule.tau_o)
         rates = firing(found, chosen.value, rule.tau_o)
         told = warnings_of(rates)
-        artefact = Artefact(
+        artefact = CalibrationFile(
             kind="calibration",
             fields={
                 "tau_h": chosen.value,
@@ -131,7 +131,7 @@ def calibration_config(values: dict[str, Any], gate: dict[str, Any]) -> StudyCon
         values: models, tasks and settings, as in an evaluation.
         gate: tau_o, top_n and entropy_of of the rule to calibrate.
     """
-    lossless = {"tau_h": math.inf, "gate_bonus": True}
+    lossless = {"tau_h": math.inf, "draft_at_bonus": True}
     system = {"name": "calibration", "rule": {"name": "easd", **gate, **lossless}}
     grid = {"systems": [system], "baselines": False, "trace": sys.maxsize}
     return StudyConfig.from_dict({**values, **grid})

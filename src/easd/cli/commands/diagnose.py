@@ -14,11 +14,11 @@ from rich.progress import Progress
 from rich.text import Text
 
 from easd.cli.commands.evaluate import load_tasks
-from easd.diagnose.calibration_file import Artefact, data_of, sampling
-from easd.diagnose.diagnosis import Diagnosis, diagnose, render
+from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
+from easd.diagnose.diagnosis import Diagnosis, diagnose
+from easd.diagnose.printing import render
 from easd.diagnose.reference_pass import ReferenceText, read_positions
-from easd.engine.fingerprint import fingerprints
-from easd.engine.pair import Pair
+from easd.engine.pair import Pair, fingerprints
 from easd.errors import InputError
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.prompting import encode_item
@@ -94,7 +94,7 @@ class Diagnose:
         chosen = next(each for each in found.thresholds if each.wanted == self.kept)
         fields: dict[str, Any] = {"tau_h": chosen.tau_h, "tau_o": self.tau_o}
         fields |= {"a": chosen.pool.a, "b": chosen.pool.b}
-        Artefact(
+        CalibrationFile(
             kind="diagnosis",
             fields=fields,
             pair=pair.name,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from easd.cli.commands.evaluate import load_tasks, watch
-from easd.diagnose.calibration_file import Artefact
+from easd.diagnose.calibration_file import CalibrationFile
 from easd.errors import ConfigError
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
 from easd.evaluate.endpoint.settings import EndpointStudy
@@ -22,7 +22,7 @@ class EndpointSession:
     config: EndpointStudy
     out: Path
     allow_code_execution: bool = False
-    artefact: Artefact | None = None
+    artefact: CalibrationFile | None = None
     force: bool = False
     quiet: bool = False
 

@@ -20,8 +20,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from easd.diagnose.calibration_file import Artefact
-from easd.engine.fingerprint import fingerprints
+from easd.diagnose.calibration_file import CalibrationFile
+from easd.engine.pair import fingerprints
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
 from easd.evaluate.grid import Grid
@@ -47,7 +47,7 @@ class Study:
     config: StudyConfig
     out: Path
     allow_code_execution: bool = False
-    artefact: Artefact | None = None
+    artefact: CalibrationFile | None = None
     force: bool = False
     quiet: bool = False
     then: Callable[[], StudyConfig] | None = None

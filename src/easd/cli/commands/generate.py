@@ -16,11 +16,11 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from easd.config import RunConfig
-from easd.diagnose.calibration_file import Artefact
+from easd.diagnose.calibration_file import CalibrationFile
 from easd.engine.chat import encode
 from easd.engine.engine import StepRecord
-from easd.engine.fingerprint import fingerprints
 from easd.engine.generate import generate
+from easd.engine.pair import fingerprints
 from easd.engine.record import Recorder
 from easd.engine.request import Row
 from easd.engine.trace import TraceWriter, claim_folder
@@ -55,7 +55,7 @@ class Session:
     as_json: bool = False
     trace: Path | None = None
     quiet: bool = False
-    artefact: Artefact | None = None
+    artefact: CalibrationFile | None = None
 
     def run(self) -> None:
         """Loads the models, decodes, prints.

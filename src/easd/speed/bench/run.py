@@ -12,10 +12,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from easd.engine.fingerprint import provenance
-from easd.engine.pair import Pair
+from easd.engine.pair import Pair, provenance
 from easd.runs import TABLES, RunFolder, describe, open_run
-from easd.speed.bench.room import check_memory, check_window
+from easd.speed.bench.limits import check_memory, check_window
 from easd.speed.bench.systems import LONGEST, Load, System, Timing, decode_once
 
 _WARM_UP = 8  # Tokens of each text.
