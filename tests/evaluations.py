@@ -35,7 +35,7 @@ class Evaluation:
     systems: Mapping[str, Mapping[str, Any]]
     tasks: Mapping[str, int]
     seeds: Sequence[int] = (0,)
-    noise: str = "shared"
+    coupling: str | None = "shared"
     skipped: Sequence[str] = ()
     status: str = "finished"
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -145,7 +145,7 @@ class Evaluation:
             "status": self.status,
             "started": "2026-01-02T03:04:05+00:00",
             "ended": None,
-            "config": {"pair": "made", "gamma": 4, "noise": self.noise, "seeds": list(self.seeds)},
+            "config": {"pair": "made", "gamma": 4, "coupling": self.coupling, "seeds": list(self.seeds)},
             "systems": [
                 {"name": name, "kind": "rule", "rule": dict(rule), "settings": {}}
                 for name, rule in self.systems.items()

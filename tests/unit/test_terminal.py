@@ -18,7 +18,7 @@ CONFIG = {
     "drafter": "model",
     "temperature": 1.0,
     "seed": 0,
-    "noise": "independent",
+    "coupling": None,
 }
 VOCABULARY = {1: " one", 2: " [b]two[/]", 3: "\x1b[2J", 4: " four", 5: "\u202eevil", 6: "\n"}
 
