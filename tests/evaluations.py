@@ -145,7 +145,12 @@ class Evaluation:
             "status": self.status,
             "started": "2026-01-02T03:04:05+00:00",
             "ended": None,
-            "config": {"pair": "made", "gamma": 4, "coupling": self.coupling, "seeds": list(self.seeds)},
+            "config": {
+                "pair": "made",
+                "gamma": 4,
+                "coupling": self.coupling,
+                "seeds": list(self.seeds),
+            },
             "systems": [
                 {"name": name, "kind": "rule", "rule": dict(rule), "settings": {}}
                 for name, rule in self.systems.items()
