@@ -10,7 +10,7 @@ import pytest
 
 from easd.core.gate import Gate
 from easd.runs.schema import EMITTED, EXAMINED
-from easd.runs.visible import visible
+from easd.runs.texts import visible
 
 expect = pytest.importorskip("playwright.sync_api").expect
 TOP_N = 5

@@ -172,11 +172,11 @@ def test_equivalence_names_the_margin(tmp_path):
 
 def test_shared_noise_is_said_beside_acceptance(page, tmp_path):
     assert "Draft and target shared their noise" in answers(page, "made", "speed")
-    write_report([replace_coupling(study()).run()], tmp_path)
+    write_report([with_coupling_of_rules(study()).run()], tmp_path)
     assert "shared their noise" not in answers(read(tmp_path), "made", "speed")
 
 
-def replace_coupling(made):
+def with_coupling_of_rules(made):
     made.coupling = None
     return made
 

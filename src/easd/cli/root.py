@@ -14,7 +14,7 @@ from easd.cli.options import Device, Draft, Dtype, Int8Draft, Pair, Target, chos
 from easd.cli.serving import app as server
 from easd.cli.speed import app as speed
 from easd.cli.study import app as studies
-from easd.errors import ConfigError, EasdError
+from easd.errors import ConfigError, EasdError, TraceError
 
 USAGE_ERROR = 2
 
@@ -384,36 +384,51 @@ def pairs() -> None:
 def inspect(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="A folder that `--trace` wrote; with --html several to compare."),
+        typer.Argument(help="A run's folder; with --html several to compare."),
     ],
     sample: Annotated[
         int | None,
-        Option(help="Which text, counted from 0.", show_default="0; with --html all"),
+        Option(
+            help="Show this recorded text, counted from 0.",
+            show_default="0 of a trace; with --html all",
+        ),
     ] = None,
     html: Annotated[
         Path | None,
         Option(help="Write a page for the browser to this file; it needs no other."),
     ] = None,
 ) -> None:
-    """Show a trace: tokens by outcome, entropies, what each penalty replaced, and the summary."""
-    from easd.runs import read_trace
+    """Show what any run holds: a trace's tokens, an evaluation's systems, a benchmark's speeds.
 
-    traces = [read_trace(folder) for folder in folders]
+    Recorded tokens are shown by outcome, with entropies, what each penalty replaced, and a summary.
+    """
+    from easd.runs import open_run, traces
+
+    runs = [open_run(folder) for folder in folders]
     if html is not None:
         from easd.inspect.page import write_page
 
-        write_page(traces, html, sample=sample)
+        write_page([trace for run in runs for trace in traces(run)], html, sample=sample)
         typer.echo(f"wrote {html}", err=True)
         return
-    if len(traces) > 1:
+    if len(runs) > 1:
         raise ConfigError(
-            f"the terminal shows one trace, not {len(traces)}; name one, or compare with --html"
+            f"the terminal shows one run, not {len(runs)}; name one, or compare with --html"
         )
     from rich.console import Console
 
+    from easd.inspect.overview import overview
     from easd.inspect.terminal import render
 
-    render(traces[0], sample or 0, Console())
+    (run,) = runs
+    if sample is None and run.kind != "trace":
+        overview(run, Console())
+        return
+    recorded = traces(run)
+    if not recorded:
+        raise TraceError(f"{str(run.folder)!r} recorded no tokens; leave out --sample to see it")
+    for trace in recorded:
+        render(trace, sample or 0, Console())
 
 
 app.add_typer(studies)

@@ -296,7 +296,7 @@ def ablate(
 ) -> None:
     """Take EASD apart: the paper's ablation, with random refusal at EASD's own rate as control."""
     from easd.evaluate.presets import ablation, matched_refusal
-    from easd.runs.store import read_run
+    from easd.runs import open_run
 
     gate: dict[str, Any] = {"tau_o": tau_o, "draft_at_bonus": draft_at_bonus}
     if tau_h is not None:
@@ -305,7 +305,7 @@ def ablate(
     cells = ablation(gate)
 
     def with_control() -> list[Any]:
-        return [*cells, matched_refusal(read_run(out), gate)]
+        return [*cells, matched_refusal(open_run(out, "evaluation"), gate)]
 
     _evaluate(
         *(config, values | {"systems": cells}, out),
@@ -564,11 +564,14 @@ def report(
 ) -> None:
     """Write what runs show: one HTML page, the same as Markdown, and every table."""
     from easd.report import write_report
-    from easd.runs.store import read_run
+    from easd.runs import open_run
 
     folder = out or runs[0] / "report"
     page = write_report(
-        [read_run(run) for run in runs], folder, baseline=baseline, margin=margin / 100
+        [open_run(run, "evaluation") for run in runs],
+        folder,
+        baseline=baseline,
+        margin=margin / 100,
     )
     typer.echo(f"written to {page}", err=True)
 

@@ -25,11 +25,11 @@ from easd.diagnose.calibration import (
     warnings_of,
 )
 from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
+from easd.engine.pair import fingerprints
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
 from easd.pairs.from_config import load_with_status
-from easd.runs.provenance import fingerprints
-from easd.runs.store import read_run
+from easd.runs import open_run
 from easd.stats import Estimate
 
 
@@ -63,7 +63,7 @@ class Calibration:
         pair = load_with_status(self.config.base, console)
         watch(Evaluation(self.config, pair, tasks, self.run_folder), console)
         rule: Any = self.config.systems[0].settings.rule
-        found = signals(read_run(self.run_folder).tokens, top_n=rule.top_n)
+        found = signals(open_run(self.run_folder, "evaluation").tokens, top_n=rule.top_n)
         by_source: dict[Source, Estimate] = {
             source: paper_threshold(found, source) for source in SOURCES
         }

@@ -20,16 +20,17 @@ from easd.diagnose.calibration_file import CalibrationFile
 from easd.engine.chat import encode
 from easd.engine.engine import StepRecord
 from easd.engine.generate import generate
+from easd.engine.pair import fingerprints
+from easd.engine.record import Recorder
 from easd.engine.request import Row
+from easd.engine.trace import TraceWriter, claim_folder
 from easd.errors import InputError
 from easd.inspect.terminal import summary_panel
 from easd.pairs.from_config import load_with_status
 from easd.pairs.lab import ALIASES
 from easd.pairs.loading import PAIRS
-from easd.runs.provenance import fingerprints
 from easd.runs.tally import Tally
-from easd.runs.visible import visible
-from easd.runs.writer import TraceWriter, claim_folder
+from easd.runs.texts import visible
 
 Watcher = Callable[[StepRecord], None]
 
@@ -70,9 +71,9 @@ class Session:
             self.artefact.check(fingerprints(pair), self.config.settings)
         chat = {"chat": self.config.chat, "system": self.system}
         ids = [encode(prompt, pair.tokenizer, **chat) for prompt in self.prompts]
-        tally = Tally()
+        recorder = Recorder(self.config.settings.rule)
         with ExitStack() as stack:
-            watchers: list[Watcher] = [tally.add]
+            watchers: list[Watcher] = [recorder.add]
             if self.trace is not None:
                 watchers.append(stack.enter_context(TraceWriter(self.trace, pair, self.config)).add)
             watchers.append(stack.enter_context(self._printer(pair.tokenizer, console)).add)
@@ -92,9 +93,10 @@ class Session:
                 )
             except KeyboardInterrupt:
                 kept = f"; the trace in {self.trace} reads up to here" if self.trace else ""
-                console.print(Text(f"interrupted after {tally.tokens} tokens{kept}"))
+                console.print(Text(f"interrupted after {recorder.total.tokens} tokens{kept}"))
                 raise
         config = self.config.to_dict()
+        tally = recorder.total
         console.print(summary_panel(tally.summary(), config, title=pair.name))
         for note in notes(tally, self.config):
             console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from easd.diagnose.calibration import firing_grid, signals
 from easd.errors import InputError
-from easd.runs.store import read_run
+from easd.runs import open_run
 
 _LOSSLESS = ("calibration", "speculative")
 
@@ -23,7 +23,7 @@ def show_replay(folder: Path, tau_h: Sequence[float], tau_o: Sequence[float]) ->
     Raises:
         EasdError: The folder is no run, or recorded no tokens of a lossless system.
     """
-    run = read_run(folder)
+    run = open_run(folder, "evaluation")
     recorded = run.tokens["system"].cast(pa.string()).unique().to_pylist()
     system = next((name for name in _LOSSLESS if name in recorded), None)
     if system is None:
