@@ -49,7 +49,7 @@ def command_line(loaded: Collection[str] = ()) -> App:
         help="Entropy-aware speculative decoding with exact rules.",
         help_format="markdown",
         version=lambda: f"easd {version('easd')}",
-        default_parameter=Parameter(negative_iterable=(), negative_none=()),
+        default_parameter=Parameter(negative_iterable=(), negative_none=(), allow_repeating=True),
         exit_on_error=False,
         print_error=False,
         result_action="return_none",
