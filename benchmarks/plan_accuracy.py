@@ -13,19 +13,21 @@ import argparse
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
-from common import PROMPTS, chat_ids, describe, quiet
+from common import PROMPTS, describe, quiet
 
 from easd import EASD, load_pair
 from easd.core.rules import TargetOnly
+from easd.engine.chat import encode
 from easd.engine.generate import decode, make_requests
 from easd.engine.models.slots import SlotModel
 from easd.engine.settings import Settings
 from easd.pairs import lab
-from easd.speed.plan import Machine, Shape, measure_here
+from easd.speed.plan import CostModel, Shape, measure_here
 from easd.speed.plan.measure import describe as describe_hardware
-from easd.speed.plan.timing import seconds_of, undisturbed
+from easd.speed.plan.measure import seconds_of, undisturbed
 
 
 @torch.inference_mode()
@@ -40,10 +42,10 @@ def step(pair, prompts, texts: int, gamma: int, tokens: int) -> tuple[float, int
     """Seconds of a step with every text and all of gamma, and the mean context there."""
     rule = EASD(coupling="maximal") if gamma else TargetOnly()
     settings = Settings(rule=rule, gamma=gamma or 1, max_new_tokens=tokens, batch_size=texts)
-    models = [pair.target, pair.draft] if gamma else [pair.target]
-    requests = make_requests(models, prompts[:texts], settings, pair.tokenizer)
+    models = pair if gamma else replace(pair, draft=None)
+    requests = make_requests(models, prompts[:texts], settings)
     seconds, contexts = [], []
-    for record in decode(pair.target, pair.draft if gamma else None, requests, settings):
+    for record in decode(models, requests, settings):
         drafted = record.step.num_draft_tokens.tolist()
         if drafted == [gamma] * texts:
             parts = record.seconds
@@ -52,21 +54,21 @@ def step(pair, prompts, texts: int, gamma: int, tokens: int) -> tuple[float, int
     return undisturbed(seconds), round(statistics.mean(contexts))
 
 
-def timed(pair, machine: Machine, prompts, args) -> Iterator[tuple[str, float, float]]:
+def timed(pair, costs: CostModel, prompts, args) -> Iterator[tuple[str, float, float]]:
     """What was timed, and milliseconds as forecast and as taken."""
     context = args.context
     for texts in args.texts:
         for gamma in (0, *args.gammas):
             label = f"{texts:>2} texts, target's forward of {gamma + 1}"
-            forecast = machine.forward_seconds(machine.target, texts, gamma + 1, context)
+            forecast = costs.forward_seconds(costs.target, texts, gamma + 1, context)
             yield label, forecast, forward_seconds(pair.target, texts, gamma + 1, context)
-        forecast = machine.forward_seconds(machine.draft, texts, 1, context)
+        forecast = costs.forward_seconds(costs.draft, texts, 1, context)
         label = f"{texts:>2} texts, draft's forward"
         yield label, forecast, forward_seconds(pair.draft, texts, 1, context)
         for gamma in (0, *args.gammas):
             taken, length = step(pair, prompts, texts, gamma, args.tokens)
             label = f"{texts:>2} texts, step " + (f"with gamma {gamma}" if gamma else "alone")
-            yield label, machine.step_seconds(texts, gamma, length), taken
+            yield label, costs.step_seconds(texts, gamma, length), taken
 
 
 def main() -> None:
@@ -85,15 +87,15 @@ def main() -> None:
     shapes = {name: Shape.of(getattr(pair, name), name) for name in ("target", "draft")}
     most = max(args.texts)
     if args.pair.startswith("lab"):
-        problems = lab.problems(args.pair, most, seed=0)
-        prompts = [list(pair.tokenizer(each.prompt)["input_ids"]) for each in problems]
+        texts = [problem.prompt for problem in lab.problems(args.pair, most, seed=0)]
     else:
-        prompts = chat_ids(pair, [PROMPTS[index % len(PROMPTS)] for index in range(most)])
+        texts = [PROMPTS[index % len(PROMPTS)] for index in range(most)]
+    prompts = [encode(text, pair.tokenizer) for text in texts]
     found = defaultdict(list)
     for _ in range(args.rounds):
-        machine = Machine(hardware=measure_here(), **shapes)
-        print(describe_hardware(machine.hardware), flush=True)
-        for label, forecast, taken in timed(pair, machine, prompts, args):
+        costs = CostModel(hardware=measure_here(), **shapes)
+        print(describe_hardware(costs.hardware), flush=True)
+        for label, forecast, taken in timed(pair, costs, prompts, args):
             found[label].append((1000 * forecast, 1000 * taken))
     print(f"{describe()}, {args.pair}, {args.rounds} rounds, context {args.context}")
     print(f"{'':34}{'forecast ms':>12}{'taken ms':>10}   forecast / taken")

@@ -19,13 +19,13 @@ from statistics import median, quantiles
 import torch
 
 from easd.core.noise import Noise, race, request_key
-from easd.core.rules import EASD, Speculative
-from easd.core.step import Rule, Step
+from easd.core.rules import EASD, Rule, Speculative
+from easd.core.step import Step
 from easd.core.verify import verify
 
 SYSTEMS: dict[str, Rule] = {
     "speculative": Speculative(),
-    "as_published": EASD(tau_h=2.0),
+    "published": EASD(tau_h=2.0),
     "maximal": EASD(tau_h=2.0, coupling="maximal"),
 }
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -81,7 +81,7 @@ def main() -> None:
     print(f"threads {args.threads}, {args.clock} clock, gamma {args.gamma}; median (quartiles) of")
     print("milliseconds, and the median of ratios within a round, over speculative sampling")
     header = " ".join(f"{name:>26}" for name in SYSTEMS)
-    print(f"{'V':>7} {'B':>3} {header} {'as_published':>13} {'maximal':>8}")
+    print(f"{'V':>7} {'B':>3} {header} {'published':>13} {'maximal':>8}")
     for vocab_size in args.vocab:
         for batch in args.batch:
             times = measure(batch, args.gamma, vocab_size, args.seconds, CLOCKS[args.clock])
@@ -92,7 +92,7 @@ def main() -> None:
             plain = times["speculative"]
             ratios = [
                 median(a / b for a, b in zip(times[name], plain, strict=True))
-                for name in ("as_published", "maximal")
+                for name in ("published", "maximal")
             ]
             line = " ".join(f"{cell:>26}" for cell in cells)
             print(f"{vocab_size:>7} {batch:>3} {line} {ratios[0]:>13.2f} {ratios[1]:>8.2f}")

@@ -19,10 +19,11 @@ from common import describe, quiet
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from easd import EASD, Settings, Speculative
+from easd.core.rules import Rule
 from easd.core.signals import entropy
-from easd.core.step import Rule
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode, make_requests
+from easd.engine.pair import Pair
 
 VOCABULARY = 151_936
 SHAPES = {
@@ -63,7 +64,8 @@ def steps(pair: list[PreTrainedModel], rule: Rule, args: argparse.Namespace) -> 
         rule=rule, gamma=args.gamma, max_new_tokens=(args.steps + 2) * (args.gamma + 1)
     )
     prompt = torch.randint(VOCABULARY, (PROMPT,), generator=torch.Generator().manual_seed(0))
-    return decode(*pair, make_requests(pair, [prompt.tolist()], settings, None), settings)
+    models = Pair.of(*pair)
+    return decode(models, make_requests(models, [prompt.tolist()], settings), settings)
 
 
 def threshold(records: Iterator[StepRecord], args: argparse.Namespace) -> float:
@@ -93,7 +95,7 @@ def main() -> None:
     tau_h = threshold(steps(pair, Speculative(), args), args)
     rules = {
         "speculative": Speculative(),
-        "easd": EASD(tau_h=tau_h, tau_o=0.0, coupling="as_published"),
+        "easd": EASD(tau_h=tau_h, tau_o=0.0, coupling="published"),
         "easd-maximal": EASD(tau_h=tau_h, tau_o=0.0, coupling="maximal"),
     }
     running = {name: steps(pair, rule, args) for name, rule in rules.items()}

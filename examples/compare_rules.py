@@ -1,4 +1,4 @@
-"""Rules under shared noise: two texts differ only from where their laws drew different tokens."""
+"""Rules under shared noise: two texts are the same until their laws draw different tokens."""
 
 from easd import generate, load_pair, make_rule
 from easd.pairs.lab import grade, problems
@@ -6,9 +6,9 @@ from easd.pairs.lab import grade, problems
 RULES = {
     "target": {},
     "speculative": {},
-    "easd": {"tau_h": 0.35, "gate_bonus": True},
+    "easd": {"tau_h": 0.35, "draft_at_bonus": True},
     "random-refusal": {"rate": 0.02},
-    "pool": {"tau_h": 0.35, "gate_bonus": True, "a": 1.0, "b": 1.0},
+    "pool": {"tau_h": 0.35, "draft_at_bonus": True, "a": 1.0, "b": 1.0},
 }
 
 pair = load_pair("lab-a")
@@ -21,7 +21,7 @@ for name, fields in RULES.items():
         [problem.prompt for problem in asked],
         tokenizer=pair.tokenizer,
         rule=make_rule(name, **fields),
-        noise="shared",
+        coupling="shared",
         seed=3,
         batch_size=32,
     )

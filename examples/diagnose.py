@@ -1,4 +1,4 @@
-"""Does a gate pay on this pair? Both models read solved problems once; nothing is decoded."""
+"""Does a gate help on this pair? Both models read solved problems once; nothing is decoded."""
 
 from easd import generate, load_pair, make_rule
 from easd.diagnose.diagnosis import diagnose

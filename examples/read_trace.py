@@ -8,7 +8,7 @@ trace = read_trace(sys.argv[1])
 tokens = trace.tokens.to_pandas()
 texts = trace.vocabulary.to_pandas().set_index("token")["text"]
 
-print("what became of drafted tokens, and how sure the models were there")
+print("outcomes of drafted tokens, and the models' entropies there")
 entropies = tokens.groupby("outcome", observed=True)[["draft_entropy", "target_entropy"]]
 print(entropies.mean().join(entropies.size().rename("count")).round(3))
 

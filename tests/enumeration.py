@@ -1,7 +1,10 @@
 """What a rule really emits, by summing over every draft token of a small vocabulary."""
 
+from itertools import product
+
 import torch
 
+from easd.core.couplings import procedure
 from easd.core.step import Step
 
 V, K = 6, 3
@@ -62,17 +65,18 @@ def with_tokens(step: Step, token: int) -> Step:
     return Step(**kept | {"draft_tokens": tokens})
 
 
-def emitted(rule, step: Step, position: int) -> torch.Tensor:
+def emitted(rule, step: Step, position: int, coupling="maximal") -> torch.Tensor:
     """Sum over draft tokens x of q(x) [accept(x) 1_x + penalty(x) R + reject(x) R'], [B, V]."""
     batch = step.target_probs.shape[0]
+    chosen_by = procedure(rule, coupling)
     at = torch.full((batch,), position)
     total = torch.zeros(batch, V, dtype=torch.float64)
     if position == K:
-        judgement = rule.judge(step)
-        return rule.replacement(step, judgement, at, torch.zeros(batch, dtype=torch.bool))
+        judgement = chosen_by.judge(step)
+        return chosen_by.replacement(step, judgement, at, torch.zeros(batch, dtype=torch.bool))
     for token in range(V):
         chosen = with_tokens(step, token)
-        judgement = rule.judge(chosen)
+        judgement = chosen_by.judge(chosen)
         accept = judgement.accept_prob[:, position]
         penalty = judgement.penalty_prob[:, position]
         reject = 1 - accept - penalty
@@ -83,16 +87,16 @@ def emitted(rule, step: Step, position: int) -> torch.Tensor:
         out[:, token] = accept
         for weight, penalised in ((penalty, True), (reject, False)):
             flag = torch.full((batch,), penalised)
-            out += weight[:, None] * rule.replacement(chosen, judgement, at, flag)
+            out += weight[:, None] * chosen_by.replacement(chosen, judgement, at, flag)
         total += step.draft_probs[:, position, token, None] * out
     return total
 
 
-def check_law(rule, step: Step) -> None:
+def check_law(rule, step: Step, couplings=("maximal", "published")) -> None:
     """Fails where the rule's law is no distribution, or not what accept and replace emit."""
     law = rule.law(step)
     assert (law >= 0).all()
     torch.testing.assert_close(law.sum(-1), torch.ones_like(law[..., 0]), atol=1e-12, rtol=0)
-    for position in range(K + 1):
-        error = (emitted(rule, step, position) - law[:, position]).abs().max().item()
-        assert error < 1e-9, f"position {position}: law off by {error:.2e}"
+    for coupling, position in product(couplings, range(K + 1)):
+        error = (emitted(rule, step, position, coupling) - law[:, position]).abs().max().item()
+        assert error < 1e-9, f"{coupling}, position {position}: law off by {error:.2e}"

@@ -18,7 +18,7 @@ EASD = {
     "tau_o": 0.8,
     "top_n": 5,
     "redraw": "exclude",
-    "gate_bonus": False,
+    "draft_at_bonus": False,
 }
 
 

@@ -16,8 +16,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from easd.core.noise import Noise, race, request_key
 from easd.engine.generate import decode
+from easd.engine.pair import Pair
 from easd.engine.request import Request, Row
+from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 
 DEVICE = os.environ.get("EASD_TEST_DEVICE", "cpu")
@@ -120,7 +123,7 @@ def run(pair, asked: list[Request], **settings) -> dict[int, Row]:
     """Decodes requests to their end; number -> row."""
     settings = {"batch_size": len(asked), **settings}
     done = {}
-    for record in decode(*pair, asked, Settings(**settings)):
+    for record in decode(Pair.of(*pair), asked, Settings(**settings)):
         done |= {row.request.number: row for row in record.rows if row.finished}
     return done
 
@@ -129,6 +132,25 @@ def texts(pair, asked: list[Request], **settings) -> list[list[int]]:
     """What `run` decodes, in the order of `asked`."""
     done = run(pair, asked, **settings)
     return [done[request.number].new_ids for request in asked]
+
+
+def processing(**options) -> Processing:
+    """The logits processors of these settings, for a request whose end token is 2."""
+    return Settings(**options).processing(0, [2], [])
+
+
+def uncached(model, request, *, at_once=None):
+    """Target-only decoding under shared noise by plain forwards over the whole text."""
+    ids = list(request.prompt)
+    key = torch.tensor([request_key(request.seed, request.number)])
+    while len(ids) < len(request.prompt) + request.max_new_tokens:
+        with torch.no_grad():
+            given = torch.tensor([ids], device=model.device)
+            logits = model(input_ids=given, use_cache=False).logits[:, -1].cpu()
+        noise = Noise(keys=key, start=torch.tensor([len(ids)]), coupling="shared")
+        drawn = noise.emit(torch.tensor([0]), logits.shape[-1])
+        ids.append(int(race(logits.double().softmax(-1), drawn)))
+    return ids[len(request.prompt) :]
 
 
 @cache

@@ -5,6 +5,7 @@ tables alone, does not import torch.
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ __all__ = [
     "load_pair",
     "make_rule",
 ]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME_OF:
         return getattr(import_module(_HOME_OF[name]), name)
+    if name == "__version__":
+        return version("easd")
     raise AttributeError(f"module 'easd' has no attribute {name!r}")

@@ -13,8 +13,7 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from easd.core.rules import RULES, make_rule, rule_name
-from easd.core.step import Rule
+from easd.core.rules import Rule, field_names, make_rule, rule_name, rule_names, rule_type
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, EasdError, RuleError
 
@@ -157,10 +156,10 @@ def parse_rule(spec: str | Mapping[str, Any]) -> Rule:
     """
     values = _rule_mapping(spec)
     name = values.pop("name", "easd")
-    kind = RULES.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise RuleError(f"rule {name!r} is not known; choose one of {', '.join(RULES)}")
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(name, str):
+        raise RuleError(f"rule {name!r} is not known; choose one of {', '.join(rule_names())}")
+    kind = rule_type(name)
+    known = field_names(kind)
     for key, value in values.items():
         if key in known:
             value = _to_nats(key, value) if key in IN_NATS else value

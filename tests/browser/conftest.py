@@ -29,7 +29,7 @@ PROMPTS = [problem.prompt for problem in problems("lab-a", 6, seed=0)]
 # Warm and long enough that every outcome comes up.
 SETTINGS = {
     "seed": 1,
-    "noise": "shared",
+    "coupling": "shared",
     "temperature": 1.5,
     "min_new_tokens": 40,
     "max_new_tokens": 44,

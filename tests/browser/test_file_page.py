@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from easd.core.gate import conditions_met
+from easd.core.gate import Gate
 from easd.runs.schema import EMITTED, EXAMINED
 from easd.runs.visible import visible
 
@@ -333,12 +333,12 @@ def test_four_thousand_tokens_stay_fluid(show, traces):
 
 def met(rows, tau_h, shared):
     column = lambda name: np.array([row[name] for row in rows], dtype=np.float32)  # noqa: E731
-    return conditions_met(
-        column("draft_entropy"),
-        column("target_entropy"),
-        np.rint(column("overlap") * TOP_N),
-        tau_h=tau_h,
-        least_shared=shared,
+    return Gate(tau_h=tau_h, tau_o=shared / TOP_N, top_n=TOP_N).met(
+        {
+            "draft_entropy": column("draft_entropy"),
+            "target_entropy": column("target_entropy"),
+            "shared_top": np.rint(column("overlap") * TOP_N),
+        }
     )
 
 

@@ -28,8 +28,9 @@ from easd import EASD, Speculative, custom_generate, generate
 from easd.core.noise import Noise, race, request_key
 from easd.core.rules import TargetOnly
 from easd.engine.generate import decode
-from easd.engine.processing import Processing
+from easd.engine.pair import Pair
 from easd.engine.request import Request
+from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 
 TEXTS = prompts(6)
@@ -45,7 +46,7 @@ def same_model():
 
 def spoken(pair, asked, **settings):
     return texts(
-        pair, asked, **{"rule": Speculative(), "gamma": GAMMA, "noise": "shared"} | settings
+        pair, asked, **{"rule": Speculative(), "gamma": GAMMA, "coupling": "shared"} | settings
     )
 
 
@@ -54,7 +55,7 @@ def long_texts():
 
 
 def steps(pair, asked, **settings):
-    return decode(*pair, asked, Settings(**{"batch_size": len(asked)} | settings))
+    return decode(Pair.of(*pair), asked, Settings(**{"batch_size": len(asked)} | settings))
 
 
 # Distribution.
@@ -117,10 +118,10 @@ def test_every_block_has_draft_probabilities():
 def test_logits_of_many_tokens_are_those_of_one():
     """vllm-project/vllm#8783: scoring n tokens at once gave other logits than one by one."""
     blocks = run(
-        llama_pair(), requests(TEXTS, keep_scores=True), rule=Speculative(), noise="shared"
+        llama_pair(), requests(TEXTS, keep_scores=True), rule=Speculative(), coupling="shared"
     )
     singles = run(
-        llama_pair(), requests(TEXTS, keep_scores=True), rule=TargetOnly(), noise="shared"
+        llama_pair(), requests(TEXTS, keep_scores=True), rule=TargetOnly(), coupling="shared"
     )
     for number, row in blocks.items():
         torch.testing.assert_close(
@@ -135,7 +136,7 @@ def test_a_stop_string_in_the_middle_of_a_block_ends_the_text_there():
     """huggingface/transformers#48039: text went on behind a stop string completed mid-block."""
     target, _ = llama_pair()
     tokenizer = word_tokenizer()
-    options = {"noise": "shared", "tokenizer": tokenizer, "rule": Speculative(), "gamma": GAMMA}
+    options = {"coupling": "shared", "tokenizer": tokenizer, "rule": Speculative(), "gamma": GAMMA}
     for free in generate(target, target, TEXTS, max_new_tokens=24, **options):
         prompt = [free.prompt_ids]
         stop = tokenizer.decode(free.token_ids[2:4])
@@ -152,7 +153,7 @@ def test_a_stop_string_may_lie_across_tokens_and_blocks():
     """huggingface/transformers#48039, the other half: no completed stop string is missed."""
     target, _ = llama_pair()
     tokenizer = word_tokenizer()
-    options = {"noise": "shared", "tokenizer": tokenizer, "rule": Speculative(), "gamma": 3}
+    options = {"coupling": "shared", "tokenizer": tokenizer, "rule": Speculative(), "gamma": 3}
     (free,) = generate(target, target, [TEXTS[2]], max_new_tokens=20, **options)
     for begin in range(17):
         stop = tokenizer.decode(free.token_ids[begin : begin + 3])[1:]  # from inside a word on
@@ -168,7 +169,7 @@ def test_end_of_sequence_in_the_middle_of_a_block_ends_the_text_there():
     for place in range(1, 12):
         end = frozenset({free[1][place]})
         asked = requests(TEXTS, max_new_tokens=24, eos=end)
-        done = run(same_model(), asked, rule=Speculative(), gamma=GAMMA, noise="shared")
+        done = run(same_model(), asked, rule=Speculative(), gamma=GAMMA, coupling="shared")
         for number, row in done.items():
             at = next((i for i, t in enumerate(free[number]) if t in end), None)
             assert row.new_ids == (free[number] if at is None else free[number][: at + 1])
@@ -186,7 +187,7 @@ def test_the_token_limit_does_not_hide_an_earlier_stop():
             [Request(prompt=TEXTS[1], number=1, max_new_tokens=limit, eos=end)],
             rule=Speculative(),
             gamma=GAMMA,
-            noise="shared",
+            coupling="shared",
         ).values()
         assert (row.finished, len(row.new_ids)) == ("eos", first)
 
@@ -209,7 +210,7 @@ def test_accepted_tokens_behind_the_end_are_not_counted():
     """vllm-project/vllm#56101: the acceptance length counted tokens dropped behind EOS."""
     free = long_texts()
     asked = [Request(prompt=TEXTS[1], number=1, max_new_tokens=24, eos=frozenset({free[1][2]}))]
-    (row,) = run(same_model(), asked, rule=Speculative(), gamma=GAMMA, noise="shared").values()
+    (row,) = run(same_model(), asked, rule=Speculative(), gamma=GAMMA, coupling="shared").values()
     counts = row.counts
     assert len(row.new_ids) == free[1].index(free[1][2]) + 1
     assert counts.blocks == 1
@@ -221,7 +222,7 @@ def test_nothing_is_returned_past_a_stop():
     """vllm-project/vllm#47616: token ids and logprobs past a stop string were returned."""
     free = long_texts()
     asked = requests(TEXTS, max_new_tokens=24, eos=frozenset({free[1][3]}), keep_scores=True)
-    records = list(steps(same_model(), asked, rule=Speculative(), gamma=GAMMA, noise="shared"))
+    records = list(steps(same_model(), asked, rule=Speculative(), gamma=GAMMA, coupling="shared"))
     done = {r.request.number: r for record in records for r in record.rows if r.finished}
     committed = {number: [] for number in done}
     for record in records:
@@ -300,7 +301,7 @@ def token_by_token(model, request):
     return ids[len(request.prompt) :]
 
 
-@pytest.mark.parametrize("rule", [Speculative(), EASD(tau_h=1.5, gate_bonus=True)], ids=str)
+@pytest.mark.parametrize("rule", [Speculative(), EASD(tau_h=1.5, draft_at_bonus=True)], ids=str)
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_grammar_holds_at_every_position_of_a_block(rule, greedy):
     """vllm-project/vllm#36138: the grammar was skipped inside blocks.

@@ -7,12 +7,13 @@ import torch
 from models import DEVICE
 
 from easd import EASD, RULES, Speculative, generate, load_pair
+from easd.core.couplings import COUPLINGS
 from easd.pairs import lab
 
 RULES_AND_FIELDS = {
     "speculative": Speculative(),
     "easd": EASD(tau_h=0.34),
-    "easd-maximal": EASD(tau_h=0.34, coupling="maximal", gate_bonus=True),
+    "easd-bonus": EASD(tau_h=0.34, draft_at_bonus=True),
     "pool": RULES["pool"](tau_h=0.34, b=0.5),
 }
 
@@ -23,9 +24,9 @@ def pair(device):
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
-@pytest.mark.parametrize("noise", ["independent", "shared"])
+@pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("rule", RULES_AND_FIELDS.values(), ids=RULES_AND_FIELDS)
-def test_texts_are_those_of_the_cpu(rule, noise, batch_size):
+def test_texts_are_those_of_the_cpu(rule, coupling, batch_size):
     prompts = [problem.prompt for problem in lab.problems("lab-a", 64 if batch_size > 1 else 8, 0)]
     texts = [
         [
@@ -36,7 +37,7 @@ def test_texts_are_those_of_the_cpu(rule, noise, batch_size):
                 prompts,
                 tokenizer=pair(device).tokenizer,
                 rule=rule,
-                noise=noise,
+                coupling=coupling,
                 max_new_tokens=24,
                 batch_size=batch_size,
             )

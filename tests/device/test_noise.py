@@ -6,11 +6,11 @@ from models import DEVICE
 from easd.core.noise import Noise
 
 
-def noise(device, coupling="independent"):
+def noise(device, shared=False):
     return Noise(
         keys=torch.tensor([2**62 + 5, -7, 0], device=device),
         start=torch.tensor([0, 10**6, 3], device=device),
-        coupling=coupling,
+        shared=shared,
     )
 
 
@@ -28,8 +28,8 @@ def test_so_are_the_tokens_that_are_drawn():
     torch.manual_seed(0)
     probs = (4 * torch.randn(3, 4, 50_000)).softmax(-1)
     at = torch.arange(4).expand(3, -1)
-    for coupling in ("independent", "shared"):
-        here, there = noise(DEVICE, coupling), noise("cpu", coupling)
+    for shared in (False, True):
+        here, there = noise(DEVICE, shared), noise("cpu", shared)
         moved, places = probs.to(DEVICE), at.to(DEVICE)
         assert torch.equal(here.emitted(moved, places).cpu(), there.emitted(probs, at))
         assert torch.equal(here.drafted(moved, places).cpu(), there.drafted(probs, at))

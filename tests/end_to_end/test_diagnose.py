@@ -12,16 +12,17 @@ from transformers.generation import logits_process as hf
 
 from easd import EASD, Settings, load_pair, make_rule
 from easd.core.step import Step
-from easd.diagnose import pool
-from easd.diagnose import reference_pass as teacher
-from easd.diagnose.diagnosis import POSITIONS, Positions, diagnose, gate
-from easd.diagnose.positions import OPEN, UNGATED
-from easd.diagnose.reference_pass import read_positions
+from easd.diagnose import pool_fit, reference_pass
+from easd.diagnose.diagnosis import diagnose
+from easd.diagnose.positions import Positions, gate, positions_schema
+from easd.diagnose.reference_pass import judged_rules, read_positions
 from easd.engine.pair import Pair
 from easd.errors import ConfigError, InputError, NumericsError
 from easd.pairs import lab
 
 TAU_H, TAU_O = 1.5, 0.6
+OPEN, UNGATED = judged_rules()
+POSITIONS = positions_schema(OPEN, UNGATED)
 FIELDS = {
     "easd-draft-top": ("easd", {"penalise": "draft_top"}),
     "easd-on-accepted": ("easd", {"gate_on": "accepted"}),
@@ -130,7 +131,7 @@ def test_columns_are_the_rules_laws(kind):
 def test_pool_of_any_powers_is_the_rules_law(kind, powers):
     positions, step = Positions.of(tiny_table(kind)), directly(kind)
     is_open = gate(positions, TAU_H, TAU_O)
-    best, drawn = pool.pool_laws(positions, is_open, *powers)
+    best, drawn = pool_fit.pool_laws(positions, is_open, *powers)
     fields = {"tau_h": TAU_H, "tau_o": TAU_O, "a": powers[0], "b": powers[1]}
     for law, pick in ((best, "argmax"), (drawn, "sample")):
         if kind == "greedy" and pick == "sample":
@@ -143,7 +144,7 @@ def test_pool_of_any_powers_is_the_rules_law(kind, powers):
 def test_pieces_and_company_change_nothing(monkeypatch, room):
     """One position of one text at a time, and three texts at a time."""
     together = tiny_table("penalised")
-    monkeypatch.setattr(teacher, "_MOST_PROBS", room)
+    monkeypatch.setattr(reference_pass, "_MOST_PROBS", room)
     calls = []
     apart = read_positions(
         tiny_pair(),
@@ -209,7 +210,7 @@ def test_exact_accuracy_on_lab():
     before = solved(target)
     assert found.target_accuracy.value == pytest.approx(before.mean().item(), abs=1e-5)
     for at in found.thresholds:
-        rule = EASD(tau_h=at.tau_h, gate_bonus=True)
+        rule = EASD(tau_h=at.tau_h, draft_at_bonus=True)
         change = (solved(rule.law(step)) - before).mean().item()
         assert abs(change) > 1e-4
         assert at.effects[0].change.value == pytest.approx(change, abs=1e-5)

@@ -38,6 +38,13 @@ def commands(page: Path, *languages: str) -> list[list[str]]:
     return [arguments for _, *arguments in words]
 
 
+def test_the_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    ours = [link for link in links if not link.startswith("https://")]
+    assert ours
+    assert [link for link in ours if not (ROOT / link).exists()] == []
+
+
 @cache
 def smollm2():
     return easd.load_pair("smollm2")
@@ -66,13 +73,22 @@ def server(names, stack, folder):
     return {":8000": f":{stack.enter_context(running(smollm2(), config)).port}"}
 
 
+@pytest.fixture(autouse=True)
+def rules_of_pages_stay_there():
+    """A rule is registered by being defined, the one of a page too."""
+    before = dict(easd.RULES)
+    yield
+    easd.RULES.clear()
+    easd.RULES.update(before)
+
+
 PREPARED = {"README.md": readme, "evidence.md": evidence, "server.md": server}
 
 
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
 )
-def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     # Dataclasses look their module up.
@@ -84,6 +100,8 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
             for ours, theirs in other.items():
                 text = text.replace(ours, theirs)
             exec(compile(text, str(page), "exec"), names)
+    if page.name == "README.md":
+        assert capsys.readouterr().out == blocks(page, "text")[0]
 
 
 def test_the_rule_of_the_page_has_the_law_it_says():
@@ -118,7 +136,7 @@ def test_ten_minutes_do_what_they_say(easd, tmp_path, monkeypatch):
     assert "gate open │ 2.0" in told["calibrated"]
     report = (tmp_path / "runs" / "mine" / "report" / "report.md").read_text()
     assert "easd hurts on lab-a" in report
-    assert "not to be told apart" in report
+    assert "with no difference detected" in report
 
 
 @pytest.mark.parametrize("name", ["make_http", "make_columns"])
@@ -132,6 +150,13 @@ def test_generated_pages_are_current(name):
 def test_the_mathematics_has_a_law_for_every_rule():
     page = (DOCS / "mathematics.md").read_text()
     assert [name for name in easd.RULES if f"`{name}`" not in page] == []
+
+
+def test_the_papers_have_every_rule_that_was_published():
+    page = (DOCS / "papers.md").read_text()
+    published = [name for name, kind in easd.RULES.items() if kind.source]
+    assert published
+    assert [name for name in published if f"`{name}`" not in page] == []
 
 
 def test_the_reference_has_every_public_name_and_rule():

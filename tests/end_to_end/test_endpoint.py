@@ -17,8 +17,8 @@ from easd.core.rules import EASD
 from easd.engine.generate import generate
 from easd.errors import EasdError
 from easd.evaluate.endpoint import client
+from easd.evaluate.endpoint.client import read_answer, seed_of
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
-from easd.evaluate.endpoint.requests import read_answer, seed_of
 from easd.evaluate.endpoint.settings import EndpointStudy
 from easd.runs.store import read_run
 from easd.tasks import load_task
@@ -244,7 +244,7 @@ def test_two_servers_are_one_paired_study_with_a_report(easd, server, tmp_path, 
     assert "60 pairs" in page
     assert "easd:tau\\_h=0.2: " in page
     assert "8 requests under way" in page
-    assert "Servers tell no tokens and no entropies" in page
+    assert "Servers report no tokens and no entropies" in page
     assert "shared noise" not in page.lower()
     assert "has a gate" not in page
     systems = ("--system", "easd:tau_h=0.2", "--baseline", "plain")
@@ -357,7 +357,7 @@ def test_the_vllm_dialect_speaks_as_the_plugin_listens():
             "systems": ["speculative", "easd", "easd:tau_h=1.2,tau_o=0.6"],
         }
     )
-    from easd.evaluate.endpoint.dialects import DIALECTS
+    from easd.evaluate.endpoint.servers import DIALECTS
     from easd.integrations.vllm.serving import Serving
 
     serving = Serving.parse({"tau_h": 1.5})

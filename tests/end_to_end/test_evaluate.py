@@ -31,7 +31,7 @@ GRID = {
     "baselines": False,
 }
 KILLS = int(os.environ.get("EASD_TEST_KILLS", "3"))
-SYSTEMS = ["target", "speculative", "easd:tau_h=0.2,gate_bonus=true"]
+SYSTEMS = ["target", "speculative", "easd:tau_h=0.2,draft_at_bonus=true"]
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_foreign_folder_another_version_and_a_second_process_are_refused(pair,
         ({"systems": ["easd:tau_g=1"]}, "'tau_g'"),
         ({"systems": [{"rule": "easd", "temprature": 1}]}, "'temprature'"),
         ({"systems": ["target", "target"]}, "named twice"),
-        ({"systems": [{"rule": "fly", "noise": "shared"}]}, "has none per position"),
+        ({"systems": [{"rule": "fly", "coupling": "shared"}]}, "has none per position"),
         ({"systems": ["rsd:detla=1"]}, "'detla'"),
         ({"tasks": ["lab-a:many"]}, "'many'"),
         ({"tasks": []}, "tasks is empty"),
@@ -248,7 +248,7 @@ def test_rules_without_a_law_and_reward_guided_decoding_are_systems_too(pair, tm
 
 
 def test_the_ablation_and_its_matched_control(pair, tmp_path):
-    gate = {"tau_h": 0.2, "gate_bonus": True}
+    gate = {"tau_h": 0.2, "draft_at_bonus": True}
     run = evaluate(pair, tmp_path / "run", systems=ablation(gate))
     texts = {name: rows_of(run, name) for name in ("target", "easd")}
     null = next(s["name"] for s in run.run["systems"] if "null control" in s["name"])

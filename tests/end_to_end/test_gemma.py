@@ -45,7 +45,7 @@ def test_ragged_rows_beyond_the_window_equal_plain_forwards(gemma, long_text):
 
 def test_lookup_speculation_writes_what_the_target_alone_writes(gemma, long_text):
     model, tokenizer = gemma
-    options = {"tokenizer": tokenizer, "max_new_tokens": 24, "noise": "shared", "seed": 4}
+    options = {"tokenizer": tokenizer, "max_new_tokens": 24, "coupling": "shared", "seed": 4}
     prompt = long_text[: model.config.sliding_window + 60]
     (alone,) = generate(model, None, [prompt], rule=TargetOnly(), **options)
     (ours,) = generate(

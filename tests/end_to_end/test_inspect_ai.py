@@ -123,9 +123,8 @@ def test_sampled_texts_are_the_engines_by_seed_and_sample(tmp_path, pair):
     for problem in PROBLEMS:
         ids = pair.tokenizer(problem.prompt)["input_ids"]
         key = hashlib.blake2b(f"{problem.id}/1/{ids}".encode(), digest_size=8).digest()
-        (request,) = make_requests([pair.target, pair.draft], [ids], settings, pair.tokenizer)
-        object.__setattr__(request, "number", int.from_bytes(key, "little") << 32)
-        *_, last = decode(pair.target, pair.draft, [request], settings)
+        numbers = [int.from_bytes(key, "little") << 32]
+        *_, last = decode(pair, make_requests(pair, [ids], settings, numbers=numbers), settings)
         wanted[problem.id, 1] = pair.tokenizer.decode(
             last.rows[0].new_ids, skip_special_tokens=True
         )

@@ -19,7 +19,7 @@ from easd.evaluate.reward_guided import (
 )
 from easd.evaluate.rewards import ScoredStep, load_reward_model
 from easd.pairs import lab
-from easd.pairs.rewards import STEP_TOKENS
+from easd.pairs.lab import STEP_TOKENS
 
 PROMPTS = prompts(9)
 SETTINGS = Settings(max_new_tokens=14, batch_size=4)
@@ -132,12 +132,10 @@ def test_counts_follow_from_the_steps(pair):
         assert counts.steps_drafted == len(text.steps)
         assert counts.steps_rewritten == len(rewritten)
         assert counts.tokens == len(text.token_ids) == counts.draft_kept + counts.target_tokens
-        assert counts.draft_discarded == sum(len(step.drafted) for step in rewritten)
+        assert counts.draft_tokens - counts.draft_kept == sum(len(s.drafted) for s in rewritten)
         assert counts.scored_tokens == sum(s.start + len(s.drafted) for s in text.steps)
         if rewritten:
             assert counts.block_efficiency == counts.tokens / counts.target_tokens
-    some = StepCounts(draft_tokens=10, target_tokens=3, steps_drafted=4)
-    assert some.target_forwards(draft=0.5, reward=2) == 3 + 5 + 8
     assert StepCounts().block_efficiency is None
 
 
@@ -176,7 +174,7 @@ def test_decoded_texts_follow_the_mixture():
     problems, copies = lab.problems("lab-ad", 80, seed=11), 80
     exact = exact_accuracy("lab-ad", problems, models, scorer, delta=0.9)
     asked = make_requests(
-        [models.target], [models.tokenizer(p.prompt).input_ids for p in problems], SETTINGS, None
+        models, [models.tokenizer(p.prompt).input_ids for p in problems], SETTINGS
     )
     found = generate_reward_guided(
         models.target,

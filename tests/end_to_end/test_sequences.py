@@ -13,9 +13,11 @@ import torch
 from models import build, gpt2_config, near, requests, texts
 from scipy.stats import chi2
 
+from easd.core.couplings import Maximal
 from easd.core.noise import Noise
 from easd.core.reference import Reference
 from easd.core.rules import EASD, DraftOnly, RandomRefusal, Speculative, TargetOnly
+from easd.core.rules.pool import Pool
 from easd.core.signals import entropy
 from easd.engine.drafters import ModelDrafter
 from easd.engine.settings import Settings
@@ -48,7 +50,7 @@ def distribution(which, prefix, settings=NO_PROCESSING):
     return scores[0].softmax(-1)
 
 
-def reference(rule, settings=NO_PROCESSING, ends=frozenset()):
+def reference(rule, settings=NO_PROCESSING, ends=frozenset(), coupling=None):
     raw = replace(settings, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     return Reference(
         target=lambda prefix: distribution(TARGET, prefix, settings),
@@ -57,13 +59,14 @@ def reference(rule, settings=NO_PROCESSING, ends=frozenset()):
         raw_draft=lambda prefix: distribution(NEAR, prefix, raw),
         rule=rule,
         ends=ends,
+        coupling=coupling,
     )
 
 
-def exact_law(rule, gamma, settings=NO_PROCESSING, length=LENGTH, ends=frozenset()):
+def exact_law(rule, gamma, settings=NO_PROCESSING, length=LENGTH, ends=frozenset(), coupling=None):
     """By blocks where the law depends on them, else the product of the tokens' laws."""
-    oracle = reference(rule, settings, ends)
-    if isinstance(rule, EASD | RandomRefusal) and not rule.gate_bonus:
+    oracle = reference(rule, settings, ends, coupling)
+    if isinstance(rule, EASD | RandomRefusal) and not rule.draft_at_bonus:
         return oracle.block_sequence_law(PROMPT, length, gamma)
     return oracle.sequence_law(PROMPT, length)
 
@@ -106,7 +109,7 @@ def test_the_gate_of_the_pair_is_worth_testing():
 
 
 def test_block_law_is_the_product_where_the_law_knows_no_blocks():
-    for rule in (Speculative(), replace(GATED, gate_bonus=True)):
+    for rule in (Speculative(), replace(GATED, draft_at_bonus=True)):
         product = reference(rule).sequence_law(PROMPT, 3)
         for gamma in (1, 2, 3):
             blocks = reference(rule).block_sequence_law(PROMPT, 3, gamma)
@@ -121,17 +124,20 @@ def test_block_law_depends_on_gamma_where_the_bonus_token_is_not_gated():
 
 LAWS_WITHOUT_BLOCKS = [
     Speculative(),
-    replace(GATED, gate_bonus=True),
-    replace(GATED, gate_bonus=True, coupling="maximal"),
+    replace(GATED, draft_at_bonus=True),
+    Pool(tau_h=GATED.tau_h, tau_o=GATED.tau_o, b=0.5, draft_at_bonus=True),
 ]
 
 
 @pytest.mark.parametrize("draft", [NEAR, FAR], ids=["near", "far"])
-@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=["speculative", "published", "maximal"])
-def test_blocks_that_end_early_keep_the_law(rule, draft):
+@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=["speculative", "easd", "pool"])
+@pytest.mark.parametrize("coupling", ["maximal", "published"])
+def test_blocks_that_end_early_keep_the_law(rule, draft, coupling):
     if draft == FAR and not isinstance(rule, Speculative):
         pytest.skip("what a gate does depends on the draft")
-    observed = emitted(rule, gamma=3, draft=draft, length=4, least_block_prob=0.4)
+    observed = emitted(
+        rule, gamma=3, draft=draft, length=4, least_block_prob=0.4, coupling=coupling
+    )
     assert p_value(observed, exact_law(rule, 3, length=4)) > PASS
 
 
@@ -151,7 +157,7 @@ def test_a_stop_that_knows_the_undrawn_token_would_be_seen(monkeypatch):
 
 @pytest.mark.parametrize("gamma", [None, 2])
 def test_reference_samples_follow_its_own_law(gamma):
-    oracle = reference(GATED if gamma else replace(GATED, gate_bonus=True))
+    oracle = reference(GATED if gamma else replace(GATED, draft_at_bonus=True))
     generator = torch.Generator().manual_seed(0)
     if gamma:
         drawn = [oracle.sample_blocks(PROMPT, 2, gamma, generator) for _ in range(500)]
@@ -162,38 +168,37 @@ def test_reference_samples_follow_its_own_law(gamma):
     assert p_value(drawn, law) > PASS
 
 
-MAXIMAL = replace(GATED, coupling="maximal")
-BONUS = {"gate_bonus": True}
+BONUS = {"draft_at_bonus": True}
 
 
 @pytest.mark.parametrize(
-    ("rule", "gamma"),
+    ("rule", "gamma", "coupling"),
     [
-        (Speculative(), 4),
-        (TargetOnly(), 1),
-        (DraftOnly(), 2),
-        (GATED, 1),
-        (GATED, 2),
-        (GATED, 4),
-        (replace(GATED, **BONUS), 2),
-        (replace(GATED, gate_on="accepted"), 2),
-        (replace(GATED, penalise="draft_top"), 3),
-        (replace(GATED, redraw="target"), 2),
-        (MAXIMAL, 2),
-        (replace(MAXIMAL, **BONUS), 3),
-        (RandomRefusal(rate=0.3), 2),
+        (Speculative(), 4, None),
+        (TargetOnly(), 1, None),
+        (DraftOnly(), 2, None),
+        (GATED, 1, None),
+        (GATED, 2, None),
+        (GATED, 4, None),
+        (replace(GATED, **BONUS), 2, None),
+        (replace(GATED, gate_on="accepted"), 2, None),
+        (replace(GATED, penalise="draft_top"), 3, None),
+        (replace(GATED, redraw="target"), 2, None),
+        (GATED, 2, "maximal"),
+        (replace(GATED, **BONUS), 3, "maximal"),
+        (RandomRefusal(rate=0.3), 2, None),
     ],
     ids=str,
 )
-def test_sequences_follow_the_law(rule, gamma):
+def test_sequences_follow_the_law(rule, gamma, coupling):
     # A batch far smaller than the requests: rows end, move and are refilled all the time.
-    observed = emitted(rule, gamma=gamma, batch_size=1024)
+    observed = emitted(rule, gamma=gamma, batch_size=1024, coupling=coupling)
     law = (
         reference(Speculative()).sequence_law(PROMPT, LENGTH)
         if isinstance(rule, TargetOnly)
         else draft_law()
         if isinstance(rule, DraftOnly)
-        else exact_law(rule, gamma)
+        else exact_law(rule, gamma, coupling=coupling)
     )
     assert p_value(observed, law) > PASS
 
@@ -211,7 +216,7 @@ def test_speculation_from_an_unlike_draft_follows_the_law(gamma):
 
 @pytest.mark.parametrize("rule", [Speculative(), replace(GATED, **BONUS)], ids=str)
 def test_sequences_under_shared_noise_follow_the_law(rule):
-    observed = emitted(rule, gamma=2, noise="shared")
+    observed = emitted(rule, gamma=2, coupling="shared")
     assert p_value(observed, exact_law(rule, 2)) > PASS
 
 
@@ -244,6 +249,13 @@ def test_small_batches_follow_the_law(batch_size):
 class ResidualIsTarget(Speculative):
     """A refused token is redrawn from the target itself."""
 
+    default_coupling = "published"
+
+    def published(self):
+        return RedrawnFromTarget(self)
+
+
+class RedrawnFromTarget(Maximal):
     def replacement(self, step, judgement, at, penalised):
         return step.row(at).target_probs[:, 0]
 
@@ -261,9 +273,8 @@ class GateOffByOne(EASD):
 class BonusUngated(EASD):
     """Promises a gate at the bonus position and does not ask it."""
 
-    @property
-    def evaluates_bonus(self):
-        return False
+    def _where_drafted(self, gate, step):
+        return gate * step.has_draft()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +295,7 @@ PLANTED = {"tau_h": GATED.tau_h, "tau_o": GATED.tau_o, "top_n": GATED.top_n}
     [
         (ResidualIsTarget(), Speculative()),
         (GateOffByOne(**PLANTED), GATED),
-        (BonusUngated(**PLANTED, gate_bonus=True), replace(GATED, gate_bonus=True)),
+        (BonusUngated(**PLANTED, draft_at_bonus=True), replace(GATED, draft_at_bonus=True)),
         (EntropyOfDraftOnly(**PLANTED), GATED),
     ],
     ids=lambda rule: type(rule).__name__,
@@ -312,7 +323,7 @@ def test_a_cache_that_keeps_refused_tokens_is_caught(monkeypatch):
     def forgetful(self, draft, *rest):
         lengths = list(self.target.lengths)
         committed = commit(self, draft, *rest)
-        for place in range(min(len(self.rows), len(lengths))):
+        for place in range(min(len(self._rows), len(lengths))):
             self.target.lengths[place] = min(self.target.lengths[place], lengths[place] + 1)
         return committed
 

@@ -13,8 +13,8 @@ from openai import AsyncOpenAI, OpenAI
 
 from easd import generate
 from easd.config import load_config, parse_rule
-from easd.core.rules import RULES
-from easd.engine.generate import context_limit
+from easd.core.rules import make_rule, rule_names
+from easd.engine.models.slots import context_window
 from easd.pairs.lab import problems
 from easd.runs import read_trace
 from easd.runs.schema import SAMPLES, TOKENS
@@ -171,7 +171,7 @@ def test_every_rule_in_one_crowd(server):
     prompts = [problem.prompt for problem in problems("lab-c", 8, seed=3)]
     asked = [
         {"prompt": prompts[seed % 8], "seed": seed, "temperature": t, "speculative": {"rule": rule}}
-        for seed, (rule, t) in enumerate((rule, t) for rule in RULES for t in (0, 0.8, 1.6))
+        for seed, (rule, t) in enumerate((rule, t) for rule in rule_names() for t in (0, 0.8, 1.6))
     ]
 
     async def crowd():
@@ -281,7 +281,7 @@ def test_the_page_gets_the_trace_that_a_file_would_hold(server, tmp_path):
     told = events(server.post("/easd/decode", body))
     config = load_config(
         None,
-        {"pair": "lab-c", "seed": 4, "temperature": 1.5, "rule.tau_h": 0.05, "noise": "shared"},
+        {"pair": "lab-c", "seed": 4, "temperature": 1.5, "rule.tau_h": 0.05, "coupling": "shared"},
     )
     with TraceWriter(tmp_path / "trace", lab(), config) as writer:
         generate(
@@ -348,11 +348,11 @@ def test_a_crowd_does_not_show_in_a_decoding(server):
 
 def test_what_the_server_tells_of_itself(server, client):
     assert [model.id for model in client.models.list()] == ["lab-c"]
-    assert client.models.retrieve("lab-c").max_model_len == context_limit([lab().target]) == 64
+    assert client.models.retrieve("lab-c").max_model_len == context_window(lab().target) == 64
     assert httpx.get(server.url + "/health").json() == {"status": "ok"}
     assert httpx.get(server.url + "/version").json().keys() == {"version"}
     told = httpx.get(server.url + "/easd/rules").json()
-    assert told["rules"].keys() == RULES.keys()
+    assert list(told["rules"]) == rule_names()
     assert told["pair"] == "lab-c"
     assert told["defaults"]["rule"]["name"] == "easd"
     assert [name for name, rule in told["rules"].items() if rule["lossless"]] == [
@@ -360,7 +360,7 @@ def test_what_the_server_tells_of_itself(server, client):
         "target",
     ]
     for name, rule in told["rules"].items():
-        assert parse_rule({"name": name, **rule["fields"]}) == RULES[name]()
+        assert parse_rule({"name": name, **rule["fields"]}) == make_rule(name)
         assert rule["summary"]
 
 

@@ -20,7 +20,7 @@ from openai import OpenAI
 
 from easd.config import load_config
 from easd.engine.generate import make_engine, make_requests
-from easd.serve import connections
+from easd.serve import limits
 from easd.serve.metrics import Metrics
 from easd.serve.scheduler import Job, Scheduler
 
@@ -258,13 +258,13 @@ def test_a_cancelled_job_is_gone_within_one_step():
     steps = []
 
     def job(watched=False):
-        requests = make_requests([pair.target, pair.draft], [[5, 6]], settings, pair.tokenizer)
+        requests = make_requests(pair, [[5, 6]], settings)
         observe = (lambda record, place: steps.append(len(record.rows))) if watched else None
         return Job(requests, settings, observe)
 
     async def scenario():
         scheduler = Scheduler(
-            lambda settings, rows: make_engine(pair.target, pair.draft, settings, num_rows=rows),
+            lambda settings, rows: make_engine(pair, settings, num_rows=rows),
             num_rows=2,
             max_waiting=2,
             metrics=Metrics("endless", 4),
@@ -305,7 +305,7 @@ def test_models_that_break_fail_their_requests_alone(server):
 
 
 def test_an_observer_that_fails_fails_its_request_alone(monkeypatch):
-    monkeypatch.setattr("easd.serve.page_events.tokens_table", None)
+    monkeypatch.setattr("easd.serve.decode_events.tokens_table", None)
     with endless_server(batch_size=2) as server:
         url = server.url + COMPLETIONS
         with httpx.stream("POST", url, json=long_text(max_tokens=100)) as other:
@@ -370,7 +370,7 @@ def test_a_body_that_never_ends(monkeypatch):
 
 
 def test_connections_that_ask_for_nothing(monkeypatch):
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.5)
     with lab_server() as server:
         idle = [raw(server) for _ in range(20)] + [raw(server, b"POST / HTT")]
         assert still_serves(server)
@@ -384,7 +384,7 @@ def test_garbage_instead_of_http(server):
 
 
 def test_more_connections_than_there_is_room_for(monkeypatch):
-    monkeypatch.setattr(connections, "most_connections", lambda: 30)
+    monkeypatch.setattr(limits, "most_connections", lambda: 30)
     with lab_server() as server:
         held = [raw(server) for _ in range(30)]
         with pytest.raises(httpx.TransportError):
@@ -417,8 +417,8 @@ def test_a_thousand_connections(server):
 
 
 def test_a_reader_that_stalls(monkeypatch):
-    monkeypatch.setattr(connections, "STALLED_SECONDS", 0.5)
-    with endless_server({"max_queue": 200}, batch_size=1, noise="shared") as server:
+    monkeypatch.setattr(limits, "STALLED_SECONDS", 0.5)
+    with endless_server({"max_queue": 200}, batch_size=1, coupling="shared") as server:
         body = json.dumps({"prompt": "w5", "max_tokens": 1900}).encode()
         stalled = socket.socket()
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -467,12 +467,7 @@ def test_the_command_serves_until_a_signal(sign):
         line = process.stderr.readline()
         assert line.startswith("lab-c at http://127.0.0.1:")
         url = line.split()[-1]
-        for _ in range(200):
-            try:
-                assert httpx.get(url + "/health").json() == {"status": "ok"}
-                break
-            except httpx.TransportError:
-                time.sleep(0.05)
+        assert httpx.get(url + "/health").json() == {"status": "ok"}
         assert httpx.get(url + "/v1/models").status_code == 401
         headers = {"Authorization": "Bearer k"}
         body = {"model": "lab-c", "prompt": PROBLEM, "n": 64, "stream": True}

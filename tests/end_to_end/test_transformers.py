@@ -1,6 +1,8 @@
 """`target.generate(..., custom_generate=easd.custom_generate)` against transformers' own."""
 
 import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
 import pytest
@@ -19,6 +21,7 @@ from transformers import (
 
 import easd
 from easd.core.rules import EASD, Speculative
+from easd.engine.models.slots import cache_keyword
 
 NEW = 14
 LONG, SHORT = [5, 9, 14, 7, 20, 11], [3, 8]
@@ -310,6 +313,17 @@ def test_text_iterator_streamer_does_not_hang():
     assert text.split() == word_tokenizer().decode(expected).split()
 
 
+@pytest.mark.parametrize("options", [{"gamma": 0}, {"on_step": [].pop}], ids=["refused", "broken"])
+def test_an_error_ends_the_streamed_text(options):
+    streamer = TextIteratorStreamer(word_tokenizer(), skip_prompt=True, timeout=60)
+    with ThreadPoolExecutor() as pool:
+        decoding = pool.submit(ours, one(), do_sample=False, streamer=streamer, **options)
+        begun = time.monotonic()
+        "".join(streamer)
+        assert time.monotonic() - begun < 30
+    assert isinstance(decoding.exception(), easd.errors.ConfigError | TypeError)
+
+
 def test_text_streamer_prints(capsys):
     spoken = ours(one(), do_sample=False, streamer=TextStreamer(word_tokenizer()))
     assert capsys.readouterr().out.split() == word_tokenizer().decode(spoken[0]).split()
@@ -349,9 +363,10 @@ def test_right_padding_is_refused():
 
 def test_a_filled_cache_is_refused():
     target, _ = llama_pair()
-    cache = target(**one(LONG[:3]), use_cache=True).past_key_values
-    with pytest.raises(easd.errors.ConfigError, match="past_key_values"):
-        ours(one(), past_key_values=cache)
+    name = cache_keyword(target)
+    cache = target(**one(LONG[:3]), use_cache=True)[name]
+    with pytest.raises(easd.errors.ConfigError, match=f"filled {name}"):
+        ours(one(), **{name: cache})
 
 
 def test_embeddings_are_refused():

@@ -82,7 +82,7 @@ def check_penalties(engine, prompts, params, rules):
             rule = rule_of[name]
             if rule is None:
                 continue
-            penalised = rule.judge(step).penalty_prob[row] == 1
+            penalised = rule.published().judge(step).penalty_prob[row] == 1
             emitted = int((call.output[row] >= 0).sum())
             for position in range(min(emitted, int(call.counts[row]))):
                 counted["examined"] += 1
@@ -102,7 +102,7 @@ def test_a_greedy_penalty_takes_the_second_best(gated):
     found = 0
     for call in seen:
         step, row, position = call.step()
-        penalised = RULE.judge(step).penalty_prob[row, position] == 1
+        penalised = RULE.published().judge(step).penalty_prob[row, position] == 1
         for index in penalised.nonzero()[:, 0].tolist():
             emitted = call.output[row[index], position[index]]
             if emitted >= 0:

@@ -35,7 +35,7 @@ def law(kind, rule=RULE):
         draft_probs=torch.stack([draft_probs, torch.zeros(VOCAB)])[None].double(),
         target_probs=torch.stack([target_probs, target_probs])[None].double(),
     )
-    assert rule.judge(step).signals["gate"][0, 0] == float(kind == "open")
+    assert rule.signals(step)["gate"][0, 0] == float(kind == "open")
     return rule.law(step)[0, 0]
 
 

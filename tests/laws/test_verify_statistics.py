@@ -4,14 +4,16 @@ Draft tokens are drawn by the noise as a drafter draws them. Each test is a chi-
 fixed seed that fails below p = 1e-4; on planted bugs the same test must find p < 1e-6.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 from scipy.stats import chi2
 
+from easd.core.couplings import COUPLINGS, Maximal, procedure
 from easd.core.noise import Noise, race, request_key
-from easd.core.rules import EASD, RandomRefusal, Speculative, WithoutOverlap
+from easd.core.rules import EASD, RandomRefusal, Speculative, make_rule
+from easd.core.rules.refusal import AsPublished
 from easd.core.signals import residual
 from easd.core.step import Step
 from easd.core.verify import verify
@@ -43,23 +45,22 @@ GATE = {"tau_h": 1.2, "tau_o": 0.8}
 RULES_UNDER_TEST = {
     "speculative": Speculative(),
     "easd": EASD(**GATE),
-    "easd maximal": EASD(**GATE, coupling="maximal"),
     "easd accepted": EASD(**GATE, gate_on="accepted"),
     "easd draft_top": EASD(**GATE, penalise="draft_top"),
-    "easd bonus": EASD(**GATE, gate_bonus=True),
-    "easd maximal bonus": EASD(**GATE, gate_bonus=True, coupling="maximal", gate_on="accepted"),
-    "without overlap": WithoutOverlap(**GATE),
-    "random refusal": RandomRefusal(rate=0.3, gate_bonus=True),
+    "easd bonus": EASD(**GATE, draft_at_bonus=True),
+    "easd accepted bonus": EASD(**GATE, draft_at_bonus=True, gate_on="accepted"),
+    "without overlap": make_rule("easd-without-overlap", **GATE),
+    "random refusal": RandomRefusal(rate=0.3, draft_at_bonus=True),
 }
 
 
 def block(rule, first, length, coupling):
     """A step over positions first..first+length of the table, drafted by the noise itself."""
-    noise = Noise(keys=KEYS, start=torch.full((ROWS,), 40 + first), coupling=coupling)
+    noise = Noise(keys=KEYS, start=torch.full((ROWS,), 40 + first), shared=coupling == "shared")
     at = torch.arange(length).expand(ROWS, -1)
     target, draft = (t[first : first + length + 1].clone() for t in (TARGET, DRAFT))
     tokens = race(draft[:length], noise.draft(at, V))
-    if not rule.evaluates_bonus:
+    if not rule.draft_at_bonus:
         draft[length] = 0
     step = Step(
         draft_tokens=tokens,
@@ -90,9 +91,9 @@ def p_value(tokens, law):
     return chi2.sf(statistic, int(possible.sum()) - 1)
 
 
-def p_at(rule, *, first=0, length=1, position=0, coupling="independent", correct=None):
+def p_at(rule, *, first=0, length=1, position=0, coupling="published", correct=None):
     step, noise = block(rule, first, length, coupling)
-    tokens, there = token_at(step, verify(rule, step, noise), position)
+    tokens, there = token_at(step, verify(rule, step, noise, coupling), position)
     law = (correct or rule).law(first_row(step))[0, position]
     return p_value(tokens[there], law)
 
@@ -108,12 +109,12 @@ def first_row(step):
 
 
 def test_the_table_opens_and_closes_the_gate():
-    step, _ = block(EASD(gate_bonus=True), 0, 3, "independent")
-    gate = EASD(**GATE, gate_bonus=True).judge(step).signals["gate"][0]
+    step, _ = block(EASD(draft_at_bonus=True), 0, 3, "published")
+    gate = EASD(**GATE, draft_at_bonus=True).signals(step)["gate"][0]
     assert gate.tolist() == [1, 0, 1, 1]
 
 
-@pytest.mark.parametrize("coupling", ["independent", "shared"])
+@pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("name", RULES_UNDER_TEST)
 def test_first_token_follows_the_law(name, coupling):
     rule = RULES_UNDER_TEST[name]
@@ -121,7 +122,7 @@ def test_first_token_follows_the_law(name, coupling):
         assert p_at(rule, first=first, length=1, coupling=coupling) > LEAST_P
 
 
-@pytest.mark.parametrize("coupling", ["independent", "shared"])
+@pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("name", RULES_UNDER_TEST)
 def test_later_tokens_follow_the_law(name, coupling):
     """The second token, wherever the first was kept."""
@@ -129,7 +130,7 @@ def test_later_tokens_follow_the_law(name, coupling):
     assert p_at(rule, first=1, length=2, position=1, coupling=coupling) > LEAST_P
 
 
-@pytest.mark.parametrize("coupling", ["independent", "shared"])
+@pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("name", RULES_UNDER_TEST)
 def test_bonus_token_follows_the_law(name, coupling):
     """Alone (nothing drafted), and after a whole block was accepted."""
@@ -138,17 +139,47 @@ def test_bonus_token_follows_the_law(name, coupling):
     assert p_at(rule, first=1, length=1, position=1, coupling=coupling) > LEAST_P
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResidualReplacedByTarget(Speculative):
+class ResidualReplacedByTarget(Maximal):
     def replacement(self, step, judgement, at, penalised):
         return step.row(at).target_probs[:, 0]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BonusDrawnFromResidual(Speculative):
+class BonusDrawnFromResidual(Maximal):
     def replacement(self, step, judgement, at, penalised):
         before = (at - 1).clamp_min(0)
         return residual(step.row(at).target_probs[:, 0], step.row(before).draft_probs[:, 0])
+
+
+class ResidualOfTheTarget(Maximal):
+    """Accepts towards the law, replaces towards p."""
+
+    def replacement(self, step, judgement, at, penalised):
+        return Maximal(Speculative()).replacement(step, judgement, at, penalised)
+
+
+class AcceptsTowardsTheTarget(Maximal):
+    """Accepts towards p, replaces towards the law."""
+
+    def judge(self, step):
+        accept_prob = Maximal(Speculative()).judge(step).accept_prob
+        return replace(Maximal.judge(self, step), accept_prob=accept_prob)
+
+
+class ReplacedWithoutExclusion(AsPublished):
+    def replacement(self, step, judgement, at, penalised):
+        other = EASD(**GATE, redraw="target")
+        return other.published().replacement(step, judgement, at, penalised)
+
+
+class BonusUngated(AsPublished):
+    def replacement(self, step, judgement, at, penalised):
+        return EASD(**GATE).published().replacement(step, judgement, at, penalised)
+
+
+class PenaltyTakenForRejection(AsPublished):
+    def replacement(self, step, judgement, at, penalised):
+        never = torch.zeros_like(penalised)
+        return AsPublished.replacement(self, step, judgement, at, never)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,58 +189,44 @@ class GateOffByOne(EASD):
         return {**found, "gate": found["gate"].roll(1, dims=1)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplacedWithoutExclusion(EASD):
-    def replacement(self, step, judgement, at, penalised):
-        return EASD.replacement(EASD(**GATE, redraw="target"), step, judgement, at, penalised)
+def planted(rule, wrong):
+    """`rule`, which publishes the procedure that `wrong` makes of it."""
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Planted(type(rule)):
+        def published(self):
+            return wrong(self) if issubclass(wrong, Maximal) else wrong(self, self.refusal)
+
+    return Planted(**{field.name: getattr(rule, field.name) for field in fields(rule)})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BonusUngated(EASD):
-    def replacement(self, step, judgement, at, penalised):
-        return EASD.replacement(EASD(**GATE), step, judgement, at, penalised)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PenaltyTakenForRejection(EASD):
-    def replacement(self, step, judgement, at, penalised):
-        return EASD.replacement(self, step, judgement, at, torch.zeros_like(penalised))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoupledTowardsTheTarget(EASD):
-    """Accepts towards p, replaces towards the law."""
-
-    def judge(self, step):
-        towards_law = EASD.judge(self, step)
-        return replace(towards_law, accept_prob=Speculative().judge(step).accept_prob)
-
-
+GATED, GATED_BONUS = EASD(**GATE), EASD(**GATE, draft_at_bonus=True)
 BUGS = {
-    "residual replaced by target": (ResidualReplacedByTarget(), Speculative(), {}),
+    "residual replaced by target": (
+        planted(Speculative(), ResidualReplacedByTarget),
+        Speculative(),
+        {},
+    ),
     "bonus drawn from the residual": (
-        BonusDrawnFromResidual(),
+        planted(Speculative(), BonusDrawnFromResidual),
         Speculative(),
         {"first": 1, "position": 1},
     ),
-    "gate off by one position, closed": (GateOffByOne(**GATE), EASD(**GATE), {"length": 2}),
+    "gate off by one position, closed": (GateOffByOne(**GATE), GATED, {"length": 2}),
     "gate off by one position, opened": (
-        GateOffByOne(**GATE, coupling="maximal"),
-        EASD(**GATE, coupling="maximal"),
-        {"length": 2, "position": 1},
+        GateOffByOne(**GATE),
+        GATED,
+        {"length": 2, "position": 1, "coupling": "maximal"},
     ),
-    "replaced without exclusion": (ReplacedWithoutExclusion(**GATE), EASD(**GATE), {}),
-    "penalty taken for a rejection": (PenaltyTakenForRejection(**GATE), EASD(**GATE), {}),
+    "replaced without exclusion": (planted(GATED, ReplacedWithoutExclusion), GATED, {}),
+    "penalty taken for a rejection": (planted(GATED, PenaltyTakenForRejection), GATED, {}),
     "bonus ungated": (
-        BonusUngated(**GATE, gate_bonus=True),
-        EASD(**GATE, gate_bonus=True),
+        planted(GATED_BONUS, BonusUngated),
+        GATED_BONUS,
         {"first": 3, "length": 0},
     ),
-    "coupled towards the target": (
-        CoupledTowardsTheTarget(**GATE, coupling="maximal"),
-        EASD(**GATE, coupling="maximal"),
-        {},
-    ),
+    "accepts towards the target": (planted(GATED, AcceptsTowardsTheTarget), GATED, {}),
+    "replaces towards the target": (planted(GATED, ResidualOfTheTarget), GATED, {}),
 }
 
 
@@ -222,7 +239,7 @@ def test_planted_bugs_are_found(name):
 
 def test_draft_tokens_not_drawn_from_the_draft_are_found():
     """The premise of every law: a drafter that samples colder than it says breaks it."""
-    step, noise = block(Speculative(), 0, 1, "independent")
+    step, noise = block(Speculative(), 0, 1, "published")
     cold = step.draft_probs[:, :1] ** 1.3
     tokens = race(cold, noise.draft(torch.zeros(ROWS, 1, dtype=torch.long), V))
     decision = verify(Speculative(), replace(step, draft_tokens=tokens), noise)
@@ -230,12 +247,14 @@ def test_draft_tokens_not_drawn_from_the_draft_are_found():
     assert p_value(emitted, TARGET[0]) < BUG_P
 
 
+@pytest.mark.parametrize("coupling", ["maximal", "published"])
 @pytest.mark.parametrize("name", RULES_UNDER_TEST)
-def test_refusals_happen_as_often_as_judged(name):
+def test_refusals_happen_as_often_as_judged(name, coupling):
     """Shares of accepted and penalised first tokens within five standard errors."""
     rule = RULES_UNDER_TEST[name]
-    step, noise = block(rule, 0, 1, "independent")
-    judgement, decision = rule.judge(step), verify(rule, step, noise)
+    step, noise = block(rule, 0, 1, coupling)
+    judgement = procedure(rule, coupling).judge(step)
+    decision = verify(rule, step, noise, coupling)
     for share, probability in (
         ((decision.num_accepted > 0).double().mean(), judgement.accept_prob.double().mean()),
         (decision.penalised.double().mean(), judgement.penalty_prob.double().mean()),
@@ -248,12 +267,12 @@ def test_refusals_happen_as_often_as_judged(name):
 def test_shared_noise_penalises_only_refused_tokens_at_open_gates(name):
     rule = RULES_UNDER_TEST[name]
     step, noise = block(rule, 0, 3, "shared")
-    decision = verify(rule, step, noise)
+    decision = verify(rule, step, noise, "shared")
     gate = decision.judgement.signals.get("gate", torch.zeros(ROWS, 4))
     stopped = gate.gather(1, decision.num_accepted[:, None])[:, 0]
     assert not decision.penalised[stopped == 0].any()
     assert not decision.penalised[decision.num_accepted == 3].any()
-    if isinstance(rule, EASD) and (rule.gate_on, rule.coupling) == ("proposed", "as_published"):
+    if isinstance(rule, EASD) and rule.gate_on == "proposed":
         # A gate that is asked first explains every refusal where it is open.
         assert decision.penalised[(stopped > 0) & (decision.num_accepted < 3)].all()
 
@@ -269,7 +288,7 @@ def test_shared_noise_makes_the_text_independent_of_the_draft(quality):
     at = torch.arange(length).expand(rows, -1)
 
     def noise(start):
-        return Noise(keys=KEYS[:rows], start=start, coupling="shared")
+        return Noise(keys=KEYS[:rows], start=start, shared=True)
 
     zero = torch.zeros(rows, dtype=torch.long)
     wanted = race(target, noise(zero).emit(at, vocab))
@@ -289,7 +308,7 @@ def test_shared_noise_makes_the_text_independent_of_the_draft(quality):
             draft_probs=torch.cat([draft.gather(1, rolled), pad], 1),
             target_probs=torch.cat([target.gather(1, rolled), target[:, :1]], 1),
         )
-        decision = verify(Speculative(), step, noise(done))
+        decision = verify(Speculative(), step, noise(done), "shared")
         for offset in range(length):
             token = torch.where(
                 decision.num_accepted > offset,
@@ -305,7 +324,7 @@ def test_shared_noise_makes_the_text_independent_of_the_draft(quality):
 
 
 def test_coupling_keeps_acceptance_at_open_gates():
-    """Dirichlet(1) pairs at V = 50 with q = 0.79 p + 0.21 r: the 0.896 and 0.899 of METHOD.
+    """Dirichlet(1) pairs at V = 50 with q = 0.79 p + 0.21 r: 0.896 for lossless, 0.899 for coupled.
 
     The gate is open everywhere; drafts enter with weight q(x), so means are exact per pair.
     """
@@ -321,15 +340,15 @@ def test_coupling_keeps_acceptance_at_open_gates():
         target_probs=target.repeat_interleave(vocab, 0),
     )
 
-    def kept(rule):
-        accept = rule.judge(step).accept_prob.view(pairs, vocab)
+    def kept(rule, coupling="maximal"):
+        accept = procedure(rule, coupling).judge(step).accept_prob.view(pairs, vocab)
         return (accept * draft[:, 0]).sum(-1)
 
     always = {"tau_h": 0, "tau_o": 0}
-    coupled = EASD(**always, coupling="maximal")
+    coupled = EASD(**always)
     overlap = torch.minimum(draft[:, 0], coupled.law(step)[::vocab, 0]).sum(-1)
     torch.testing.assert_close(kept(coupled), overlap, atol=1e-12, rtol=0)
     assert kept(Speculative()).mean().item() == pytest.approx(0.896, abs=0.004)
     assert kept(coupled).mean().item() == pytest.approx(0.899, abs=0.004)
     assert (kept(coupled) - kept(Speculative())).mean().item() == pytest.approx(0.003, abs=0.001)
-    assert not kept(EASD(**always)).any()
+    assert not kept(coupled, "published").any()

@@ -17,10 +17,10 @@ from easd.errors import ConfigError, TraceError
 from easd.pairs.loading import load_pair
 from easd.runs.schema import PARTS
 from easd.speed.bench import System, lines, read_timings
-from easd.speed.bench.floors import floors
-from easd.speed.bench.room import check_memory
+from easd.speed.bench.limits import check_memory
+from easd.speed.bench.roofline import rooflines
 from easd.speed.bench.systems import KINDS, Timing
-from easd.speed.plan import Hardware, Machine, Shape
+from easd.speed.plan import CostModel, Hardware, Shape
 
 
 def row(number, system, *, batch=1, context=None, **values):
@@ -134,9 +134,9 @@ def test_floors_count_weights_once_and_texts_each():
     on = Hardware(name="x", memory_gb=1, bandwidth_gbs=1, tflops=1, bandwidth_share=1)
     plain = {"parameters": 10**6, "products": 10**6, "width": 4, "layers": 2, "vocab_size": 10}
     shape = Shape(name="x", cached=100, attended=200, **plain)
-    machine = Machine(hardware=on, target=shape, draft=shape)
+    costs = CostModel(hardware=on, target=shape, draft=shape)
     timings = pd.DataFrame([row(0, "target", batch=8, full=5, full_target=1.0, forwards=5)])
-    floor, step = floors(timings, machine, 8, 50)
+    floor, step = rooflines(timings, costs, 8, 50)
     assert floor.gigabytes == pytest.approx((10**6 + 8 * 50 * 100) * 4 / 1e9)
     assert floor.gigaflops == pytest.approx(8 * (2 * 10**6 + 50 * 200) / 1e9)
     assert floor.least_ms == pytest.approx(1000 * floor.gigabytes)

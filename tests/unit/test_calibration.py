@@ -16,7 +16,7 @@ from easd.diagnose.calibration import (
     signals,
     warnings_of,
 )
-from easd.diagnose.calibration_file import Artefact, read_artefact, sampling
+from easd.diagnose.calibration_file import CalibrationFile, read_calibration, sampling
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 
@@ -104,7 +104,7 @@ def test_signals_are_those_of_emitted_tokens_that_both_models_saw():
 
 @pytest.fixture
 def artefact():
-    return Artefact(
+    return CalibrationFile(
         kind="calibration",
         fields={"tau_h": 1.25, "tau_o": 0.8, "a": 1.5, "b": -0.5},
         pair="lab-a",
@@ -117,7 +117,7 @@ def artefact():
 
 def test_an_artefact_reads_back_and_fills_only_what_a_rule_has_and_leaves_open(artefact, tmp_path):
     artefact.save(tmp_path / "c.json")
-    read = read_artefact(tmp_path / "c.json")
+    read = read_calibration(tmp_path / "c.json")
     assert read == artefact
     assert read.fill({"name": "easd"}) == {"name": "easd", "tau_h": 1.25, "tau_o": 0.8}
     assert read.fill({"name": "pool", "tau_h": 2})["tau_h"] == 2
@@ -135,20 +135,20 @@ def test_an_artefact_is_refused_for_another_pair_or_sampling(artefact):
         (field,) = change
         with pytest.raises(ConfigError, match=f"made at {field} = "):
             artefact.check(same, Settings(**change))
-    artefact.check(same, Settings(gamma=7, seed=3, noise="shared"))
+    artefact.check(same, Settings(gamma=7, seed=3, coupling="shared"))
 
 
 def test_a_file_that_is_no_artefact_is_one_clear_error(artefact, tmp_path):
     path = tmp_path / "c.json"
     with pytest.raises(ConfigError, match="cannot read"):
-        read_artefact(path)
+        read_calibration(path)
     path.write_text("{")
     with pytest.raises(ConfigError, match="is damaged"):
-        read_artefact(path)
+        read_calibration(path)
     path.write_text("{}")
     with pytest.raises(ConfigError, match="is no calibration"):
-        read_artefact(path)
+        read_calibration(path)
     artefact.save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 7}))
     with pytest.raises(ConfigError, match="format 7"):
-        read_artefact(path)
+        read_calibration(path)

@@ -1,5 +1,7 @@
 """`verify` is one graph, and thresholds and batch sizes do not multiply it."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ RULES = {
     "speculative": lambda threshold: Speculative(),
     "easd": lambda threshold: EASD(tau_h=threshold),
     "easd overlap": lambda threshold: EASD(tau_h=threshold, tau_o=threshold / 5),
-    "easd maximal": lambda threshold: EASD(tau_h=threshold, coupling="maximal", gate_bonus=True),
+    "easd maximal": lambda threshold: EASD(tau_h=threshold, draft_at_bonus=True),
     "random refusal": lambda threshold: RandomRefusal(rate=threshold / 5),
 }
 
@@ -37,7 +39,7 @@ def make(batch, coupling):
     target = torch.randn(batch, K + 1, V, generator=generator).softmax(-1)
     draft = (target.log() + 0.3 * torch.randn(batch, K + 1, V, generator=generator)).softmax(-1)
     keys = torch.tensor([request_key(0, request) for request in range(batch)])
-    noise = Noise(keys=keys, start=torch.full((batch,), 7), coupling=coupling)
+    noise = Noise(keys=keys, start=torch.full((batch,), 7), shared=coupling == "shared")
     tokens = race(draft[:, :K], noise.draft(torch.arange(K).expand(batch, -1), V))
     step = Step(
         draft_tokens=tokens,
@@ -60,21 +62,22 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "coupling"), [*((name, "independent") for name in RULES), ("easd", "shared")]
+    ("name", "coupling"),
+    [*product(RULES, ("maximal", "published")), ("easd", "shared")],
 )
 def test_thresholds_and_batch_sizes_cost_two_compilations(name, coupling, compiled):
     run, graphs = compiled
     for threshold in (0.9, 1.5, 3.0, 4.5):
         for batch in (2, 3, 5, 8, 16):
             rule, (step, noise) = RULES[name](threshold), make(batch, coupling)
-            assert_same(run(rule, step, noise), verify(rule, step, noise))
+            assert_same(run(rule, step, noise, coupling), verify(rule, step, noise, coupling))
     assert len(graphs) <= 2
 
 
 def test_a_batch_of_one_costs_one_more(compiled):
     run, graphs = compiled
     for batch in (1, 2, 8):
-        step, noise = make(batch, "independent")
+        step, noise = make(batch, "published")
         assert_same(run(EASD(), step, noise), verify(EASD(), step, noise))
     assert len(graphs) == 2
 
@@ -83,7 +86,7 @@ def test_a_batch_of_one_costs_one_more(compiled):
 def test_functionalised_graphs_decide_the_same():
     """Through AOTAutograd, which rewrites in-place steps; what every machine-code backend gets."""
     run = torch.compile(verify, fullgraph=True, backend="aot_eager")
-    rule = EASD(tau_h=1.5, coupling="maximal", gate_bonus=True)
+    rule = EASD(tau_h=1.5, draft_at_bonus=True)
     for batch in (2, 5):
-        step, noise = make(batch, "independent")
-        assert_same(run(rule, step, noise), verify(rule, step, noise))
+        step, noise = make(batch, "published")
+        assert_same(run(rule, step, noise, "maximal"), verify(rule, step, noise, "maximal"))

@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from easd.config import RunConfig, load_config, parse_override, parse_rule, rule_to_dict
-from easd.core.rules import EASD, RULES, RandomRefusal, Speculative
+from easd.core.rules import EASD, RandomRefusal, Speculative, make_rule, rule_names
 from easd.errors import ConfigError, EasdError, RuleError
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", rule_names())
 def test_every_rule_goes_through_json_and_yaml_and_back(name):
-    rule = RULES[name]()
+    rule = make_rule(name)
     assert parse_rule(json.loads(json.dumps(rule_to_dict(rule)))) == rule
     assert parse_rule(yaml.safe_load(yaml.safe_dump(rule_to_dict(rule)))) == rule
 
@@ -38,8 +38,8 @@ def test_a_run_goes_through_json_and_back():
 
 
 def test_strings_become_the_types_of_the_fields():
-    rule = parse_rule({"name": "easd", "tau_h": "1.2", "top_n": "3", "gate_bonus": "true"})
-    assert rule == EASD(tau_h=1.2, top_n=3, gate_bonus=True)
+    rule = parse_rule({"name": "easd", "tau_h": "1.2", "top_n": "3", "draft_at_bonus": "true"})
+    assert rule == EASD(tau_h=1.2, top_n=3, draft_at_bonus=True)
     assert parse_rule({"name": "random-refusal", "rate": "1e-3"}) == RandomRefusal(rate=0.001)
     assert RunConfig.from_dict({"gamma": "7", "stop": ["a"]}).settings.gamma == 7
 

@@ -11,22 +11,18 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from easd.core.gate import required_shared
-from easd.core.rules import EASD
-from easd.core.rules.redirected import MOST_POWER
-from easd.diagnose import pool
-from easd.diagnose.diagnosis import (
-    POSITIONS,
-    Positions,
-    diagnose,
-    fit_pool,
-    gate,
-    markdown,
-    render,
-    threshold_for,
-)
-from easd.diagnose.positions import OPEN, TOP_N, UNGATED
+from easd.core.rules import RULES
+from easd.core.rules.pool import MOST_POWER
+from easd.diagnose import pool_fit
+from easd.diagnose.diagnosis import diagnose
+from easd.diagnose.pool_fit import fit_pool
+from easd.diagnose.positions import TOP_N, Positions, gate, positions_schema, threshold_for
+from easd.diagnose.printing import markdown, render
+from easd.diagnose.reference_pass import judged_rules
 from easd.errors import ConfigError, InputError
+
+OPEN, UNGATED = judged_rules()
+POSITIONS = positions_schema(OPEN, UNGATED)
 
 
 def make_table(num_texts=60, length=20, seed=0, **columns):
@@ -102,7 +98,7 @@ def test_fit_is_the_maximum():
     fit = fit_pool(positions, is_open)
 
     def likelihood(a, b):
-        return np.log(pool.pool_laws(positions, is_open, a, b)[1]).sum()
+        return np.log(pool_fit.pool_laws(positions, is_open, a, b)[1]).sum()
 
     assert likelihood(fit.a, fit.b) == pytest.approx(fit.log_likelihood)
     for da, db in ((0.01, 0), (-0.01, 0), (0, 0.01), (0, -0.01)):
@@ -159,7 +155,7 @@ def test_right_token_outside_the_pool_is_counted_and_never_written():
     positions = Positions.of(make_table(pool_right=right))
     is_open = everywhere(positions)
     assert fit_pool(positions, is_open).n_outside == 600
-    for law in pool.pool_laws(positions, is_open, 1.0, 0.5):
+    for law in pool_fit.pool_laws(positions, is_open, 1.0, 0.5):
         assert law.tolist() == [1.0, 0.0] * 600
 
 
@@ -167,10 +163,10 @@ def test_held_out_pool_knows_nothing_of_the_judged_text():
     """Other right tokens in a text change how it is judged, but not the pool that judges it."""
     positions = simulated(1.0, 1.0, num_texts=50)
     is_open = everywhere(positions)
-    before = pool.held_out_laws(positions, is_open)[1]
+    before = pool_fit.held_out_laws(positions, is_open)[1]
     first = positions.texts == 0
     swapped = np.where(first, positions.starts[:-1], positions.right)
-    after = pool.held_out_laws(
+    after = pool_fit.held_out_laws(
         Positions(
             positions.values,
             positions.texts,
@@ -199,14 +195,13 @@ def test_gate_is_the_rules_gate():
     positions = Positions.of(table)
     values = positions.values
     for tau_o in (0.0, 0.6, 0.8, 1.0):
-        assert required_shared(tau_o, TOP_N) == EASD(tau_o=tau_o).required_shared
         wanted = (values["draft_entropy"] > 1.5) & (values["target_entropy"] > 1.5)
         wanted &= values["shared_top"] >= TOP_N * tau_o - 1e-9
         assert np.array_equal(gate(positions, 1.5, tau_o), wanted)
     for rate in (0.005, 0.02, 0.05):
         assert gate(positions, threshold_for(positions, rate)).mean() == pytest.approx(rate)
     assert threshold_for(positions, 0.9) == 0  # only a third has the overlap
-    assert pool.MOST_POWER == MOST_POWER
+    assert pool_fit.MOST_POWER == MOST_POWER
 
 
 def uneven(mean, *, seed=5, spread=0.05):
@@ -248,7 +243,7 @@ def test_best_rule_is_named_with_its_gain():
     effect = {e.rule: e for e in found.thresholds[0].effects}["sharpened"]
     wanted = (better - 0.5).reshape(60, 20).sum(1)
     assert effect.change.value == pytest.approx(wanted.mean())
-    assert effect.at_gate.value == pytest.approx((better - 0.5).mean())
+    assert effect.where_it_acts.value == pytest.approx((better - 0.5).mean())
     assert effect.log_likelihood.value == pytest.approx(np.log(better / 0.5).mean())
     half = 2.001 * wanted.std(ddof=1) / 60**0.5  # Student's with 59 degrees of freedom
     assert effect.change.high - effect.change.value == pytest.approx(half, rel=1e-3)
@@ -306,7 +301,7 @@ def test_no_gated_position_is_no_error():
     found = diagnose(make_table(draft_entropy=np.zeros(1200)), tau_h=1.5)
     at = found.thresholds[0]
     assert (at.gated, at.gated_texts, at.criterion) == (0, 0, None)
-    assert at.effects[0].at_gate is None
+    assert at.effects[0].where_it_acts is None
     assert "the gate never opens" in markdown(found)
 
 
@@ -350,3 +345,19 @@ def test_bad_settings_are_refused():
 def test_a_diagnosis_loads_no_torch():
     code = "import sys; import easd.diagnose.diagnosis; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_new_rule_is_judged_without_being_listed(monkeypatch):
+    monkeypatch.setitem(RULES, "gated one", RULES["sharpened"])
+    monkeypatch.setitem(RULES, "other one", RULES["lenience"])
+    gated, ungated = judged_rules()
+    assert "gated one" in gated
+    assert "other one" in ungated
+    table = make_table()
+    for name in ("open_gated one", "law_other one"):
+        table = table.append_column(name, pa.array(uneven(0.1)))
+    found = diagnose(table, tau_h=1.5)
+    effects = {effect.rule: effect for effect in found.thresholds[0].effects}
+    assert effects["gated one"].gated
+    assert not effects["other one"].gated
+    assert "| other one | 100.0 % |" in markdown(found)

@@ -10,8 +10,7 @@ pytest.importorskip("math_verify")
 
 from easd.tasks import Item, mathematics
 from easd.tasks.graders import grade_choice, grade_exact, normalise
-from easd.tasks.math_reading import last_boxed, without_words
-from easd.tasks.mathematics import grade_mathematics
+from easd.tasks.mathematics import grade_mathematics, last_boxed, without_words
 
 HARD = r"\boxed{\sum_{k=1}^{10^{12}} \frac{1}{k^2}}"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from easd.tasks import Item, confined, sandbox
-from easd.tasks.programs import extract, grade_code
+from easd.tasks import Item, sandbox, sandbox_program
+from easd.tasks.graders import extract, grade_code
 
 pytestmark = pytest.mark.skipif(
     sandbox.missing() is not None, reason=f"no sandbox here: {sandbox.missing()}"
@@ -93,7 +93,7 @@ def running() -> list[int]:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue
-        if confined.__file__.encode() in command and parent in (1, os.getpid()):
+        if sandbox_program.__file__.encode() in command and parent in (1, os.getpid()):
             found.append(int(folder.name))
     return found
 
@@ -240,7 +240,7 @@ def test_system_call_numbers_are_those_of_the_headers() -> None:
         for line in lines:
             if len(line) >= 3 and line[0] == "#define" and line[2].isdigit():
                 known[line[1].removeprefix("__NR").removeprefix("3264").strip("_")] = int(line[2])
-        for name, number in confined.FORBIDDEN_CALLS[machine].items():
+        for name, number in sandbox_program.FORBIDDEN_CALLS[machine].items():
             if name in known:
                 assert known[name] == number, (machine, name)
                 checked += 1

@@ -68,7 +68,7 @@ def test_the_draft_is_rounded_and_the_target_is_not(pair):
 
 def test_speculation_with_it_writes_what_the_target_writes(pair):
     prompts = ["Once upon a time", "The sum of two numbers"]
-    options = {"tokenizer": pair.tokenizer, "noise": "shared", "max_new_tokens": 24}
+    options = {"tokenizer": pair.tokenizer, "coupling": "shared", "max_new_tokens": 24}
     alone = generate(pair.target, None, prompts, rule=TargetOnly(), **options)
     ours = generate(pair.target, pair.draft, prompts, rule=Speculative(), **options)
     assert [text.token_ids for text in ours] == [text.token_ids for text in alone]

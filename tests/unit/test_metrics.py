@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,8 @@ from evaluations import EASD, Evaluation, graded, rule_of
 from easd.errors import ConfigError
 from easd.report import metrics
 from easd.report.metrics import POOLED, frames
-from easd.report.metrics.differences import equal_lists
-from easd.report.metrics.flips import part
+from easd.report.metrics.accuracy import equal_lists, part
+from easd.report.metrics.columns import Kind
 from easd.stats import paired_difference
 
 RIGHT, WRONG = True, False
@@ -314,7 +315,7 @@ def test_close_ups_are_of_the_first_easd_that_fires():
 def test_settings_name_every_field_and_every_skipped_line():
     made = graded({"target": [RIGHT] * 2, "easd": [RIGHT] * 2}, skipped=["line 3: no answer"])
     fields = row(metrics.system_settings(frames(made.run())), system="easd")["fields"]
-    assert fields == "tau_h 1, tau_o 0.8, top_n 5, redraw exclude, gate_bonus False"
+    assert fields == "tau_h 1, tau_o 0.8, top_n 5, redraw exclude, draft_at_bonus False"
     task = row(metrics.task_settings(frames(made.run())), task="sums")
     assert (task["skipped"], task["skipped_lines"]) == (1, "line 3: no answer")
 
@@ -325,3 +326,12 @@ def test_metrics_need_no_model_library():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_every_column_has_a_known_kind_and_a_definition():
+    assert len(metrics.COLUMNS) > 100
+    for name, column in metrics.COLUMNS.items():
+        assert column.kind in get_args(Kind), name
+        assert column.heading, name
+        assert column.definition, name
+        assert "{" not in column.definition, name

@@ -26,9 +26,9 @@ GOLDEN_UNIFORMS = [
 LEAST_P = 1e-4  # every test here has a fixed seed and fails below this p-value
 
 
-def noise(requests, *, start=0, seed=0, coupling="independent"):
+def noise(requests, *, start=0, seed=0, shared=False):
     keys = torch.tensor([request_key(seed, request) for request in requests])
-    return Noise(keys=keys, start=torch.full((len(keys),), start), coupling=coupling)
+    return Noise(keys=keys, start=torch.full((len(keys),), start), shared=shared)
 
 
 def emitted(requests, positions, vocab_size, **options):
@@ -214,10 +214,10 @@ def test_clocks_in_blocks_are_the_whole_table_bit_for_bit():
         assert torch.equal(torch.cat(blocks).view(4, 3, -1), _exponential(_mix(keys, tokens)))
 
 
-@pytest.mark.parametrize("coupling", ["independent", "shared"])
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_drawing_without_a_table_is_the_race(coupling, dtype):
-    run = noise(range(7), start=3, coupling=coupling)
+def test_drawing_without_a_table_is_the_race(shared, dtype):
+    run = noise(range(7), start=3, shared=shared)
     at = torch.arange(4).expand(7, -1)
     for vocab_size in (1, 6, 20_000):  # of 20,000 only three rows at a time stay in cache
         probs = torch.rand(7, 4, vocab_size, dtype=dtype)
@@ -228,9 +228,9 @@ def test_drawing_without_a_table_is_the_race(coupling, dtype):
             assert torch.equal(drawn(probs[:, 2], at[:, 2]), drawn(probs, at)[:, 2])
 
 
-@pytest.mark.parametrize("coupling", ["independent", "shared"])
-def test_tokens_without_probability_need_no_clock(coupling):
-    run, known = noise(range(9), start=5, coupling=coupling), torch.tensor([3, 40, 41, 77, 2999])
+@pytest.mark.parametrize("shared", [False, True])
+def test_tokens_without_probability_need_no_clock(shared):
+    run, known = noise(range(9), start=5, shared=shared), torch.tensor([3, 40, 41, 77, 2999])
     at = torch.arange(3).expand(9, -1)
     probs = torch.zeros(9, 3, 3000)
     probs[..., known] = torch.rand(9, 3, 5)

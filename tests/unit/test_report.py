@@ -332,10 +332,10 @@ def test_bad_requests_are_refused(tmp_path):
 
 
 def test_every_printed_number_has_a_definition():
-    from easd.report import behaviour, cost, evidence
+    from easd.report import entropies, gate, speed, verdict
     from easd.report.metrics import COLUMNS
 
-    modules = (behaviour, cost, evidence)
+    modules = (entropies, gate, speed, verdict)
     groups = [v for m in modules for k, v in vars(m).items() if k.startswith("_") and k.isupper()]
     names = {n for group in groups if isinstance(group, tuple) for n in group}
     assert {"accuracy", "p_holm", "gate_rate", "predicted"} <= names

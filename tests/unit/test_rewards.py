@@ -14,7 +14,7 @@ from easd.core.rules import DraftOnly
 from easd.errors import InputError, ModelError
 from easd.evaluate.rewards import RewardModel, ScoredStep, load_reward_model
 from easd.pairs import lab
-from easd.pairs.rewards import STEP_TOKENS, reward_folder
+from easd.pairs.lab import STEP_TOKENS, reward_folder
 
 PAIRS = sorted(lab.RECIPES)
 KINDS = [GPT2ForTokenClassification, GPT2ForSequenceClassification]

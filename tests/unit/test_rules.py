@@ -7,17 +7,22 @@ import pickle
 import pytest
 import torch
 
+from easd.core.gate import Gate
 from easd.core.rules import (
     EASD,
+    PRESETS,
     RULES,
-    FLy,
-    Pool,
     RandomRefusal,
+    Rule,
     Speculative,
     make_rule,
     rule_name,
+    rule_names,
+    summary_of,
 )
-from easd.core.step import Rule, Step
+from easd.core.rules.fly import FLy
+from easd.core.rules.pool import Pool
+from easd.core.step import Step
 from easd.errors import EasdError, RuleError
 
 ALL = [pytest.param(kind, id=name) for name, kind in RULES.items()]
@@ -43,7 +48,7 @@ def test_repr_reads_back(kind):
     names = {c.__name__: c for c in RULES.values()} | {"inf": math.inf}
     rule = kind()
     assert eval(repr(rule), names) == rule
-    changed = {"rate": 0.25, "tau_h": math.inf, "gate_bonus": True, "coupling": "maximal"}
+    changed = {"rate": 0.25, "tau_h": math.inf, "draft_at_bonus": True}
     changed |= {"lenience": 0.25, "weight": 0.25, "epsilon": 0.25}
     own = {f.name for f in dataclasses.fields(rule)}
     other = dataclasses.replace(rule, **{k: v for k, v in changed.items() if k in own})
@@ -51,19 +56,21 @@ def test_repr_reads_back(kind):
     assert (other == rule) == (not own)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", rule_names())
 def test_rules_by_name(name):
     rule = make_rule(name)
-    assert type(rule) is RULES[name]
+    assert type(rule) is (PRESETS[name].rule if name in PRESETS else RULES[name])
     assert rule_name(rule) == name
+    assert summary_of(name).endswith(".")
 
 
-def test_a_foreign_rule_is_called_by_its_class():
+def test_an_unnamed_variant_keeps_the_name_of_its_rule():
     @dataclasses.dataclass(frozen=True)
     class Mine(Speculative):
         pass
 
-    assert rule_name(Mine()) == "Mine"
+    assert rule_name(Mine()) == "speculative"
+    assert RULES["speculative"] is Speculative
 
 
 def test_ablations_differ_from_the_method_only_in_their_conditions():
@@ -78,7 +85,8 @@ def test_ablations_differ_from_the_method_only_in_their_conditions():
         rule = make_rule(name, tau_h=2.0, tau_o=0.6)
         values = dataclasses.asdict(rule)
         assert values == dataclasses.asdict(whole) | {"conditions": conditions}
-        assert rule != dataclasses.replace(whole, conditions=conditions)  # its name is kept
+        assert rule == dataclasses.replace(whole, conditions=conditions)
+        assert rule_name(rule) == name
 
 
 @pytest.mark.parametrize(
@@ -89,11 +97,12 @@ def test_ablations_differ_from_the_method_only_in_their_conditions():
         ("easd", {"tau_o": 1.01}, ["tau_o", "1.01", "[0, 1]"]),
         ("easd", {"tau_o": -0.1}, ["tau_o", "-0.1", "[0, 1]"]),
         ("easd", {"tau_o": math.nan}, ["tau_o", "nan", "[0, 1]"]),
-        ("easd", {"top_n": 0}, ["top_n", "0", "1 or more"]),
+        ("easd", {"top_n": 0}, ["top_n", "0", "1 to 1024"]),
         ("easd", {"redraw": "draft"}, ["redraw", "'draft'", "exclude, target"]),
         ("easd", {"penalise": "all"}, ["penalise", "'all'", "drafted, draft_top"]),
         ("easd", {"gate_on": "never"}, ["gate_on", "'never'", "proposed, accepted"]),
-        ("easd", {"coupling": "none"}, ["coupling", "'none'", "auto, as_published, maximal"]),
+        ("easd", {"top_n": 1025}, ["top_n", "1025", "1 to 1024"]),
+        ("fly", {"window": 1025}, ["window", "1025", "0 to 1024"]),
         ("easd", {"entropy_of": "bits"}, ["entropy_of", "'bits'", "sampling, raw"]),
         ("easd", {"conditions": ()}, ["conditions", "()", "draft_entropy"]),
         ("easd", {"conditions": ("overlap", "x")}, ["conditions", "'x'", "target_entropy"]),
@@ -104,8 +113,8 @@ def test_ablations_differ_from_the_method_only_in_their_conditions():
         ("random-refusal", {"redraw": "x"}, ["redraw", "'x'", "exclude, target"]),
         ("random-refusal", {"tau_h": 1.0}, ["random-refusal", "tau_h", "rate"]),
         ("speculative", {"tau_h": 1.0}, ["speculative", "tau_h", "no fields"]),
-        ("easd", {"tau": 1.0}, ["easd", "'tau'", "tau_h", "gate_bonus"]),
-        ("eads", {}, ["'eads'", *RULES]),
+        ("easd", {"tau": 1.0}, ["easd", "'tau'", "tau_h", "draft_at_bonus"]),
+        ("eads", {}, ["'eads'", *rule_names()]),
     ],
 )
 def test_errors_name_value_limit_and_way_out(name, values, says):
@@ -125,7 +134,7 @@ def test_errors_name_value_limit_and_way_out(name, values, says):
         {"tau_o": 0.0},
         {"tau_o": 1.0},
         {"top_n": 1},
-        {"top_n": 10**6},
+        {"top_n": 1024},
         {"conditions": ("overlap",)},
     ],
 )
@@ -156,12 +165,12 @@ def test_limits_of_the_refusal_rate_are_allowed(rate):
     ],
 )
 def test_overlap_thresholds_are_counts(tau_o, top_n, count):
-    assert EASD(tau_o=min(tau_o, 1.0), top_n=top_n).required_shared == count
+    assert Gate(tau_o=min(tau_o, 1.0), top_n=top_n).required_shared == count
 
 
 def test_what_a_decoder_must_provide():
-    assert not EASD().evaluates_bonus
-    assert EASD(gate_bonus=True).evaluates_bonus
+    assert not EASD().draft_at_bonus
+    assert EASD(draft_at_bonus=True).draft_at_bonus
     assert EASD().needs_raw == "greedy"
     assert EASD(entropy_of="raw").needs_raw == "always"
     assert Speculative().needs_raw == "never"
@@ -181,10 +190,16 @@ def test_fly_overrules_a_refusal_only_before_a_window_that_passes():
         draft_probs=draft,
         target_probs=probs,
     )
-    kept = FLy(tau_h=1.0, window=2).judge(step).accept_prob
-    assert kept.tolist() == [[1.0, 1.0, 1.0, 0.25]]  # behind the last one there is no window
-    assert FLy(tau_h=2.0, window=2).judge(step).accept_prob.tolist() == [[0.25, 1.0, 1.0, 0.25]]
-    assert FLy(tau_h=1.0, window=3).judge(step).accept_prob[0, 0] == 0.25 + 0.75 * 0.25
+
+    def kept(tau_h, window):
+        return FLy(tau_h=tau_h, window=window).published().judge(step).accept_prob
+
+    assert kept(1.0, 2).tolist() == [
+        [1.0, 1.0, 1.0, 0.25]
+    ]  # behind the last one there is no window
+    assert kept(2.0, 2).tolist() == [[0.25, 1.0, 1.0, 0.25]]
+    assert kept(1.0, 3)[0, 0] == 0.25 + 0.75 * 0.25
+    assert kept(1.0, 1024).tolist() == [[0.25, 1.0, 1.0, 0.25]]  # as any window past the block
     with pytest.raises(RuleError, match="no law per position"):
         FLy(window=2).law(step)
 
@@ -198,7 +213,7 @@ def test_a_fitted_pool_follows_the_draft_or_doubts_it():
         draft_probs=draft,
         target_probs=target,
     )
-    gate = {"tau_h": 0.0, "tau_o": 0.0, "gate_bonus": True}
+    gate = {"tau_h": 0.0, "tau_o": 0.0, "draft_at_bonus": True}
     assert Pool(**gate).law(step).tolist() == [[[1, 0, 0]]]
     assert Pool(a=1, b=-0.5, **gate).law(step).argmax() == 2
     assert Pool(a=1, b=-0.5, plausible=0.5, **gate).law(step).argmax() == 0
@@ -207,15 +222,7 @@ def test_a_fitted_pool_follows_the_draft_or_doubts_it():
     torch.testing.assert_close(sampled, (weights / weights.sum())[0, 0])
 
 
-def test_the_coupling_is_maximal_by_itself_where_whole_texts_keep_their_law():
-    coupled = {
-        (asked, bonus): EASD(gate_bonus=bonus, coupling=asked).speculates_towards_law
-        for asked in ("auto", "as_published", "maximal")
-        for bonus in (False, True)
-    }
-    assert [where for where, yes in coupled.items() if yes] == [
-        ("auto", True),
-        ("maximal", False),
-        ("maximal", True),
-    ]
-    assert EASD().coupling == "auto"
+def test_default_couplings():
+    published = {name for name in RULES if make_rule(name).default_coupling == "published"}
+    assert published == {"easd", "random-refusal", "fly"}
+    assert FLy(window=0).default_coupling == "maximal"

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from easd.errors import ModelError
 from easd.pairs import packaged, smollm2
 from easd.pairs.packaged import PackagedModel
-from easd.pairs.reduced_head import ReducedHead
+from easd.pairs.smollm2 import ReducedHead
 
 
 @pytest.fixture

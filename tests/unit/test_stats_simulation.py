@@ -1,6 +1,6 @@
 """Error rates of the statistics on simulated studies whose truth is known.
 
-The simulations are those of `benchmarks/stats_simulation.py`, with fewer studies and fixed seeds.
+The simulations are those of `experiments/stats_simulation.py`, with fewer studies and fixed seeds.
 A rate is judged by binomial Monte Carlo limits at 4 standard deviations: a correct rate fails one
 test in 30,000. Coverage of score intervals swings with the discrete data (Brown, Cai and DasGupta
 2001), so two points are allowed below 95 %. Every check must also fail when clusters are ignored.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-_PATH = Path(__file__).parents[2] / "benchmarks" / "stats_simulation.py"
+_PATH = Path(__file__).parents[2] / "experiments" / "stats_simulation.py"
 _spec = importlib.util.spec_from_file_location("stats_simulation", _PATH)
 simulation = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = simulation  # Where dataclasses look up annotations.

@@ -59,11 +59,11 @@ def run(pair, tmp_path):
 LOOSE = {"name": "easd", "tau_h": 0.3, "tau_o": 0.4}
 CASES = [
     {"rule": LOOSE},
-    {"rule": {**LOOSE, "coupling": "maximal", "gate_bonus": True}},
+    {"rule": {**LOOSE, "draft_at_bonus": True}, "coupling": "maximal"},
     {"rule": LOOSE, "temperature": 0, "gamma": 3},
     {"rule": LOOSE, "stop": [" 5", "7"], "gamma": 6},
     {"rule": LOOSE, "max_new_tokens": 3},
-    {"rule": LOOSE, "noise": "shared"},
+    {"rule": LOOSE, "coupling": "shared"},
     {"rule": {"name": "random-refusal", "rate": 0.3}},
     {"rule": "speculative", "n": 2},
     {"rule": "speculative", "drafter": "prompt-lookup"},
@@ -200,7 +200,7 @@ def test_rules_without_signals_get_entropies_but_no_gate(run):
 
 
 def test_a_gated_bonus_position_has_the_drafts_numbers(run):
-    _, _, trace = run({**LOOSE, "gate_bonus": True})
+    _, _, trace = run({**LOOSE, "draft_at_bonus": True})
     bonus = [row for row in trace.tokens.to_pylist() if row["outcome"] == "bonus"]
     assert any(row["draft_prob"] is not None and row["draft_top_tokens"] for row in bonus)
 

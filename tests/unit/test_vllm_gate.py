@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from easd.core.rules import EASD
-from easd.core.rules.entropy_aware import WithoutOverlap
+from easd.core.rules import EASD, make_rule
 from easd.core.step import Step
 from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm.gate import Tally, ask, penalise_, rows_of
@@ -43,14 +42,19 @@ def core_step(draft_tokens, draft_probs, target_logits):
 
 
 @pytest.mark.parametrize(
-    "rule", [EASD(tau_h=2.0, tau_o=0.8), EASD(tau_h=2.05, tau_o=0.4), WithoutOverlap(tau_h=2.0)]
+    "rule",
+    [
+        EASD(tau_h=2.0, tau_o=0.8),
+        EASD(tau_h=2.05, tau_o=0.4),
+        make_rule("easd-without-overlap", tau_h=2.0),
+    ],
 )
 def test_decisions_are_those_of_the_core(rule):
     opened = 0
     for seed in range(20):
         given = recorded(seed)
         step, row, position = core_step(*given)
-        wanted = rule.judge(step).penalty_prob[row, position]
+        wanted = rule.published().judge(step).penalty_prob[row, position]
         gates = ask([rule], torch.zeros(TOTAL, dtype=torch.int64), *given)
         assert torch.equal(gates.open, wanted == 1)
         opened += int(gates.open.sum())
@@ -141,12 +145,6 @@ def test_a_request_that_does_not_fit_is_refused(asked, says):
         Serving.parse({}).rule_for({"easd": asked})
 
 
-def test_both_names_of_the_published_coupling_are_served():
-    for coupling in ("auto", "as_published"):
-        serving = Serving.parse({"tau_h": 1.0, "coupling": coupling})
-        assert serving.rule_for({"easd": True}) == EASD(tau_h=1.0, coupling=coupling)
-
-
 def test_lossless_only_refuses_every_gate_that_can_open():
     serving = Serving.parse({"lossless_only": True})
     assert serving.rule_for(None) is None
@@ -162,12 +160,12 @@ def test_lossless_only_refuses_every_gate_that_can_open():
     [
         ({"tau_hh": 1}, "no field 'tau_hh'"),
         ({"lossless_only": "yes"}, "lossless_only = 'yes' does not fit"),
-        ({"name": "pool"}, "Pool is not served in vLLM"),
+        ({"name": "pool"}, "pool is not served in vLLM"),
         ({"redraw": "target"}, "redraw = 'target' is not served"),
         ({"gate_on": "accepted"}, "gate_on = 'accepted' is not served"),
-        ({"coupling": "maximal"}, "coupling = 'maximal' is not served"),
+        ({"coupling": "maximal"}, "no field 'coupling'"),
         ({"penalise": "draft_top"}, "penalise = 'draft_top' is not served"),
-        ({"gate_bonus": True}, "gate_bonus = True is not served"),
+        ({"draft_at_bonus": True}, "draft_at_bonus = True is not served"),
         ({"entropy_of": "raw"}, "entropy_of = 'raw' is not served"),
         ({"conditions": ["overlap"]}, "add 'target_entropy'"),
         (1.5, "is no mapping"),

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from easd.cli.options import (
     RULE,
-    CalibrationFile,
-    Config,
+    CalibrationOption,
     Force,
     ModelOptions,
     Options,
@@ -18,6 +17,7 @@ from easd.cli.options import (
 )
 from easd.cli.study import (
     AllowCode,
+    Config,
     Data,
     Out,
     Seeds,
@@ -55,7 +55,7 @@ def command(
     set_: SetValue = None,
     allow_code_execution: AllowCode = False,
     gate: GateOptions = None,
-    calibration: CalibrationFile = None,
+    calibration: CalibrationOption = None,
     force: Force = False,
     decoding: SharedDecoding = None,
     out: Out = Path("runs/ablation"),

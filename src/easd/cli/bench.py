@@ -18,7 +18,6 @@ from rich.text import Text
 
 from easd.cli.options import MODELS, OUTPUT, ModelOptions, joined
 from easd.cli.study import load_tasks
-from easd.engine.generate import context_limit
 from easd.engine.pair import Pair
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig
@@ -27,12 +26,10 @@ from easd.pairs import lab
 from easd.pairs.from_config import load_with_status
 from easd.runs.schema import PARTS
 from easd.speed.bench import Bench, Cell, Line, System, lines, read_timings
-from easd.speed.bench.floors import floors
-from easd.speed.bench.plots import plot
-from easd.speed.bench.profile import profiled
-from easd.speed.bench.systems import KINDS, Load
-from easd.speed.bench.table import BASES, Clock
-from easd.speed.plan import Machine, Shape, measure_here
+from easd.speed.bench.results import BASES, Clock, plot
+from easd.speed.bench.roofline import rooflines
+from easd.speed.bench.systems import KINDS, Load, profiled
+from easd.speed.plan import CostModel, Shape, measure_here
 from easd.speed.plan.measure import describe
 
 _WIDTH = 116
@@ -143,7 +140,7 @@ class Benchmark:
             console.print(_breakdown(cell, found))
         plot(found, self.out / "ratios.svg")
         if self.roofline:
-            console.print(self._floors(bench, pair))
+            console.print(self._rooflines(bench, pair))
         if self.profile:
             text = "\n".join(self._profiles(bench, pair))
             (self.out / "profile.txt").write_text(text, encoding="utf-8")
@@ -185,7 +182,7 @@ class Benchmark:
         (task,) = load_tasks(study, Console(stderr=True))
         chat = study.base.chat
         prompts = [encode_item(item, task, pair.tokenizer, chat) for item in task.items]
-        window = context_limit([pair.target, pair.draft])
+        window = pair.context_window
         left = window - max(self.contexts or map(len, prompts)) if window else _TOKENS
         return Bench(
             pair=pair,
@@ -212,14 +209,14 @@ class Benchmark:
             else:
                 yield from (System(kind, gamma) for gamma in dict.fromkeys(self.gammas))
 
-    def _floors(self, bench: Bench, pair: Pair) -> Table:
-        machine = Machine(
+    def _rooflines(self, bench: Bench, pair: Pair) -> Table:
+        costs = CostModel(
             hardware=measure_here(pair.target.dtype, str(pair.target.device)),
             target=Shape.of(pair.target, "target"),
             draft=None if pair.draft is None else Shape.of(pair.draft, "draft"),
         )
         table = _table("forward", "texts", "GB", "GFLOP", "least", "forecast", "taken")
-        table.title = f"milliseconds of a forward; {describe(machine.hardware)}"
+        table.title = f"milliseconds of a forward; {describe(costs.hardware)}"
         timings = read_timings(self.out)
         for cell in bench.cells:
             same = (
@@ -230,10 +227,10 @@ class Benchmark:
             mean = sum(map(len, bench.prompts)) / len(bench.prompts)
             context = round(cell.context or mean) + bench.tokens // 2
             chosen = timings[(timings["batch"] == cell.batch) & same]
-            for floor in floors(chosen, machine, cell.batch, context):
-                numbers = (floor.gigabytes, floor.gigaflops, floor.least_ms, floor.forecast_ms)
-                cells = [f"{value:.3g}" for value in (*numbers, floor.taken_ms)]
-                table.add_row(floor.what, str(cell.batch), *cells)
+            for each in rooflines(chosen, costs, cell.batch, context):
+                numbers = (each.gigabytes, each.gigaflops, each.least_ms, each.forecast_ms)
+                cells = [f"{value:.3g}" for value in (*numbers, each.taken_ms)]
+                table.add_row(each.what, str(cell.batch), *cells)
         return table
 
     def _profiles(self, bench: Bench, pair: Pair):

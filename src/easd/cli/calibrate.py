@@ -18,7 +18,6 @@ from easd.cli.options import (
     GRID,
     OUTPUT,
     RULE,
-    Config,
     ModelOptions,
     Options,
     Quiet,
@@ -26,6 +25,7 @@ from easd.cli.options import (
     options,
 )
 from easd.cli.study import (
+    Config,
     Data,
     Seeds,
     SetValue,
@@ -46,7 +46,7 @@ from easd.diagnose.calibration import (
     signals,
     warnings_of,
 )
-from easd.diagnose.calibration_file import Artefact, data_of, sampling
+from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.engine import Evaluation
@@ -107,7 +107,7 @@ def command(
     chosen = by_source[source] if rate is None else rate_threshold(found, rate, rule.tau_o)
     rates = firing(found, chosen.value, rule.tau_o)
     told = warnings_of(rates)
-    Artefact(
+    CalibrationFile(
         kind="calibration",
         fields={"tau_h": chosen.value, **{name: getattr(rule, name) for name in _GATE}},
         pair=pair.name,
@@ -162,7 +162,7 @@ def calibration_config(values: dict[str, Any], gate: dict[str, Any]) -> StudyCon
         values: models, tasks and settings, as in an evaluation.
         gate: tau_o, top_n and entropy_of of the rule to calibrate.
     """
-    lossless = {"tau_h": math.inf, "gate_bonus": True}
+    lossless = {"tau_h": math.inf, "draft_at_bonus": True}
     system = {"name": "calibration", "rule": {"name": "easd", **gate, **lossless}}
     grid = {"systems": [system], "baselines": False, "trace": sys.maxsize}
     return StudyConfig.from_dict({**values, **grid})

@@ -16,8 +16,9 @@ from easd.cli.options import GRID, OUTPUT, RULE, ModelOptions, Options, Quiet, f
 from easd.cli.study import Data, SetValue, SharedDecoding, load_tasks, settings
 from easd.config import parse_rule
 from easd.core.rules import EASD
-from easd.diagnose.calibration_file import Artefact, data_of, sampling
-from easd.diagnose.diagnosis import diagnose, render
+from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
+from easd.diagnose.diagnosis import diagnose
+from easd.diagnose.printing import render
 from easd.diagnose.reference_pass import ReferenceText, read_positions
 from easd.engine.pair import Pair
 from easd.errors import InputError
@@ -102,7 +103,7 @@ def command(
     # The threshold that was asked for, not the one that sounds best.
     wanted = None if "tau_h" in given else rates[0]
     kept = next(each for each in found.thresholds if each.wanted == wanted)
-    Artefact(
+    CalibrationFile(
         kind="diagnosis",
         fields={"tau_h": kept.tau_h, "tau_o": rule.tau_o, "a": kept.pool.a, "b": kept.pool.b},
         pair=pair.name,

@@ -9,14 +9,14 @@ from cyclopts import Group, Parameter
 
 from easd.cli.options import (
     GRID,
-    CalibrationFile,
-    Config,
+    CalibrationOption,
     Force,
     ModelOptions,
     Quiet,
 )
 from easd.cli.study import (
     AllowCode,
+    Config,
     Data,
     Out,
     Seeds,
@@ -48,7 +48,7 @@ def command(
     seed: Seeds = None,
     set_: SetValue = None,
     allow_code_execution: AllowCode = False,
-    calibration: CalibrationFile = None,
+    calibration: CalibrationOption = None,
     force: Force = False,
     decoding: SharedDecoding = None,
     endpoint: Annotated[str | None, Parameter(group=_ENDPOINT, metavar="URL")] = None,
@@ -63,15 +63,15 @@ def command(
 ) -> None:
     """Decode and grade tasks with several systems: who is right how often?
 
-    Every system sees the same items with the same random numbers (shared noise), so that two of
-    them differ only where their rules acted. A target at temperature 0.5 and one decoding greedily
-    are always among them. A run that was stopped goes on where it was.
+    Every system sees the same items with the same random numbers (`--coupling shared`), so that
+    two of them differ only where their rules acted. A target at temperature 0.5 and one decoding
+    greedily are always among them. A run that was stopped goes on where it was.
 
     With --endpoint a server decodes. Noise is then independent, and systems are only those named.
 
     Args:
-        system: A rule with its fields, such as easd:tau_h=1.2,gate_bonus=true, or rsd:delta=0.7.
-            With --endpoint also `served`: the server's own. May be repeated.
+        system: A rule with fields and settings, such as easd:tau_h=1.2,coupling=maximal, or
+            rsd:delta=0.7. With --endpoint also `served`: the server's own. May be repeated.
         endpoint: Evaluate this OpenAI-compatible server, such as http://127.0.0.1:8000/v1, instead
             of a pair.
         model: The server's name for the model.

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from easd.cli.options import (
     OUTPUT,
-    CalibrationFile,
+    CalibrationOption,
     Config,
     DecodingOptions,
     Force,
@@ -29,7 +29,7 @@ from easd.cli.options import (
 )
 from easd.cli.texts import Stream, Texts
 from easd.config import RunConfig, load_config
-from easd.diagnose.calibration_file import read_artefact
+from easd.diagnose.calibration_file import read_calibration
 from easd.engine.chat import encode
 from easd.engine.engine import StepRecord
 from easd.engine.generate import generate
@@ -53,7 +53,7 @@ def command(
     models: ModelOptions = None,
     rule: RuleOptions = None,
     set_: Set = None,
-    calibration: CalibrationFile = None,
+    calibration: CalibrationOption = None,
     force: Force = False,
     other_rules: OtherRuleOptions = None,
     decoding: DecodingOptions = None,
@@ -79,9 +79,9 @@ def command(
     given = {**(models or {}), **overrides_of_rule(rule, other_rules, set_=set_)}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        artefact = read_artefact(calibration) if calibration else None
+        calibrated = read_calibration(calibration) if calibration else None
         run = load_config(
-            config, {**given, **(decoding or {})}, fill=artefact.fill if artefact else None
+            config, {**given, **(decoding or {})}, fill=calibrated.fill if calibrated else None
         )
     console = Console(stderr=True, quiet=quiet)
     for line in dict.fromkeys(str(warning.message) for warning in told):
@@ -90,8 +90,8 @@ def command(
     if trace is not None:
         claim_folder(trace)
     pair = load_with_status(run, console)
-    if artefact is not None and not force:
-        artefact.check(fingerprints(pair), run.settings)
+    if calibrated is not None and not force:
+        calibrated.check(fingerprints(pair), run.settings)
     ids = [encode(text, pair.tokenizer, chat=run.chat, system=system) for text in prompts]
     if len(ids) * run.settings.n == 1 and not as_json:
         printer = Stream(pair.tokenizer)

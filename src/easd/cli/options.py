@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypedDict
 from cyclopts import Group, Parameter
 
 from easd.config import IN_NATS, MODEL_FIELDS, RunConfig, parse_override
-from easd.core.rules import RULES
+from easd.core.rules import RULES, rule_names
 from easd.engine.settings import Settings
 from easd.fields import Described, default_text, described
 
@@ -78,7 +78,7 @@ def _rule_fields() -> tuple[list[Described], list[Described]]:
         described(Settings)["rule"],
         kind=str,
         default=_name_of(usual),
-        help=f"how draft tokens are judged: {', '.join(RULES)}.",
+        help=f"how draft tokens are judged: {', '.join(rule_names())}.",
     )
     own = described(usual)
     owners: dict[str, list[str]] = {}
@@ -157,7 +157,7 @@ Quiet = Annotated[
         help="Print results and errors, nothing else.",
     ),
 ]
-CalibrationFile = Annotated[
+CalibrationOption = Annotated[
     Path | None,
     Parameter(
         name="--calibration",

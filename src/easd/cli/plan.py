@@ -18,9 +18,9 @@ from easd.pairs.from_config import load_with_status
 from easd.runs import read_trace
 from easd.speed.plan import (
     Acceptance,
-    Cell,
+    CostModel,
+    Forecast,
     Hardware,
-    Machine,
     Shape,
     measure_here,
     parse_hardware,
@@ -45,7 +45,7 @@ class Plan:
         target: The target: a hub id, a folder or a config.json; its weights are not needed.
         draft: The draft, likewise.
         on: A device, such as h100 or h100:8; a YAML file that describes one; or here, which
-            measures this machine.
+            measures this costs.
         price: Of one device for an hour.
         trace: A run of the pair: how many draft tokens were accepted.
         acceptance: Without a run: the share of draft tokens that are accepted.
@@ -81,10 +81,10 @@ class Plan:
         """
         kept = self._acceptance()
         target, draft = self._shapes()
-        machine = Machine(hardware=self._hardware(), target=target, draft=draft)
-        cells = plan(machine, kept, texts=self.texts, gammas=self.gammas, context=self.context)
+        costs = CostModel(hardware=self._hardware(), target=target, draft=draft)
+        cells = plan(costs, kept, texts=self.texts, gammas=self.gammas, context=self.context)
         console = Console()
-        console.print(_title(machine, kept, self.context))
+        console.print(_title(costs, kept, self.context))
         console.print(_table(cells, self.gammas))
         for line in _advice(cells, self.texts):
             console.print(line)
@@ -117,21 +117,21 @@ class Plan:
         return parse_hardware(self.on, self.price)
 
 
-def _title(machine: Machine, kept: Acceptance, context: int) -> str:
-    hardware = machine.hardware
-    assert machine.draft is not None
+def _title(costs: CostModel, kept: Acceptance, context: int) -> str:
+    hardware = costs.hardware
+    assert costs.draft is not None
     count = f"{hardware.devices} x " if hardware.devices > 1 else ""
     measured = f" ({describe(hardware)})" if hardware.products else ""
     rates = ", ".join(f"{rate:.2f}" for rate in kept.rates)
     return (
-        f"{machine.target.name} ({machine.target.parameters / 1e9:.3g} billion weights) with "
-        f"{machine.draft.name} ({machine.draft.parameters / 1e9:.3g}) on "
+        f"{costs.target.name} ({costs.target.parameters / 1e9:.3g} billion weights) with "
+        f"{costs.draft.name} ({costs.draft.parameters / 1e9:.3g}) on "
         f"{count}{hardware.name}{measured}; {context} tokens of context; draft tokens kept by "
         f"place: {rates}"
     )
 
 
-def _table(cells: Sequence[Cell], gammas: Sequence[int]) -> Table:
+def _table(cells: Sequence[Forecast], gammas: Sequence[int]) -> Table:
     table = Table("texts", "target alone", *(f"gamma {gamma}" for gamma in gammas))
     priced = any(cell.price is not None for cell in cells)
     table.title = "tokens a second, over the target alone" + ", price of a million" * priced
@@ -143,7 +143,7 @@ def _table(cells: Sequence[Cell], gammas: Sequence[int]) -> Table:
     return table
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Forecast) -> str:
     if not cell.fits:
         return "does not fit"
     lines = [f"{cell.tokens_per_second:,.0f}", f"{cell.improvement:.2f}x" if cell.gamma else ""]
@@ -152,7 +152,7 @@ def _cell(cell: Cell) -> str:
     return "\n".join(lines)
 
 
-def _advice(cells: Sequence[Cell], texts: Sequence[int]) -> list[str]:
+def _advice(cells: Sequence[Forecast], texts: Sequence[int]) -> list[str]:
     fitting = [cell for cell in cells if cell.fits]
     best = {}
     for count in texts:

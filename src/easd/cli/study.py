@@ -22,7 +22,7 @@ from rich.text import Text
 
 from easd.cli.options import DECODING, GRID, OUTPUT, Options, fields_of, options
 from easd.config import parse_override
-from easd.diagnose.calibration_file import Artefact, read_artefact
+from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig, read_study
@@ -32,18 +32,26 @@ from easd.evaluate.engine import Evaluation
 from easd.evaluate.grid import Grid
 from easd.evaluate.runner import Progress, UnitRun
 from easd.pairs.from_config import load_with_status
+from easd.presets import PRESETS
 from easd.runs.provenance import fingerprints
 from easd.tasks import Task
 
 # A grid has the rules of its systems, and its own seeds.
 _NOT_SHARED = ("rule", "n", "seed")
-_DEFAULTS = {"max_new_tokens": "the task's", "batch_size": "16", "noise": "shared"}
+_DEFAULTS = {"max_new_tokens": "the task's", "batch_size": "16", "coupling": "shared"}
 
 if TYPE_CHECKING:
     SharedDecoding = Options
 else:
     SharedDecoding = options(fields_of(Settings, without=_NOT_SHARED), DECODING, _DEFAULTS)
 
+Config = Annotated[
+    Path | None,
+    Parameter(
+        help="A YAML file with any of these settings, or a preset: "
+        f"{', '.join(PRESETS)}. Options go before it.",
+    ),
+]
 TaskNames = Annotated[
     list[str] | None,
     Parameter(
@@ -90,8 +98,8 @@ SetValue = Annotated[
         name="--set",
         group=GRID,
         metavar="NAME=VALUE",
-        help="Any setting of the config file, as name=value (trace=500, chunk=32, "
-        "baselines=false, ...); may be repeated.",
+        help="Any setting of the config file, as name=value (coupling=maximal, trace=500, "
+        "chunk=32, baselines=false, ...); may be repeated.",
     ),
 ]
 
@@ -143,13 +151,13 @@ def run_grid(
     Raises:
         EasdError: Models, tasks, settings or the folder cannot be used; what is finished stays.
     """
-    artefact = read_artefact(calibration) if calibration else None
-    fill = artefact.fill if artefact else dict
+    calibrated = read_calibration(calibration) if calibration else None
+    fill = calibrated.fill if calibrated else dict
     values = read_study(config, given)
     console = Console(stderr=True, quiet=quiet)
     if "endpoint" in values and then is None:
         asked = EndpointStudy.from_dict(values, fill=fill)
-        _check_endpoint(artefact, force)
+        _check_endpoint(calibrated, force)
         tasks = load_tasks(asked, console, allow_code_execution=allow_code_execution)
         with console.status("asking the server"):
             evaluation = EndpointEvaluation(
@@ -161,8 +169,8 @@ def run_grid(
         study = StudyConfig.from_dict(values, fill=fill)
         tasks = load_tasks(study, console, allow_code_execution=allow_code_execution)
         pair = load_with_status(study.base, console)
-        if artefact is not None and not force:
-            artefact.check(fingerprints(pair), study.base.settings)
+        if calibrated is not None and not force:
+            calibrated.check(fingerprints(pair), study.base.settings)
         watch(Evaluation(study, pair, tasks, out), console)
         if then is not None:
             study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
@@ -170,8 +178,8 @@ def run_grid(
     console.print(Text(f"the run is in {out}; next: easd report {out}"))
 
 
-def _check_endpoint(artefact: Artefact | None, force: bool) -> None:
-    if artefact is not None and not force:
+def _check_endpoint(calibrated: CalibrationFile | None, force: bool) -> None:
+    if calibrated is not None and not force:
         raise ConfigError(
             "a calibration is checked against the pair's weights, which an endpoint does not "
             "tell; add --force if it is of the same pair and temperature"

@@ -12,9 +12,10 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from easd.cli.options import OUTPUT, RULE, CalibrationFile, Config, Force, ModelOptions, Quiet
+from easd.cli.options import OUTPUT, RULE, CalibrationOption, Force, ModelOptions, Quiet
 from easd.cli.study import (
     AllowCode,
+    Config,
     Data,
     Out,
     Seeds,
@@ -25,7 +26,7 @@ from easd.cli.study import (
     settings,
 )
 from easd.diagnose.calibration import firing_grid, signals
-from easd.diagnose.calibration_file import read_artefact
+from easd.diagnose.calibration_file import read_calibration
 from easd.errors import InputError
 from easd.evaluate import presets
 from easd.runs.store import read_run
@@ -52,7 +53,7 @@ def command(
         ),
     ] = None,
     tau_o: Annotated[list[float] | None, Parameter(group=RULE, show_default="0.6 0.8 1.0")] = None,
-    calibration: CalibrationFile = None,
+    calibration: CalibrationOption = None,
     force: Force = False,
     decoding: SharedDecoding = None,
     replay: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
@@ -67,7 +68,7 @@ def command(
         replay: Only say how often the gate would open, from the recorded tokens of this run;
             nothing is decoded.
     """
-    centre = read_artefact(calibration).fields["tau_h"] if calibration else None
+    centre = read_calibration(calibration).fields["tau_h"] if calibration else None
     around = [round(centre * factor, 4) for factor in _AROUND] if centre else None
     grid_h = tau_h or around or presets.SWEEP_TAU_H
     grid_o = tau_o or presets.SWEEP_TAU_O

@@ -1,38 +1,87 @@
-"""The gate's three conditions on signals of any kind. No torch: tables are judged by them, too."""
+"""The entropy gate as a value. No torch: tensors, NumPy arrays and table columns are all judged."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from typing import Any, Literal
+
+from easd.errors import RuleError
 
 Condition = Literal["draft_entropy", "target_entropy", "overlap"]
 ALL_CONDITIONS: tuple[Condition, ...] = ("draft_entropy", "target_entropy", "overlap")
+SIGNALS = ("draft_entropy", "target_entropy", "shared_top")
+MOST_TOP_N = 1024
 
 
-def conditions_met(
-    draft_entropy: Any, target_entropy: Any, shared_top: Any, *, tau_h: float, least_shared: int
-) -> dict[Condition, Any]:
-    """Which conditions hold where, asked or not; tensors or arrays in, the same of bools out.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Open where both models are uncertain and agree on their most probable tokens.
 
-    Args:
-        draft_entropy, target_entropy: nats.
-        shared_top: how many top tokens both have.
-        tau_h: in nats.
-        least_shared: see `required_shared`.
+    Attributes:
+        tau_h: entropy threshold in nats, exceeded by both models; infinity never opens the gate.
+        tau_o: overlap threshold in [0, 1]: the share of the `top_n` most probable tokens that both
+            models must have in common, compared as a count with `>=`.
+        top_n: number of top tokens whose overlap is counted.
+        conditions: which of the three conditions are asked.
+
+    Raises:
+        RuleError: A value is out of range.
     """
-    limits: Any = {"tau_h": tau_h, "least_shared": least_shared}
-    return {
-        "draft_entropy": condition_met("draft_entropy", draft_entropy, **limits),
-        "target_entropy": condition_met("target_entropy", target_entropy, **limits),
-        "overlap": condition_met("overlap", shared_top, **limits),
-    }
 
+    tau_h: float = 1.5
+    tau_o: float = 0.8
+    top_n: int = 5
+    conditions: tuple[Condition, ...] = ALL_CONDITIONS
 
-def condition_met(condition: Condition, signal: Any, *, tau_h: float, least_shared: int) -> Any:
-    """Where a condition holds, given the signal that it asks for."""
-    return signal >= least_shared if condition == "overlap" else signal > tau_h
+    def __post_init__(self) -> None:
+        if not self.tau_h >= 0:
+            raise RuleError(f"tau_h = {self.tau_h} is not an entropy; use nats, 0 or more")
+        if not 0 <= self.tau_o <= 1:
+            raise RuleError(f"tau_o = {self.tau_o} is not a share; use a number in [0, 1]")
+        if not 1 <= self.top_n <= MOST_TOP_N:
+            raise RuleError(f"top_n = {self.top_n} is no number of tokens; use 1 to {MOST_TOP_N}")
+        if not self.conditions:
+            raise RuleError(
+                "conditions = () would penalise every token; name at least one of "
+                + ", ".join(ALL_CONDITIONS)
+            )
+        for condition in self.conditions:
+            if condition not in ALL_CONDITIONS:
+                raise RuleError(
+                    f"conditions = {condition!r} is not known; choose one of "
+                    + ", ".join(ALL_CONDITIONS)
+                )
 
+    @property
+    def required_shared(self) -> int:
+        """The smallest number of shared top tokens that meets `tau_o`.
 
-def required_shared(tau_o: float, top_n: int) -> int:
-    """The least number of shared top tokens that meets `tau_o`; 4/5 > 0.8 fails in binary."""
-    return math.ceil(round(tau_o * top_n, 9))
+        Counts are compared, since 4/5 >= 0.8 fails in binary.
+        """
+        return math.ceil(round(self.tau_o * self.top_n, 9))
+
+    def holds(self, condition: Condition, signal: Any) -> Any:
+        """Where `condition` holds, given the signal that it looks at."""
+        return signal >= self.required_shared if condition == "overlap" else signal > self.tau_h
+
+    def met(self, signals: Mapping[str, Any]) -> dict[Condition, Any]:
+        """Where each condition holds, asked or not.
+
+        Args:
+            signals: `draft_entropy` and `target_entropy` in nats, `shared_top` as a count of
+                tokens; arrays of one shape.
+        """
+        return {
+            "draft_entropy": self.holds("draft_entropy", signals["draft_entropy"]),
+            "target_entropy": self.holds("target_entropy", signals["target_entropy"]),
+            "overlap": self.holds("overlap", signals["shared_top"]),
+        }
+
+    def opens(self, signals: Mapping[str, Any]) -> Any:
+        """Where the gate is open; booleans shaped like the signals."""
+        met = self.met(signals)
+        return reduce(and_, (met[condition] for condition in self.conditions))

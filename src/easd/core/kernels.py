@@ -1,6 +1,6 @@
 """What verification reads whole vocabulary rows for, in one pass over them on a GPU.
 
-The functions give what their namesakes in `signals`, `rules.entropy_gate` and `noise` give; those
+The functions give what their namesakes in `signals`, `rules.gated` and `noise` give; those
 stay the definition, and the way wherever `usable` is false. EASD_KERNELS=0 turns the kernels off.
 """
 

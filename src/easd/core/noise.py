@@ -11,15 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from easd.core import kernels
 from easd.core.mixing import GOLDEN_32, GOLDEN_64, MIX_32, MIX_64
-
-Coupling = Literal["independent", "shared"]
 
 # What a number is for. Two draws at one position must never use the same number by accident.
 _ACCEPT, _EMIT, _DRAFT = 1, 2, 3
@@ -37,13 +34,13 @@ def request_key(seed: int, request: int) -> int:
 class Noise:
     """The noise of one step: `keys` [B] of the requests, `start` [B] = position of draft token 0.
 
-    With `shared` coupling the draft is sampled with the very numbers that the emitted token at the
+    Where it is `shared`, the draft is sampled with the very numbers that the emitted token at the
     same position will be sampled with (arXiv:2408.07978).
     """
 
     keys: Tensor
     start: Tensor
-    coupling: Coupling = "independent"
+    shared: bool = False
 
     def accept(self, length: int) -> Tensor:
         """Uniforms in [0, 1) for the acceptance tests of a block; [B, length]."""
@@ -74,7 +71,7 @@ class Noise:
 
     @property
     def _drafting(self) -> int:
-        return _EMIT if self.coupling == "shared" else _DRAFT
+        return _EMIT if self.shared else _DRAFT
 
     def _keys(self, at: Tensor, purpose: int) -> Tensor:
         ahead = (1,) * (at.ndim - 1)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.step import Rule, Step
+from easd.core.couplings import Coupling, procedure
+from easd.core.rules import Rule
+from easd.core.step import Step
 
 Text = tuple[int, ...]
 Predict = Callable[[Text], Tensor]
@@ -26,7 +28,8 @@ class Reference:
 
     Attributes:
         draft, target: the distributions that tokens are drawn from.
-        rule: how draft tokens are judged.
+        rule: says what law tokens are drawn from.
+        coupling: how draft tokens are judged in blocks; the rule's default unless given.
         raw_draft, raw_target: distributions at temperature 1 without truncation, for rules that
             need them; the sampling ones unless given.
         greedy: whether `draft` and `target` are one-hot rows of greedy decoding.
@@ -36,6 +39,7 @@ class Reference:
     draft: Predict
     target: Predict
     rule: Rule
+    coupling: Coupling | None = None
     raw_draft: Predict | None = None
     raw_target: Predict | None = None
     greedy: bool = False
@@ -50,22 +54,21 @@ class Reference:
 
         At the bonus position nothing is drafted, and y always follows.
         """
+        chosen = procedure(self.rule, self.coupling or self.rule.default_coupling)
         if bonus:
             step = self._step(prefix, [])
             at = torch.tensor([0])
-            judged = self.rule.judge(step)
-            follows = self.rule.replacement(step, judged, at, torch.tensor([False]))[0]
+            judged = chosen.judge(step)
+            follows = chosen.replacement(step, judged, at, torch.tensor([False]))[0]
             return torch.zeros_like(follows), follows
         proposed = self.draft(prefix).double()
         vocab_size = len(proposed)
         step = self._step(prefix, list(range(vocab_size)))  # a row for every possible draft token
         at = torch.zeros(vocab_size, dtype=torch.long)
-        judged = self.rule.judge(step)
+        judged = chosen.judge(step)
         accept, penalty = judged.accept_prob[:, 0], judged.penalty_prob[:, 0]
         after = {
-            penalised: self.rule.replacement(
-                step, judged, at, torch.full_like(at, penalised).bool()
-            )
+            penalised: chosen.replacement(step, judged, at, torch.full_like(at, penalised).bool())
             for penalised in (False, True)
         }
         follows = (proposed * penalty) @ after[True]
@@ -76,7 +79,7 @@ class Reference:
         """Probability of every text of at most `length` tokens: the product of its tokens' laws.
 
         It is what a decoder emits whose law does not depend on blocks: any lossless rule, and
-        gated rules with `gate_bonus`.
+        gated rules with `draft_at_bonus`.
         """
         texts: dict[Text, float] = {(): 1.0}
         for _ in range(length):
@@ -152,7 +155,7 @@ class Reference:
         return Step(
             draft_tokens=torch.tensor([drafted], dtype=torch.long).view(rows, length),
             num_draft_tokens=torch.full((rows,), length),
-            draft_probs=row(self.draft, evaluated=not bonus or self.rule.evaluates_bonus),
+            draft_probs=row(self.draft, evaluated=not bonus or self.rule.draft_at_bonus),
             target_probs=row(self.target),
             raw_draft_probs=row(self.raw_draft or self.draft),
             raw_target_probs=row(self.raw_target or self.target),

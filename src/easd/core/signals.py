@@ -91,3 +91,8 @@ def sum_of_odds(draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tens
     others = target_probs.scatter(-1, top, 0.0).sum(-1, keepdim=True)
     odds = (draft_probs / (1 - target_probs)).scatter_(-1, top, 0.0)
     return odds.sum(-1, keepdim=True), top, draft_probs.gather(-1, top) / others
+
+
+def log(probs: Tensor) -> Tensor:
+    """Natural logarithms that stay finite at zero."""
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()

@@ -1,4 +1,4 @@
-"""The values that rules and verification exchange.
+"""The values that rules, couplings and verification exchange.
 
 Shape letters, here and everywhere: B rows of the batch, K the padded draft length, V the
 vocabulary. Position k < K holds draft token k; position n = `num_draft_tokens` of a row is that
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,13 +39,19 @@ class Step:
     raw_draft_probs: Tensor | None = None  # [B, K+1, V]
     raw_target_probs: Tensor | None = None  # [B, K+1, V]
     greedy: Tensor | None = None  # bool [B]; None where no row is greedy
+    drafted: Tensor | None = None  # bool [B, K+1]; None: the positions before `num_draft_tokens`
 
     def is_bonus(self, at: Tensor) -> Tensor:
         """Whether positions `at` [B] are the rows' bonus positions, as bool [B]."""
         return at >= self.num_draft_tokens
 
     def has_draft(self) -> Tensor:
-        """Which positions hold a draft token, as bool [B, K+1]."""
+        """Which positions hold a draft token, as bool [B, K+1].
+
+        A step narrowed to single positions remembers what these were.
+        """
+        if self.drafted is not None:
+            return self.drafted
         positions = torch.arange(self.draft_tokens.shape[1] + 1, device=self.draft_tokens.device)
         return positions < self.num_draft_tokens[:, None]
 
@@ -100,12 +106,13 @@ class Step:
             raw_draft_probs=pick(self.raw_draft_probs),
             raw_target_probs=pick(self.raw_target_probs),
             greedy=None if self.greedy is None else self.greedy[rows],
+            drafted=self.has_draft()[rows, positions][:, None],
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What a rule says of each draft token before any randomness.
+    """The fate of each draft token before any randomness.
 
     `accept_prob + penalty_prob <= 1`; what is missing to 1 is an ordinary rejection.
     `signals` are the quantities the rule looked at, for the trace.
@@ -124,39 +131,3 @@ class Decision:
     next_token: Tensor  # int64 [B]
     penalised: Tensor  # bool [B]: the first refusal was the rule's penalty
     judgement: Judgement
-
-
-@runtime_checkable
-class Rule(Protocol):
-    """A frozen dataclass of hyperparameters with three pure answers and no state.
-
-    `models` says which models a decoder has to run for this rule; `evaluates_bonus` whether the
-    draft must be evaluated at the bonus position; `needs_raw` when `Step` must carry raw
-    probabilities.
-    """
-
-    models: ClassVar[Models]
-
-    @property
-    def evaluates_bonus(self) -> bool: ...
-
-    @property
-    def needs_raw(self) -> NeedsRaw: ...
-
-    def judge(self, step: Step) -> Judgement:
-        """How probable keeping each draft token is."""
-        ...
-
-    def replacement(
-        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
-    ) -> Tensor:
-        """Distribution [B, V] of the token at positions `at` [B], where the block stopped.
-
-        `at` is the first refused position or the bonus position; `penalised` [B] tells a penalty
-        from an ordinary rejection.
-        """
-        ...
-
-    def law(self, step: Step) -> Tensor:
-        """Distribution [B, K+1, V] of the emitted token at each position, in closed form."""
-        ...

@@ -1,26 +1,33 @@
-"""The only place where a rule meets randomness, and the randomness is an argument."""
+"""The only place where rule, coupling and randomness meet; randomness is an argument."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from easd.core.couplings import Coupling, Procedure, procedure
 from easd.core.noise import Noise
-from easd.core.step import Decision, Judgement, Rule, Step
+from easd.core.rules.base import Rule
+from easd.core.step import Decision, Judgement, Step
 
 
-def verify(rule: Rule, step: Step, noise: Noise) -> Decision:
-    """Decides one step; compiled or on a GPU no branch on data, so it is one graph.
+def verify(rule: Rule, step: Step, noise: Noise, coupling: Coupling | None = None) -> Decision:
+    """Decides one step; compiled or on a GPU without a branch on data, so it is one graph.
 
-    With independent noise the rule accepts and replaces as it says. With shared noise the emitted
-    token at each position is the law's own sample and a draft token is kept where it equals that
-    sample, so the text is a function of the prompt, the seed and the law alone.
+    Args:
+        rule: says what law tokens are drawn from.
+        step: B rows of K draft tokens with the distributions of both models.
+        noise: shared exactly where the coupling is.
+        coupling: the rule's own default unless given.
     """
-    judgement = rule.judge(step)
-    if noise.coupling == "shared":
+    coupling = coupling or rule.default_coupling
+    assert noise.shared == (coupling == "shared"), "drafts are drawn with what verifies them"
+    chosen = procedure(rule, coupling)
+    judgement = chosen.judge(step)
+    if coupling == "shared":
         num_accepted, next_token, penalised = _shared(rule, step, judgement, noise)
     else:
-        num_accepted, next_token, penalised = _independent(rule, step, judgement, noise)
+        num_accepted, next_token, penalised = _in_turn(chosen, step, judgement, noise)
     return Decision(
         num_accepted=num_accepted,
         next_token=next_token,
@@ -29,21 +36,22 @@ def verify(rule: Rule, step: Step, noise: Noise) -> Decision:
     )
 
 
-def _independent(
-    rule: Rule, step: Step, judgement: Judgement, noise: Noise
+def _in_turn(
+    chosen: Procedure, step: Step, judgement: Judgement, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Tests the draft tokens from left to right, each with a uniform of its own."""
     uniforms = noise.accept(step.draft_tokens.shape[1])
     num_accepted = _leading((uniforms < judgement.accept_prob) & step.has_draft()[:, :-1])
     penalised = _first_refusal_is_penalty(uniforms, step, judgement, num_accepted)
-    probs = rule.replacement(step, judgement, num_accepted, penalised)
-    next_token = noise.emitted(probs, num_accepted)
-    return num_accepted, next_token, penalised
+    probs = chosen.replacement(step, judgement, num_accepted, penalised)
+    return num_accepted, noise.emitted(probs, num_accepted), penalised
 
 
 def _shared(
     rule: Rule, step: Step, judgement: Judgement, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
-    law = rule.law(step)
+    """Samples the law at every position and keeps draft tokens as long as they equal the sample."""
+    law = rule.law_given(step, judgement.signals)
     batch, positions, _ = law.shape
     every = torch.arange(positions, device=law.device).expand(batch, -1)
     wanted = noise.emitted(law, every)

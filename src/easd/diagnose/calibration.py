@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easd.core.gate import conditions_met, required_shared
+from easd.core.gate import Gate
 from easd.errors import InputError
 from easd.runs.schema import EMITTED
 from easd.stats import Estimate, bootstrap, share, top_mean
@@ -30,7 +30,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """What the gate looks at, at every emitted position: arrays [N].
+    """The gate's signals at every emitted position: arrays [N].
 
     Attributes:
         text: which text a position belongs to, 0 to T - 1.
@@ -51,18 +51,17 @@ class Signals:
 
     def met(self, tau_h: float, tau_o: float) -> dict[str, np.ndarray]:
         """Where each condition is met, and where all are (`gate`); bool [N] each."""
-        found = conditions_met(
-            self.draft_entropy,
-            self.target_entropy,
-            self.shared,
-            tau_h=tau_h,
-            least_shared=required_shared(tau_o, self.top_n),
-        )
+        signals = {
+            "draft_entropy": self.draft_entropy,
+            "target_entropy": self.target_entropy,
+            "shared_top": self.shared,
+        }
+        found = Gate(tau_h=tau_h, tau_o=tau_o, top_n=self.top_n).met(signals)
         return {"gate": np.logical_and.reduce(list(found.values())), **found}
 
 
 def signals(tokens: pa.Table, *, top_n: int = 5) -> Signals:
-    """The signals of every emitted position at which both models were asked.
+    """The signals of every emitted position that both models evaluated.
 
     Args:
         tokens: of one lossless system.
@@ -148,7 +147,7 @@ def firing(found: Signals, tau_h: float, tau_o: float) -> dict[str, Estimate]:
 def firing_grid(found: Signals, tau_h: Sequence[float], tau_o: Sequence[float]) -> pd.DataFrame:
     """The gate's opening rate for every pair of thresholds: columns tau_h, tau_o, rate.
 
-    Replayed from recorded signals: what a threshold would change in the text itself is left out.
+    Replayed from recorded signals, so changes that a threshold makes to the text are not seen.
     """
     return pd.DataFrame(
         [
@@ -160,7 +159,7 @@ def firing_grid(found: Signals, tau_h: Sequence[float], tau_o: Sequence[float]) 
 
 
 def warnings_of(rates: Mapping[str, Estimate]) -> list[str]:
-    """What a user should be told before using a threshold with these rates."""
+    """Warnings for users of a threshold with these rates."""
     gate = rates["gate"]
     if gate.value >= NO_OP_RATE:
         return []

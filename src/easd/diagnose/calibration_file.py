@@ -1,4 +1,4 @@
-"""Files that carry fields of a rule from a calibration or a diagnosis to where they are used."""
+"""Files with fields of rules that a calibration or a diagnosis found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from easd.core.rules import RULES
+from easd.core.rules import field_names, rule_names, rule_type
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
 from easd.runs.files import write_json
@@ -22,8 +22,8 @@ Kind = Literal["calibration", "diagnosis"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Artefact:
-    """Fields of rules, and what they were found for.
+class CalibrationFile:
+    """Fields of rules, and the models, settings and data they were found with.
 
     Attributes:
         kind: which command wrote it.
@@ -77,13 +77,13 @@ class Artefact:
                 )
 
     def fill(self, rule: Mapping[str, Any]) -> dict[str, Any]:
-        """A rule's mapping with the fields it has and does not set itself."""
-        kind = RULES.get(str(rule.get("name", "easd")))
-        known = {f.name for f in fields(kind)} if kind else set()  # type: ignore[arg-type]
+        """Adds the fields that the rule has and the mapping does not set."""
+        name = str(rule.get("name", "easd"))
+        known = field_names(rule_type(name)) if name in rule_names() else []
         return {**{n: v for n, v in self.fields.items() if n in known}, **rule}
 
 
-def read_artefact(path: str | Path) -> Artefact:
+def read_calibration(path: str | Path) -> CalibrationFile:
     """Reads a file that `easd calibrate` or `easd diagnose` wrote.
 
     Raises:
@@ -97,7 +97,7 @@ def read_artefact(path: str | Path) -> Artefact:
         raise ConfigError(f"cannot read the calibration {str(path)!r} ({reason})") from None
     except ValueError as error:
         raise ConfigError(f"{str(path)!r} is damaged ({error}); calibrate again") from None
-    names = {f.name for f in fields(Artefact)}
+    names = {f.name for f in fields(CalibrationFile)}
     if not isinstance(values, dict) or values.keys() != names:
         raise ConfigError(f"{str(path)!r} is no calibration; give a file of `easd calibrate`")
     if values["format"] != FORMAT:
@@ -105,11 +105,11 @@ def read_artefact(path: str | Path) -> Artefact:
             f"{str(path)!r} has format {values['format']!r}, this version reads {FORMAT}; "
             "calibrate again"
         )
-    return Artefact(**values)
+    return CalibrationFile(**values)
 
 
 def data_of(task: Task) -> dict[str, Any]:
-    """What names the items that something was found on."""
+    """A task's name, source, hash and number of items."""
     return {
         "task": task.name,
         "source": task.source,

@@ -1,40 +1,46 @@
 """Will EASD help on this pair? An answer from reference texts, without decoding.
 
-Everything here is a function of the table that `easd.diagnose.reference_pass.read_positions` makes.
+Everything here is a function of the table that `easd.diagnose.reference_pass.read_positions`
+returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from easd.diagnose.effects import Effect, effects, mean, solved
-from easd.diagnose.pool import PoolFit, fit_pool
-from easd.diagnose.positions import POSITIONS, Positions, gate, met, threshold_for
-from easd.diagnose.report import markdown, render
-from easd.diagnose.verdict import Verdict, verdict
+from easd.diagnose.calibration import NO_OP_RATE
+from easd.diagnose.effects import LEVEL, Effect, effects, mean, solved
+from easd.diagnose.pool_fit import PoolFit, fit_pool
+from easd.diagnose.positions import Positions, gate, met, threshold_for
+from easd.diagnose.printing import interval, p_text, percent, signed, unit_of
 from easd.errors import ConfigError
 from easd.stats import Estimate, share
 
-__all__ = [
-    "POSITIONS",
-    "AtThreshold",
-    "Diagnosis",
-    "Effect",
-    "PoolFit",
-    "Positions",
-    "Verdict",
-    "diagnose",
-    "fit_pool",
-    "gate",
-    "markdown",
-    "render",
-    "threshold_for",
-]
+LEAST_CHANGE = 0.0005
+
+Outcome = Literal["hurt", "nothing", "help", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What EASD will do at one threshold, and what would be better.
+
+    Attributes:
+        outcome: of EASD against the target.
+        sentence: the same with its numbers.
+        best: the rule that gains most beyond doubt, None where none does.
+        advice: the same with its numbers.
+    """
+
+    outcome: Outcome
+    sentence: str
+    best: str | None
+    advice: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +91,7 @@ class Diagnosis:
             only right text.
         draft_accuracy: the same of the draft.
         thresholds: the given one first.
-        caveats: what the numbers do not say.
+        caveats: limits of these numbers.
     """
 
     texts: int
@@ -125,8 +131,8 @@ def diagnose(
         tau_h: in nats.
         tau_o: overlap threshold.
         rates: firing rates whose thresholds are looked at too.
-        unique_solution: whether a reference is the only right text; then the product of a rule's
-            law over it is the rule's accuracy.
+        unique_solution: whether each reference is the only right text; the product of a rule's law
+            over it is then the rule's accuracy.
 
     Raises:
         ConfigError: A threshold is out of range.
@@ -185,23 +191,23 @@ def _at(
         criterion=mean_there(values["open_easd"] > values["target_prob"]),
         pool=fit_pool(positions, is_open),
         effects=found,
-        verdict=verdict(found, tau_h, fired, unique_solution=unique_solution),
+        verdict=_verdict(found, tau_h, fired, unique_solution=unique_solution),
     )
 
 
 def _caveats(unique_solution: bool, impossible: float) -> list[str]:
     lines = [
-        "Positions are those of the reference texts. What a rule does once a model's own text has "
-        "left them is not seen.",
-        "Every position counts as drafted. With gate_bonus off, bonus positions keep the target's "
-        "law, and effects at the gate are smaller.",
-        "The pool is judged by texts that it was not fitted on; the other rules have the settings "
-        "they come with.",
+        "Positions are those of the reference texts. What a rule does after a model's own text has "
+        "diverged from them is not measured.",
+        "Every position counts as drafted. With draft_at_bonus off, bonus positions are drawn from "
+        "the target, and effects at the gate are smaller.",
+        "The pool is judged on texts that it was not fitted on; all other rules use their default "
+        "settings.",
     ]
     if not unique_solution:
         lines.insert(
             1,
-            "Only the reference's own token is credited: another continuation that is just as good "
+            "Only the reference's token is credited: another continuation that is just as good "
             "counts as wrong. The log-likelihood is a proper score, but of this text alone.",
         )
     if impossible:
@@ -210,3 +216,64 @@ def _caveats(unique_solution: bool, impossible: float) -> list[str]:
             "settings; log-likelihoods leave them out."
         )
     return lines
+
+
+def _verdict(
+    effects: Sequence[Effect], tau_h: float, fired: Estimate, *, unique_solution: bool
+) -> Verdict:
+    """Judges the effects at one threshold, EASD's first.
+
+    EASD does nothing where its gate opens at less than 0.1 % of positions, or where the whole
+    interval of its effect lies within 0.05 points.
+    """
+    change = effects[0].change
+    unit = unit_of(unique_solution)
+    pair = f"on this pair at tau_h {tau_h:.2g}"
+    rarely = fired.value < NO_OP_RATE
+    small = max(abs(change.low), abs(change.high)) <= LEAST_CHANGE
+    effect = f"{interval(change)} {unit}, its gate open at {percent(fired.value)} of positions"
+    if rarely:
+        outcome: Outcome = "nothing"
+        sentence = (
+            f"EASD will do nothing {pair}: its gate opens at {percent(fired.value)} of positions, "
+            f"below {percent(NO_OP_RATE)}"
+        )
+    elif small:
+        outcome = "nothing"
+        limit = f"{100 * LEAST_CHANGE:.2f}"
+        sentence = f"EASD will do nothing {pair}: {effect}, and that is within ±{limit}"
+    elif change.low <= 0 <= change.high:
+        outcome = "cannot tell"
+        sentence = f"Cannot tell whether EASD will hurt or help {pair}: {effect}; give more texts"
+    else:
+        outcome = "help" if change.value > 0 else "hurt"
+        sentence = f"EASD will {outcome} {pair}: {effect}"
+    best, advice = _advice(effects, unit)
+    return Verdict(outcome=outcome, sentence=f"{sentence}.", best=best, advice=advice)
+
+
+def _advice(effects: Sequence[Effect], unit: str) -> tuple[str | None, str]:
+    real = [e for e in effects if e.change.value > 0 and e.p_value < 1 - LEVEL]
+    gated = max((e for e in real if e.gated), key=_gain, default=None)
+    other = max((e for e in real if not e.gated), key=_gain, default=None)
+    best = max((e for e in (gated, other) if e), key=_gain, default=None)
+
+    def told(effect: Effect) -> str:
+        adjusted = f"Holm-adjusted p {_equals(p_text(effect.p_value))}"
+        return f"{effect.rule}: {signed(100 * effect.change.value)} {unit}, {adjusted}"
+
+    gated_advice = (
+        f"Best rule with a gate is {told(gated)}."
+        if gated
+        else "No rule with a gate gains beyond doubt."
+    )
+    without = f" Best without a gate is {told(other)}." if other else ""
+    return (best.rule if best else None), gated_advice + without
+
+
+def _gain(effect: Effect) -> float:
+    return effect.change.value
+
+
+def _equals(text: str) -> str:
+    return text if text.startswith("<") else f"= {text}"

@@ -1,4 +1,4 @@
-"""What each rule's law does to the right token, with intervals for texts like the ones given."""
+"""Change in the probability of the reference token under each rule, with intervals over texts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from easd.diagnose.pool import held_out_laws
-from easd.diagnose.positions import OPEN, UNGATED, Mask, Positions, Values, gate
+from easd.diagnose.pool_fit import held_out_laws
+from easd.diagnose.positions import GATED, UNGATED, Mask, Positions, Values, gate
 from easd.stats import Estimate, holm
-from easd.stats.clusters import Clusters
-from easd.stats.estimates import student
+from easd.stats.estimates import Clusters, student
 
 LEVEL = 0.95
 
@@ -25,12 +24,8 @@ ABLATIONS = {
 }
 """EASD with fewer conditions: name and those left."""
 
-EVERYWHERE = {
-    "greedy everywhere": "open_greedy-p",
-    "half temperature": "open_sharpened",
-    **{name: f"law_{name}" for name in UNGATED},
-}
-"""Rules that change every position: name and column of their law."""
+EVERYWHERE = {"greedy everywhere": "greedy-p", "half temperature": "sharpened"}
+"""Gated rules that are judged without their gate too: name there and the rule's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +38,7 @@ class Effect:
         rule: its name.
         acts: share of positions that its law changes: its gate's, or all.
         gated: whether a gate says where.
-        at_gate: mean change of the right token's probability where it acts; None where that
+        where_it_acts: mean change of the right token's probability where it acts; None where that
             happens in fewer than two texts.
         log_likelihood: mean change of the right token's log-probability there, in nats; None where
             the rule gives some right token probability 0, and as above.
@@ -56,7 +51,7 @@ class Effect:
     rule: str
     acts: float
     gated: bool
-    at_gate: Estimate | None
+    where_it_acts: Estimate | None
     log_likelihood: Estimate | None
     can_be_zero: bool
     change: Estimate
@@ -79,7 +74,7 @@ def effects(
                 rule=rule,
                 acts=float(acts.mean()),
                 gated=gated,
-                at_gate=_mean_at(positions, acts, law - target),
+                where_it_acts=_mean_at(positions, acts, law - target),
                 log_likelihood=None if can_be_zero else _log_change(positions, compared, law),
                 can_be_zero=can_be_zero,
                 change=change,
@@ -114,8 +109,8 @@ def _laws(
     def at(where: Mask, law: Values) -> Values:
         return np.where(where, law, target)
 
-    for name in OPEN:
-        yield name, True, is_open, at(is_open, values[f"open_{name}"])
+    for name in positions.rules(GATED):
+        yield name, True, is_open, at(is_open, values[GATED + name])
     for name, pooled in zip(
         ("pool", "pool, drawn from"), held_out_laws(positions, is_open), strict=True
     ):
@@ -128,8 +123,11 @@ def _laws(
     everywhere = np.ones(len(positions), dtype=bool)
     refused = target + is_open.mean() * (values["open_easd"] - target)
     yield "random refusal", False, everywhere, refused
-    for name, column in EVERYWHERE.items():
-        yield name, False, everywhere, values[column]
+    for name, rule in EVERYWHERE.items():
+        if GATED + rule in values:
+            yield name, False, everywhere, values[GATED + rule]
+    for name in positions.rules(UNGATED):
+        yield name, False, everywhere, values[UNGATED + name]
 
 
 def _by_text(positions: Positions, law: Values, unique_solution: bool) -> Values:

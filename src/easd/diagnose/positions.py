@@ -1,39 +1,25 @@
 """The table a diagnosis starts from: one row for every token of the reference texts.
 
-A gated rule's law is (1 - g) p + g * open_law, and neither p nor the open law knows the thresholds.
-So the probabilities of the right token, stored once, give every rule at every threshold.
+With g = 1 where the gate is open and 0 elsewhere, a gated rule's law is (1 - g) p + g * open_law,
+and neither p nor open_law depends on the thresholds. So the probabilities of the reference's
+tokens, stored once, give every rule at every threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from easd.core.gate import ALL_CONDITIONS, Condition, conditions_met, required_shared
+from easd.core.gate import ALL_CONDITIONS, Condition, Gate
 from easd.errors import InputError
 from easd.runs.schema import column
 
 TOP_N = 5
 PLAUSIBLE = 0.1
-
-OPEN = (
-    "easd",
-    "easd-draft-top",
-    "easd-on-accepted",
-    "greedy-p",
-    "sharpened",
-    "keep-near-top",
-    "contrast",
-    "draft-token",
-)
-"""Rules with a gate, whose law where it is open is stored."""
-
-UNGATED = ("typical-acceptance", "lenience", "ensemble", "draft")
-"""Rules without a gate."""
 
 _PROBS = pa.list_(pa.float64())
 _RIGHT = "the reference's token"
@@ -51,14 +37,6 @@ POSITIONS = pa.schema(
         column("draft_entropy", pa.float64(), "nats", "of the draft, as the gate takes it"),
         column("target_entropy", pa.float64(), "nats", "of the target, likewise"),
         column("shared_top", pa.int32(), "tokens", f"shared by both models' {TOP_N} most probable"),
-        *(
-            column(f"open_{name}", pa.float64(), "probability", f"right, under {name} at its gate")
-            for name in OPEN
-        ),
-        *(
-            column(f"law_{name}", pa.float64(), "probability", f"right, under {name} everywhere")
-            for name in UNGATED
-        ),
         column(
             "pool_target_probs",
             _PROBS,
@@ -74,6 +52,23 @@ POSITIONS = pa.schema(
         column("pool_right", pa.int32(), "index", "the right token among them, or null"),
     ]
 )
+
+GATED, UNGATED = "open_", "law_"
+"""Prefixes of rules' columns: the reference token's probability at an open gate, or without one."""
+
+
+def positions_schema(gated: Iterable[str], ungated: Iterable[str]) -> pa.Schema:
+    """`POSITIONS` with a column for each rule."""
+    schema = POSITIONS
+    for prefix, names, where in (
+        (GATED, gated, "where its gate is open"),
+        (UNGATED, ungated, "everywhere"),
+    ):
+        for name in names:
+            text = f"{_RIGHT}, under {name} {where}"
+            schema = schema.append(column(prefix + name, pa.float64(), "probability", text))
+    return schema
+
 
 Values = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -108,7 +103,8 @@ class Positions:
         Raises:
             InputError: Columns are missing, or there is not a single position, or text beside it.
         """
-        missing = [name for name in POSITIONS.names if name not in table.column_names]
+        needed = [*POSITIONS.names, f"{GATED}easd"]
+        missing = [name for name in needed if name not in table.column_names]
         if missing:
             raise InputError(
                 f"the table of positions lacks {', '.join(missing[:3])}; "
@@ -117,7 +113,7 @@ class Positions:
         lists = ("pool_target_probs", "pool_draft_probs")
         values = {
             name: table[name].to_numpy()
-            for name in POSITIONS.names
+            for name in table.column_names
             if name not in {"id", "pool_right", *lists}
         }
         names, texts = np.unique(values["text"], return_inverse=True)
@@ -142,6 +138,10 @@ class Positions:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def rules(self, prefix: str) -> list[str]:
+        """Names of the rules with a column of that prefix."""
+        return [name.removeprefix(prefix) for name in self.values if name.startswith(prefix)]
+
     def by_text(self, values: Values) -> Values:
         """Sums over each text's positions, [N] -> [T]."""
         return np.bincount(self.texts, weights=values).astype(np.float64)
@@ -149,12 +149,11 @@ class Positions:
 
 def met(positions: Positions, tau_h: float, tau_o: float) -> dict[Condition, Mask]:
     """Where each condition of the gate holds, by the names in `ALL_CONDITIONS`."""
-    signals = ("draft_entropy", "target_entropy", "shared_top")
-    return conditions_met(
-        *(positions.values[name] for name in signals),
-        tau_h=tau_h,
-        least_shared=required_shared(tau_o, TOP_N),
-    )
+    return _gate(tau_h, tau_o).met(positions.values)
+
+
+def _gate(tau_h: float, tau_o: float) -> Gate:
+    return Gate(tau_h=tau_h, tau_o=tau_o, top_n=TOP_N)
 
 
 def gate(
@@ -180,5 +179,5 @@ def threshold_for(positions: Positions, rate: float, tau_o: float = 0.8) -> floa
         raise InputError(f"rate = {rate} is not a share of positions; use a number in (0, 1)")
     values = positions.values
     both = np.minimum(values["draft_entropy"], values["target_entropy"])
-    highest = np.sort(np.where(values["shared_top"] >= required_shared(tau_o, TOP_N), both, 0.0))
+    highest = np.sort(np.where(_gate(0.0, tau_o).holds("overlap", values["shared_top"]), both, 0.0))
     return float(highest[-1 - min(round(rate * len(highest)), len(highest) - 1)])

@@ -1,4 +1,4 @@
-"""One teacher-forced pass of both models over reference texts: what a diagnosis needs of models."""
+"""One teacher-forced pass of both models over reference texts, for a diagnosis."""
 
 from __future__ import annotations
 
@@ -11,64 +11,54 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from easd.core.rules import (
-    EASD,
-    Contrast,
-    DraftOnly,
-    Ensemble,
-    FLy,
-    Greedy,
-    KeepNearTop,
-    Lenient,
-    Pool,
-    Sharpened,
-    TypicalAcceptance,
-)
-from easd.core.rules.entropy_gate import gate_signals
-from easd.core.rules.redirected import LEAST_DRAFT_PROB
-from easd.core.step import Rule, Step
-from easd.diagnose.positions import OPEN, PLAUSIBLE, POSITIONS, TOP_N, UNGATED
-from easd.engine.distributions import distributions
-from easd.engine.generate import context_limit, make_requests, shared_vocabulary
+from easd.core.rules import EASD, RULES, Rule
+from easd.core.rules.fly import FLy
+from easd.core.rules.gated import EntropyGated, gate_signals
+from easd.core.rules.pool import LEAST_DRAFT_PROB, Pool
+from easd.core.step import Step
+from easd.diagnose.positions import GATED, PLAUSIBLE, TOP_N, UNGATED, positions_schema
+from easd.engine.generate import make_requests
 from easd.engine.models.slots import SlotModel
 from easd.engine.pair import Pair
 from easd.engine.request import Row
+from easd.engine.sampling import distributions
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError, NumericsError
 
 ReferenceText = tuple[Sequence[int], Sequence[int], str]
 """Token ids of a prompt and of the text that rightly follows it, and the text's name."""
 
-# Probabilities of one model at one time: 8 MB in float32, which processors' caches like.
+# Probabilities of one model held at once: 8 MB in float32, which fits a CPU cache.
 _MOST_PROBS = 2**21
 _MOST_ROWS = 256
 _POSITIONS_AT_ONCE = 32
 
 # An overlap of 0 is always met: these gates are open everywhere, and the law is the open law.
-_ALWAYS = {"conditions": ("overlap",), "tau_o": 0.0, "gate_bonus": True}
+_ALWAYS = {"conditions": ("overlap",), "tau_o": 0.0, "draft_at_bonus": True}
 
-OPEN_RULES: dict[str, Rule] = dict(
-    zip(
-        OPEN,
-        (
-            EASD(**_ALWAYS),
-            EASD(**_ALWAYS, penalise="draft_top"),
-            EASD(**_ALWAYS, gate_on="accepted"),
-            Greedy(**_ALWAYS),
-            Sharpened(**_ALWAYS),
-            KeepNearTop(**_ALWAYS),
-            Contrast(**_ALWAYS, plausible=PLAUSIBLE),
-            # Its own gate is open where the target has any entropy, as it has at every open gate.
-            FLy(tau_h=0.0, window=0),
-        ),
-        strict=True,
-    )
-)
-UNGATED_RULES: dict[str, Rule] = dict(
-    zip(UNGATED, (TypicalAcceptance(), Lenient(), Ensemble(), DraftOnly()), strict=True)
-)
+_VARIANTS: dict[str, Rule] = {
+    "easd": EASD(**_ALWAYS),
+    "easd-draft-top": EASD(**_ALWAYS, penalise="draft_top"),
+    "easd-on-accepted": EASD(**_ALWAYS, gate_on="accepted"),
+}
+# Judged in another way than by a column: lossless, from other columns, or with fitted powers.
+_NO_COLUMN = ("random-refusal", "pool", "relaxed-pool")
 # With both powers 0 all plausible tokens are equal.
 _PLAUSIBLE_TOKENS = Pool(**_ALWAYS, a=0.0, b=0.0, pick="sample", plausible=PLAUSIBLE)
+
+
+def judged_rules() -> tuple[dict[str, Rule], dict[str, Rule]]:
+    """Rules with a column of their own: gated ones with a gate that is always open, and others."""
+    gated, ungated = dict(_VARIANTS), {}
+    for name, kind in RULES.items():
+        if name in gated or name in _NO_COLUMN:
+            continue
+        if issubclass(kind, EntropyGated):
+            gated[name] = kind(**_ALWAYS)
+        elif (rule := kind()).has_law and not rule.lossless:
+            ungated[name] = rule
+    # FLy's own gate is open where the target has any entropy, as it has at every open gate.
+    return {**gated, "draft-token": FLy(tau_h=0.0, window=0)}, ungated
 
 
 def read_positions(
@@ -77,7 +67,7 @@ def read_positions(
     settings: Settings | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> pa.Table:
-    """Both models' and every rule's opinion of each token of the reference texts.
+    """The probability of each reference token under both models and every rule.
 
     Args:
         pair: with a draft model.
@@ -96,19 +86,14 @@ def read_positions(
     if pair.draft is None:
         raise ConfigError("a diagnosis compares two models; name a draft")
     settings = replace(settings or Settings(), n=1)
-    vocab_size = shared_vocabulary(pair.target, pair.draft)
-    _check(texts, context_limit([pair.target, pair.draft]), vocab_size)
-    requests = make_requests(
-        [pair.target, pair.draft],
-        [list(prompt) for prompt, _, _ in texts],
-        settings,
-        pair.tokenizer,
-    )
+    vocab_size = pair.vocab_size
+    _check(texts, pair.context_window, vocab_size)
+    requests = make_requests(pair, [list(prompt) for prompt, _, _ in texts], settings)
     lengths = [len(reference) for _, reference, _ in texts]
-    room = max(1, _MOST_PROBS // vocab_size)
-    num_rows = min(_MOST_ROWS, len(texts), max(1, room // _POSITIONS_AT_ONCE))
+    budget = max(1, _MOST_PROBS // vocab_size)
+    num_rows = min(_MOST_ROWS, len(texts), max(1, budget // _POSITIONS_AT_ONCE))
     models = SlotModel(pair.target, num_rows), SlotModel(pair.draft, num_rows)
-    # Texts of similar length keep each other company, so that little is padding.
+    # Texts of similar length are read together, which keeps padding short.
     order = sorted(range(len(texts)), key=lambda index: lengths[index])
     tables, done = [], 0
     for begin in range(0, len(order), num_rows):
@@ -116,14 +101,14 @@ def read_positions(
         batch = _Batch(
             chosen,
             [
-                # Processors see every position of the text, however many tokens settings allow.
+                # Logits processors see the whole text, whatever max_new_tokens is.
                 Row.start(replace(requests[index], max_new_tokens=lengths[index]))
                 for index in chosen
             ],
             [list(texts[index][1]) for index in chosen],
             [texts[index][2] for index in chosen],
         )
-        for table in _read(batch, models, vocab_size, max(1, room // len(chosen))):
+        for table in _read(batch, models, vocab_size, max(1, budget // len(chosen))):
             tables.append(table)
             done += len(table)
             if on_progress is not None:
@@ -176,7 +161,7 @@ def _step(
     right: Tensor,
     counts: list[int],
 ) -> Step:
-    """The next T tokens as a verification step, with a bonus position that nobody asks about."""
+    """The next T tokens as a verification step; the bonus position is filler."""
     last = torch.tensor([row.ids[-1:] for row in rows], device=right.device)
     fed = torch.cat([last, right[:, :-1]], 1)
     greedy = rows[0].request.processing.greedy
@@ -207,7 +192,7 @@ def _table(batch: _Batch, begin: int, step: Step, right: Tensor, there: Tensor) 
         return _numpy(probs[:, :-1].gather(-1, right[..., None])[..., 0][there].double())
 
     # The opinions of greedy rows are the raw ones: what is drawn from is one-hot.
-    draft_view, target_view = EASD().gate_probs(step)
+    draft_view, target_view = step.opinions()
     opinions = replace(step, draft_probs=draft_view, target_probs=target_view, greedy=None)
     draft_view, target_view = draft_view[:, :-1], target_view[:, :-1]
     signals = gate_signals(draft_view, target_view, TOP_N)
@@ -218,8 +203,9 @@ def _table(batch: _Batch, begin: int, step: Step, right: Tensor, there: Tensor) 
                 f"the {model}'s logits are NaN or leave no token to choose; check its files, its "
                 "dtype and the logits processors"
             )
-    values |= {f"open_{name}": of_right(rule.law(step)) for name, rule in OPEN_RULES.items()}
-    values |= {f"law_{name}": of_right(rule.law(step)) for name, rule in UNGATED_RULES.items()}
+    gated, ungated = judged_rules()
+    values |= {GATED + name: of_right(rule.law(step)) for name, rule in gated.items()}
+    values |= {UNGATED + name: of_right(rule.law(step)) for name, rule in ungated.items()}
     row, place = (_numpy(index) for index in there.nonzero(as_tuple=True))
     values |= {
         "text": np.asarray(batch.numbers)[row],
@@ -232,9 +218,10 @@ def _table(batch: _Batch, begin: int, step: Step, right: Tensor, there: Tensor) 
         "target_best": _numpy((target_view.argmax(-1) == right)[there]),
         **_pool(_PLAUSIBLE_TOKENS.law(opinions)[:, :-1] > 0, draft_view, target_view, right, there),
     }
-    columns = [pa.array(values[field.name]).cast(field.type) for field in POSITIONS]
+    schema = positions_schema(gated, ungated)
+    columns = [pa.array(values[field.name]).cast(field.type) for field in schema]
     # A copy in Arrow's own memory: small arrays kept among large ones would fragment the heap.
-    return pa.table(columns, schema=POSITIONS).take(np.arange(len(row)))
+    return pa.table(columns, schema=schema).take(np.arange(len(row)))
 
 
 def _pool(

@@ -1,4 +1,4 @@
-"""From what a user wrote to the token ids a model continues."""
+"""Turns prompts and conversations into token ids."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def encode(
     chat: bool | None = None,
     system: str | None = None,
 ) -> list[int]:
-    """Token ids of a prompt, as a user's turn of the tokenizer's chat template or as it is.
+    """Token ids of a prompt, either as a user's turn in the chat template or as it is.
 
     Args:
-        prompt: what the user says, or the text to continue.
-        tokenizer: of the target.
-        chat: whether to use the chat template; None does where there is one.
+        prompt: the user's turn, or the text to continue.
+        tokenizer: the target's.
+        chat: whether to use the chat template; None uses it if there is one.
         system: a system message.
 
     Raises:
-        ConfigError: A chat or a system message is wanted and there is no template.
+        ConfigError: A chat or a system message is asked for and there is no template.
         InputError: The prompt is empty.
     """
     turns = [{"role": "user", "content": prompt}]
@@ -39,15 +39,15 @@ def encode_turns(
     *,
     chat: bool | None = None,
 ) -> list[int]:
-    """Token ids of a conversation to answer; without a chat template, of one text to continue.
+    """Token ids of a conversation to answer, or without a chat template of a text to continue.
 
     Args:
         turns: each with `role` and `content`.
-        tokenizer: of the target.
-        chat: whether to use the chat template; None does where there is one.
+        tokenizer: the target's.
+        chat: whether to use the chat template; None uses it if there is one.
 
     Raises:
-        ConfigError: A chat is wanted or needed and there is no template.
+        ConfigError: A chat is asked for or needed and there is no template.
         InputError: The last turn is empty, or the template refuses them.
     """
     if not turns[-1]["content"].strip():

@@ -1,4 +1,4 @@
-"""Where draft tokens come from: a draft model, or the prompt itself."""
+"""Drafters: a draft model, prompt lookup, or none."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from easd.core.noise import Noise
-from easd.engine.distributions import Distributions, distributions
 from easd.engine.models.slots import SlotModel
 from easd.engine.request import Row
+from easd.engine.sampling import Distributions, distributions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """Draft tokens [B, K] and the distributions [B, K+1, V] they were drawn from.
+    """Draft tokens and the distributions they were drawn from.
 
-    The last position is all zeros unless the draft was evaluated at the bonus position.
+    Attributes:
+        tokens: int64 [B, K], padded.
+        counts: number of tokens of each row.
+        probs: [B, K+1, V]; the last position is all zeros unless the draft was evaluated at the
+            bonus position.
+        raw: the same at temperature 1 without truncation, where asked for.
     """
 
     tokens: Tensor
@@ -30,10 +35,10 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Keeps up with the rows of a batch and proposes tokens for them."""
+    """Proposes tokens for the rows of a batch, and keeps its own caches in step with them."""
 
     def admit(self, first_row: int, rows: Sequence[Row]) -> None:
-        """Takes new rows into consecutive places."""
+        """Adds new rows at consecutive places."""
         ...
 
     def move(self, source: int, target: int) -> None:
@@ -43,29 +48,29 @@ class Drafter(Protocol):
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
     ) -> Draft:
-        """Drafts at most `counts` tokens for each row; with `bonus` evaluates one position more."""
+        """Drafts at most `counts[i]` tokens for row i; `bonus` evaluates one more position."""
         ...
 
     def commit(self, lengths: list[int]) -> None:
-        """Learns how many tokens of each row stand, so that what was refused is forgotten."""
+        """Truncates each row's cache to `lengths`, dropping rejected tokens."""
         ...
 
 
 class ModelDrafter:
-    """Drafts with a smaller language model over its own slots.
+    """Drafts with a smaller language model that has slots of its own.
 
-    A row's block ends early where the draft's probability of all its tokens falls below
-    `least_block_prob`. Whether a position is drafted thus depends on tokens before it only, which
-    leaves every token's law as it is; and -log of that probability is on average the sum of the
-    draft's entropies, which foretells refusals (compare arXiv:2410.18351, which stops before a
-    token is drawn and so has paid for it in vain).
+    A row's block ends early once the draft's probability of all its tokens falls below
+    `least_block_prob`. Whether a position is drafted thus depends only on the tokens before it, so
+    every token keeps its law. The expected -log of that probability is the sum of the draft's
+    entropies, which predict refusals (compare arXiv:2410.18351, which stops before a token is drawn
+    and so wastes the forward that it took).
     """
 
     def __init__(self, model: SlotModel, vocab_size: int, least_block_prob: float = 0.0) -> None:
         self.model = model
         self.vocab_size = vocab_size
         self.least_block_prob = least_block_prob
-        # A reduced head (`easd.pairs.reduced_head`) says which tokens it knows.
+        # A reduced head (`easd.pairs.smollm2.ReducedHead`) names the tokens it knows.
         known = getattr(model.model.get_output_embeddings(), "token_ids", None)
         self._known = None if known is None else known[known < vocab_size]
 
@@ -83,7 +88,7 @@ class ModelDrafter:
         greedy = all(row.request.processing.greedy for row in rows)
         constrained = any(row.request.processing.prefixed for row in rows)
         some_greedy = any(row.request.processing.greedy for row in rows)
-        # Greedy decoding makes probabilities certain; how sure the draft was, scores tell.
+        # Greedy probabilities are one-hot; only scores show how confident the draft was.
         wants_scores = constrained or (some_greedy and self.least_block_prob > 0)
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
@@ -138,7 +143,7 @@ class ModelDrafter:
             self.model.lengths[row] = min(self.model.lengths[row], length)
 
     def _catch_up(self, rows: Sequence[Row]) -> Tensor:
-        """Feeds each row the tokens its slots miss, right-padded; logits [b, 1, V] after them."""
+        """Feeds each row what its cache misses; returns the logits [B, 1, V] after that."""
         missing = [row.ids[self.model.lengths[place] :] for place, row in enumerate(rows)]
         counts = [len(tokens) for tokens in missing]
         longest = max(counts)
@@ -157,22 +162,22 @@ class ModelDrafter:
 
 
 def _silent(found: Distributions) -> Tensor:
-    """Where every token that the draft knows is banned; bool [B, T]."""
+    """Where every token that the draft knows is banned, as bool [B, T]."""
     assert found.scores is not None, "they were asked for"
     return found.scores.amax(-1) == float("-inf")
 
 
 def _confidence(found: Distributions, token: Tensor) -> Tensor:
-    """The draft's probability of `token` [B], before greedy decoding made it certain; [B]."""
+    """The draft's probability [B] of `token` [B], before greedy decoding makes it one-hot."""
     probs = found.probs if found.scores is None else found.scores.softmax(-1)
     return probs[:, 0].gather(-1, token[:, None])[:, 0]
 
 
 def _certain_where(silent: Tensor | None, probs: Tensor) -> Tensor:
-    """`probs` [..., V] with rows where `silent` [...] made certain of token 0.
+    """`probs` [..., V], replaced by token 0 with probability 1 where `silent` [...].
 
-    A processor may ban every token that a draft with a reduced head knows. Any draft is as good
-    there as another: what the target would not write is refused and redrawn from all of its law.
+    A processor may ban every token that a reduced head knows. Any proposal will do there: if the
+    target's distribution excludes it, it is refused, and the replacement token is drawn exactly.
     """
     if silent is None:
         return probs
@@ -182,20 +187,20 @@ def _certain_where(silent: Tensor | None, probs: Tensor) -> Tensor:
 
 
 class NoDrafter:
-    """Proposes nothing: every step is one token of the target."""
+    """Proposes nothing, so that every step is one token of the target."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
         self.device = device
 
     def admit(self, first_row: int, rows: Sequence[Row]) -> None:
-        """Keeps no state of rows."""
+        """Does nothing: there is no state."""
 
     def move(self, source: int, target: int) -> None:
-        """Keeps no state of rows."""
+        """Does nothing: there is no state."""
 
     def commit(self, lengths: list[int]) -> None:
-        """Keeps no state of rows."""
+        """Does nothing: there is no state."""
 
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
@@ -219,9 +224,9 @@ class NoDrafter:
 
 
 class PromptLookupDrafter(NoDrafter):
-    """Proposes what followed the last few tokens where they stood before in the text.
+    """Proposes what followed an earlier occurrence of the last few tokens of the text.
 
-    A lookup is certain of its proposal: its distribution is one-hot, so its entropy is 0.
+    Its proposals are one-hot distributions, with entropy 0.
     """
 
     def __init__(self, vocab_size: int, device: torch.device, gamma: int) -> None:

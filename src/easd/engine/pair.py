@@ -1,17 +1,113 @@
-"""The two models that decode together."""
+"""The two models that decode together, their tokenizer, and what the two agree on."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from easd.core.rules import Rule
+from easd.engine.models.slots import context_window
+from easd.errors import ConfigError, ModelError
+
+# Vocabularies are padded to suit the hardware; a larger difference means other tokens.
+_MAX_PADDING = 1024
+_SAMPLE = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two models ready to decode with; `draft` is None for prompt lookup or the target alone."""
+    """A target and its draft, ready to decode.
+
+    Attributes:
+        name: for people.
+        target: the model whose text is wanted.
+        draft: None for prompt lookup or the target alone.
+        tokenizer: the target's.
+    """
 
     name: str
     target: PreTrainedModel
     draft: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of(
+        cls,
+        target: PreTrainedModel,
+        draft: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Pair:
+        """Models at hand; without a tokenizer, prompts can only be token ids."""
+        return cls(name="", target=target, draft=draft, tokenizer=tokenizer)  # type: ignore[arg-type]
+
+    def seen_by(self, rule: Rule) -> Pair:
+        """The pair that `rule` decodes with: a rule that runs the draft alone has it as target.
+
+        Raises:
+            ConfigError: Such a rule has no draft to run.
+        """
+        if rule.models != "draft":
+            return self
+        if self.draft is None:
+            raise ConfigError("this rule decodes with the draft alone; give a draft model")
+        return Pair(name=self.name, target=self.draft, draft=None, tokenizer=self.tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids that both models know; unequal padding is cut off.
+
+        Raises:
+            ModelError: The sizes differ by more than padding.
+        """
+        size = self.target.config.get_text_config(decoder=True).vocab_size
+        if self.draft is None:
+            return size
+        other = self.draft.config.get_text_config(decoder=True).vocab_size
+        if abs(size - other) > _MAX_PADDING:
+            raise ModelError(
+                f"draft vocabulary ({other}) differs from target vocabulary ({size}) beyond "
+                f"padding ({_MAX_PADDING}); use models that share a tokenizer, or the "
+                "prompt-lookup drafter"
+            )
+        return min(size, other)
+
+    @property
+    def context_window(self) -> int | None:
+        """The smaller context window of the two, or None where neither config names one."""
+        windows = [context_window(m) for m in (self.target, self.draft) if m is not None]
+        return min((window for window in windows if window), default=None)
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """Ids that end a text: the target's generation config's, or the tokenizer's."""
+        ids = getattr(self.target.generation_config, "eos_token_id", None)
+        if ids is None and self.tokenizer is not None:
+            ids = self.tokenizer.eos_token_id
+        if ids is None:
+            return []
+        return [ids] if isinstance(ids, int) else [int(token) for token in ids]
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """A hash of every parameter's name, shape and at most 1,024 evenly spaced values.
+
+    Values are compared as bfloat16, so that a checkpoint has one hash in every dtype.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    for name, values in sorted(model.state_dict().items()):
+        flat = values.detach().reshape(-1)
+        stride = max(1, flat.numel() // _SAMPLE)
+        sample = flat[::stride][:_SAMPLE].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {tuple(values.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the vocabulary and the chat template."""
+    what = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+    return hashlib.blake2b(json.dumps(what).encode(), digest_size=12).hexdigest()

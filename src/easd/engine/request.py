@@ -1,17 +1,18 @@
-"""One text to decode, and its state while it is being decoded."""
+"""A text to decode, and its state while it is being decoded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from easd.core.couplings import Coupling
 from easd.core.noise import request_key
-from easd.core.step import Rule
-from easd.engine.processing import Processing
+from easd.core.rules import Rule
+from easd.engine.sampling import Processing
 
 FinishReason = Literal["eos", "stop", "length"]
 Criterion = Callable[[Tensor, None], Tensor | bool]
@@ -19,21 +20,23 @@ Criterion = Callable[[Tensor, None], Tensor | bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt and everything that is its own.
+    """A prompt and everything that may differ from request to request.
 
     Attributes:
         prompt: token ids, at least one.
-        number, seed: key the request's randomness; the same pair gives the same text whatever
-            else is decoded beside it.
+        number, seed: key all randomness of the request, so its text does not depend on what else
+            is in the batch.
         max_new_tokens: at least one.
         eos: ids that end the text.
-        rule: how its draft tokens are judged; unless given by the engine's rule. Both must run the
-            same models and agree on whether they evaluate the bonus position.
+        rule: judges its draft tokens; None for the engine's rule. Both must run the same models and
+            agree on whether the draft is evaluated at the bonus position.
         processing: what is done to logits before sampling.
-        criteria: more ways to stop, each asked after every token with the text so far [1, L].
-        padding: ids to the left of the prompt that processors and criteria see, but no model.
+        criteria: further stopping criteria, called after every token with the text so far [1, L].
+        padding: ids to the left of the prompt that only processors and criteria see, no model.
         keep_scores: whether to keep the target's processed scores of every emitted token.
-        wants_raw: whether its steps carry the target's raw probabilities for any rule.
+        coupling: how its blocks are verified; None for the engine's, or else the rule's default.
+            All of an engine's requests share noise, or none do.
+        wants_raw: whether its steps carry the target's raw probabilities whatever the rule needs.
     """
 
     prompt: tuple[int, ...]
@@ -42,6 +45,7 @@ class Request:
     max_new_tokens: int = 256
     eos: frozenset[int] = frozenset()
     rule: Rule | None = None
+    coupling: Coupling | None = None
     processing: Processing = field(default_factory=Processing)
     criteria: tuple[Criterion, ...] = ()
     padding: tuple[int, ...] = ()
@@ -51,7 +55,7 @@ class Request:
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """What happened to one request's draft tokens."""
+    """What became of draft tokens, and in how many blocks (target forwards)."""
 
     blocks: int = 0
     proposed: int = 0
@@ -60,17 +64,27 @@ class Counts:
     penalised: int = 0
 
     def add(self, *, proposed: int, accepted: int, penalised: bool, kept: int) -> None:
-        """Counts a block of which the text kept `kept` tokens; what follows its end is nothing."""
+        """Counts a block, up to the text's end: the text kept `kept` of its tokens."""
         self.blocks += 1
         self.proposed += proposed
         self.accepted += min(accepted, kept)
         self.examined += min(proposed, kept)
         self.penalised += penalised and kept > accepted
 
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(
+            **{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)}
+        )
+
 
 @dataclass(slots=True)
 class Row:
-    """A request in a batch."""
+    """The state of a request that is being decoded."""
 
     request: Request
     ids: list[int]
@@ -96,14 +110,14 @@ class Row:
 
     @property
     def text(self) -> list[int]:
-        """What processors and criteria see."""
+        """Token ids as processors and criteria see them."""
         return [*self.request.padding, *self.ids]
 
     def positions(self, drafted: Sequence[int]) -> int:
-        """How many positions the text may come to if it goes on with `drafted`.
+        """How many positions the text can reach if it continues with `drafted`.
 
-        The first follows the text so far, the next the first drafted token, and so on; behind an
-        end-of-sequence token or the last token allowed there is none.
+        The first position follows the text so far, the second the first drafted token, and so on.
+        Nothing follows an end-of-sequence token or the last token allowed.
         """
         for count, token in enumerate(drafted, 1):
             if count == self.remaining or token in self.request.eos:

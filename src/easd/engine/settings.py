@@ -1,4 +1,4 @@
-"""How to decode: one frozen record behind Python, the command line and files."""
+"""How to decode: one frozen dataclass behind Python, the command line and files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 from transformers.generation import logits_process as hf
 
-from easd.core.noise import Coupling
-from easd.core.rules import EASD
-from easd.core.step import Rule
-from easd.engine.processing import Processing, Processor
+from easd.core.couplings import COUPLINGS, Coupling
+from easd.core.rules import EASD, Rule
+from easd.core.rules.gated import EntropyGated, GatedRule
+from easd.engine.sampling import Processing, Processor
 from easd.errors import ConfigError
 
 DrafterKind = Literal["model", "prompt-lookup"]
@@ -19,28 +19,30 @@ DrafterKind = Literal["model", "prompt-lookup"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that decides a text beside the models and the prompt.
+    """Everything besides the models and the prompt that decides a text.
 
     Attributes:
         rule: how draft tokens are judged; see `easd.RULES`.
         gamma: draft tokens asked for in one block.
-        least_block_prob: a block ends before `gamma` tokens where the draft's probability of all
-            its tokens falls below this; 0 always drafts `gamma`. A rule with a gate must ask it at
-            the bonus position too.
-        drafter: draft with the draft model, or look the next tokens up in the text so far.
-        max_new_tokens: most tokens decoded per text; unless given 256, or what the context
-            window leaves.
-        min_new_tokens: tokens before which the text cannot end.
+        least_block_prob: a block ends before `gamma` tokens once the draft's probability of all
+            its tokens falls below this; 0 always drafts `gamma`. Needs a rule whose gate, if it has
+            one, is evaluated at the bonus position too.
+        drafter: draft with the draft model, or look up the next tokens in the text so far.
+        max_new_tokens: maximum number of new tokens per text; unless given, 256 or what the
+            context window leaves.
+        min_new_tokens: minimum number of new tokens per text.
         temperature: 0 decodes greedily.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set with this probability; 1 keeps all.
         min_p: drop tokens below this share of the most probable one; 0 keeps all.
-        repetition_penalty: divides the logits of tokens already in the text; 1 does nothing.
-        bad_words: texts that are never written.
-        stop: texts that end the decoding once written.
+        repetition_penalty: divides the logits of tokens already in the text; 1 disables it.
+        bad_words: texts that are never generated.
+        stop: texts that end the decoding.
         seed: with a request's number, decides all its randomness.
-        noise: `shared` samples draft and emitted token of a position with the same numbers, so
-            that the text depends on the rule's law alone.
+        coupling: how a drafted block helps to draw from the rule's law: `maximal` keeps as many
+            draft tokens as can be, `published` follows the rule's paper, and `shared` samples draft
+            and emitted token with the same numbers, so that the text depends on the law alone.
+            The rule's own default unless given.
         n: texts per prompt.
         batch_size: texts decoded at once.
     """
@@ -59,7 +61,7 @@ class Settings:
     bad_words: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     seed: int = 0
-    noise: Coupling = "independent"
+    coupling: Coupling | None = None
     n: int = 1
     batch_size: int = 8
 
@@ -80,10 +82,10 @@ class Settings:
             raise ConfigError(
                 f"least_block_prob = {self.least_block_prob} is no probability; use 0 to 1"
             )
-        if self.least_block_prob and not getattr(self.rule, "gate_bonus", True):
+        if self.least_block_prob and not self._law_knows_no_blocks:
             raise ConfigError(
                 "least_block_prob ends blocks where the draft is unsure, and the gate of this rule "
-                "is not asked at a block's end; set the rule's gate_bonus = true"
+                "is not asked at a block's end; set the rule's draft_at_bonus = true"
             )
         if not self.repetition_penalty > 0:
             raise ConfigError(
@@ -103,27 +105,30 @@ class Settings:
             )
         for name, known in (
             ("drafter", ("model", "prompt-lookup")),
-            ("noise", ("independent", "shared")),
+            ("coupling", (None, *COUPLINGS)),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"{name} = {getattr(self, name)!r} is not known; choose one of "
-                    + ", ".join(known)
+                    + ", ".join(filter(None, known))
                 )
 
-        if self.noise == "shared" and not getattr(self.rule, "has_law", True):
+        if self.coupling not in (None, "published") and not self.rule.has_law:
             raise ConfigError(
-                "noise = 'shared' draws from the rule's law, and this rule has none per position; "
-                "use independent noise"
+                f"coupling = {self.coupling!r} draws from the rule's law, and {self.rule.name} has "
+                "none per position with these fields; use published"
             )
-        if self.drafter == "prompt-lookup" and "draft_entropy" in getattr(
-            self.rule, "conditions", ()
-        ):
+        gate = self.rule.gate if isinstance(self.rule, EntropyGated) else None
+        if self.drafter == "prompt-lookup" and gate and "draft_entropy" in gate.conditions:
             warnings.warn(
                 "prompt lookup is certain of its proposals (draft entropy 0), so this rule's gate "
                 "never opens and it decodes like plain speculation",
                 stacklevel=3,
             )
+
+    @property
+    def _law_knows_no_blocks(self) -> bool:
+        return self.rule.draft_at_bonus or not isinstance(self.rule, GatedRule)
 
     def processing(
         self, prompt_length: int, eos: list[int], bad_words_ids: list[list[int]]

@@ -9,20 +9,20 @@ from transformers import PreTrainedTokenizerBase
 
 from easd.errors import ConfigError
 
-# Tokens that decode to nothing, such as halves of a character, may stand among the last ones.
+# The last tokens may include some that decode to nothing, such as halves of a character.
 _SLACK = 8
 
 
 class StopStrings:
-    """A criterion that is met by the first token after which the new text contains a stop string.
+    """Stops at the first token after which the new text contains a stop string.
 
-    Only decoded tokens count, not the prompt. transformers' own `StopStringCriteria` works from
-    the vocabulary's spelling and fails on word-level tokenizers; this one decodes the last tokens.
+    The prompt does not count. transformers' own `StopStringCriteria` matches the vocabulary's
+    spelling and fails on word-level tokenizers; this class decodes the last tokens instead.
 
     Args:
         tokenizer: turns ids into text.
         strings: the stop strings.
-        prompt_length: how many ids in front of the text are not decoded tokens.
+        prompt_length: number of ids before the first decoded token.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do: models, tasks, systems, seeds."""
+"""Configuration of an evaluation: models, tasks, systems, seeds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from easd.config import Fill, RunConfig, parse_override, parse_rule, read_yaml, rule_to_dict
-from easd.core.rules import RULES, rule_name
-from easd.core.step import Rule
+from easd.core.rules import Rule, field_names, make_rule, rule_name, rule_type
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
 from easd.evaluate.grid import GRID, Grid, listed, parse_grid, whole
+from easd.presets import config_path
 
 DEFAULT_SYSTEMS = ("target", "speculative", "easd")
 BASELINES = (
@@ -50,7 +50,7 @@ class System:
     reward: Reward | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What run.json says of it."""
+        """The system's entry in run.json."""
         found: dict[str, Any] = {
             "name": self.name,
             "kind": REWARD_GUIDED if self.reward else "rule",
@@ -86,7 +86,7 @@ class StudyConfig(Grid[System]):
 
         Args:
             values: settings by name.
-            fill: adds to each rule's mapping what it does not say, such as a calibration.
+            fill: adds fields that a rule's mapping does not set, such as those of a calibration.
 
         Raises:
             EasdError: A key is unknown or a value does not fit.
@@ -96,7 +96,7 @@ class StudyConfig(Grid[System]):
             raise ConfigError("'rule' belongs to a system; list rules under 'systems'")
         if "n" in shared or "seed" in shared:
             raise ConfigError("'n' and 'seed' are decided by 'seeds' here; list the seeds")
-        base = RunConfig.from_dict({"noise": "shared", "batch_size": 16, **shared})
+        base = RunConfig.from_dict({"coupling": "shared", "batch_size": 16, **shared})
         systems = [
             parse_system(spec, base.settings, fill=fill)
             for spec in listed(values.get("systems") or DEFAULT_SYSTEMS, "systems")
@@ -114,7 +114,7 @@ class StudyConfig(Grid[System]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What run.json says of it; systems stand there on their own."""
+        """The configuration in run.json; systems are listed there separately."""
         shared = self.base.to_dict()
         return {
             **{name: value for name, value in shared.items() if name not in ("rule", "n", "seed")},
@@ -142,10 +142,12 @@ def read_study(
 ) -> dict[str, Any]:
     """The mapping that a YAML file and overrides make; `endpoint.model` is a field of `endpoint`.
 
+    `path` may also be the name of a preset.
+
     Raises:
         ConfigError: The file cannot be read.
     """
-    values = {} if path is None else read_yaml(Path(path))
+    values = {} if path is None else read_yaml(config_path(path))
     for name, value in (overrides or {}).items():
         head, _, field = name.partition(".")
         if head == "endpoint" and field:
@@ -167,7 +169,12 @@ def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill 
         EasdError: The rule, a field or a setting is unknown, or a value does not fit.
     """
     if isinstance(spec, str):
-        return _system(spec, fill(split_rule(spec)), {}, shared)
+        rule = split_rule(spec)
+        known = () if rule["name"] == REWARD_GUIDED else field_names(rule_type(rule["name"]))
+        overrides = {
+            key: rule.pop(key) for key in _SYSTEM_SETTINGS if key in rule and key not in known
+        }
+        return _system(spec, fill(rule), overrides, shared)
     if not isinstance(spec, Mapping):
         raise ConfigError(f"system {spec!r} is no rule; write a rule's name, or a mapping")
     overrides = {key: value for key, value in spec.items() if key not in ("name", "rule")}
@@ -188,8 +195,8 @@ def _system(
             known = ", ".join(("name", "rule", *_SYSTEM_SETTINGS))
             raise ConfigError(f"system {name!r} has no setting {key!r}; choose from {known}")
     parsed = parse_rule(rule)
-    if not getattr(parsed, "has_law", True):
-        overrides = {"noise": "independent", **overrides}
+    if not parsed.has_law:
+        overrides = {"coupling": "published", **overrides}
     base = RunConfig.from_dict({**_settings_dict(shared), **overrides}).settings
     return System(
         name=str(name or _describe(parsed, reward, overrides)),
@@ -213,10 +220,10 @@ def _reward(values: Mapping[str, Any]) -> Reward:
 
 
 def _describe(rule: Rule, reward: Reward | None, overrides: Mapping[str, Any]) -> str:
-    """The rule's name and whatever is not its default."""
+    """The rule's name and all fields and settings that are not defaults."""
     if reward is not None:
         return f"rsd delta={reward.delta:g}"
-    default = RULES[rule_name(rule)]()
+    default = make_rule(rule_name(rule))
     changed = [
         f"{f.name}={getattr(rule, f.name)}"
         for f in fields(rule)  # type: ignore[arg-type]

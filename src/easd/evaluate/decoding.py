@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+from easd.core.rules.gated import GatedRule
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
 from easd.engine.request import Row
@@ -42,11 +43,9 @@ def decode_by_rule(
 ) -> Batch:
     """Decodes prompts with the settings' rule; the i-th has request number `first` + i."""
     recorder = Recorder(settings.rule, with_tokens=with_tokens)
-    requests = [
-        replace(request, number=first + request.number)
-        for request in make_requests([pair.target, pair.draft], prompts, settings, pair.tokenizer)
-    ]
-    for record in decode(pair.target, pair.draft, requests, settings):
+    numbers = range(first, first + len(prompts))
+    requests = make_requests(pair, prompts, settings, numbers=numbers)
+    for record in decode(pair, requests, settings):
         recorder.add(record)
     rows = [recorder.rows[first + place] for place in range(len(prompts))]
     return Batch(
@@ -140,7 +139,7 @@ def _counts(recorder: Recorder, row: Row) -> dict[str, Any]:
         name: getattr(counts, name)
         for name in ("blocks", "proposed", "examined", "accepted", "penalised")
     }
-    if not hasattr(recorder.rule, "signals"):
+    if not isinstance(recorder.rule, GatedRule):
         return found
     gate, *conditions = recorder.gates[row.request.number].tolist()
     found["gate_open"] = gate

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easd.engine.generate import context_limit
 from easd.engine.pair import Pair
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
@@ -17,7 +16,7 @@ from easd.evaluate.prompting import encode_item
 from easd.evaluate.reward_guided import RewardGuided
 from easd.evaluate.rewards import Scorer, load_reward_model
 from easd.evaluate.runner import Decoded, Unit, UnitRun
-from easd.pairs.rewards import STEP_TOKENS
+from easd.pairs.lab import STEP_TOKENS
 from easd.runs.provenance import surroundings
 from easd.runs.rows import tokens_table
 from easd.runs.schema import TOP
@@ -113,7 +112,7 @@ class Evaluation(UnitRun[System]):
         """Prompts of a task as token ids, checked against the context window."""
         chat = self.config.base.chat
         prompts = [encode_item(item, task, self.pair.tokenizer, chat) for item in task.items]
-        limit = context_limit([self.pair.target, self.pair.draft])
+        limit = self.pair.context_window
         new = max(s.settings.max_new_tokens or task.max_new_tokens for s in self.config.systems)
         for item, ids in zip(task.items, prompts, strict=True):
             if limit is not None and len(ids) + new > limit:

@@ -1,4 +1,4 @@
-"""What every evaluation has: tasks, systems and seeds."""
+"""Tasks, systems and seeds of an evaluation."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Grid(Generic[S]):
             raise ConfigError(f"chunk = {self.chunk} decodes nothing; use 1 or more")
 
     def to_dict(self) -> dict[str, Any]:
-        """What run.json says of it; systems stand there on their own."""
+        """The configuration in run.json; systems are listed there separately."""
         return {
             "tasks": [task.to_dict() for task in self.tasks],
             "seeds": list(self.seeds),

@@ -1,4 +1,4 @@
-"""Grids that answer a question: the paper's ablation with its controls, and threshold sweeps."""
+"""Systems of ready-made grids: the paper's ablation with controls, and threshold sweeps."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ SWEEP_TAU_O = (0.6, 0.8, 1.0)
 
 
 def ablation(gate: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The paper's Table 2 with the seeds' controls; random refusal comes by `matched_refusal`.
+    """Table 2 of arXiv:2512.23765 with further controls; see also `matched_refusal`.
 
     Args:
-        gate: fields of EASD's gate that all cells share, such as tau_h.
+        gate: fields of EASD's gate that all systems share, such as tau_h.
     """
 
-    def cell(name: str, rule: str, **fields: Any) -> dict[str, Any]:
+    def system(name: str, rule: str, **fields: Any) -> dict[str, Any]:
         return {"name": name, "rule": {"name": rule, **gate, **fields}}
 
     overlap = {key: value for key, value in gate.items() if key != "tau_h"}
     return [
         {"name": "target", "rule": "target"},
         {"name": "speculative", "rule": "speculative"},
-        cell("easd", "easd"),
-        cell("without overlap (entropy only)", "easd-without-overlap"),
-        cell("without draft entropy", "easd-without-draft-entropy"),
-        cell("without both (target entropy only)", "easd-without-both"),
+        system("easd", "easd"),
+        system("without overlap (entropy only)", "easd-without-overlap"),
+        system("without draft entropy", "easd-without-draft-entropy"),
+        system("without both (target entropy only)", "easd-without-both"),
         {"name": "overlap only", "rule": {"name": "overlap-only", **overlap}},
-        cell("redraw from the target (null control)", "easd", redraw="target"),
+        system("redraw from the target (null control)", "easd", redraw="target"),
     ]
 
 
@@ -39,7 +39,7 @@ def matched_refusal(run: Run, gate: Mapping[str, Any], easd: str = "easd") -> di
     samples = run.samples.to_pandas()
     own = samples[samples["system"] == easd]
     rate = round(float(own["gate_open"].sum() / max(own["examined"].sum(), 1)), 6)
-    shared = {key: gate[key] for key in ("gate_bonus", "coupling") if key in gate}
+    shared = {key: gate[key] for key in ("draft_at_bonus",) if key in gate}
     return {
         "name": "random refusal at easd's rate",
         "rule": {"name": "random-refusal", "rate": rate, **shared},

@@ -1,13 +1,13 @@
 """Reward-guided speculative decoding, step by step over the engine (RSD, arXiv:2501.19324, Alg. 1).
 
 The draft writes one reasoning step, a reward model scores it, and where the score is too low the
-target writes that step anew. What the target writes is kept unscored.
+target rewrites that step. The target's steps are not scored.
 
-A text's law is the mixture the paper states only if a rewritten step is drawn independently of the
-refused one: with the same noise the target would often repeat it. So drafted steps use the noise
-of the request's own number and rewritten ones that of `rewriting_number`.
+A text follows the paper's mixture only if a rewritten step is drawn independently of the refused
+one: with the same noise the target would often repeat it. So drafted steps use the noise of the
+request's own number and rewritten ones that of `rewriting_number`.
 
-Every step reads its text again from the beginning; `StepCounts` keeps that reading apart.
+Every step rereads its text from the beginning; `StepCounts` counts that separately.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from time import perf_counter
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easd.core.rules import DraftOnly, TargetOnly
-from easd.core.step import Rule
+from easd.core.rules import DraftOnly, Rule, TargetOnly
 from easd.engine.generate import decode, make_requests
+from easd.engine.pair import Pair
 from easd.engine.request import FinishReason, Request, Row
 from easd.engine.settings import Settings
 from easd.engine.stopping import StopStrings
@@ -31,7 +31,7 @@ from easd.evaluate.rewards import ScoredStep, Scorer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardGuided:
-    """When a drafted step is good enough, and where steps end.
+    """The reward that keeps a drafted step, and where steps end.
 
     Attributes:
         delta: the least reward that keeps a drafted step; above 1 the target writes everything.
@@ -67,21 +67,21 @@ class WrittenStep:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """What stands in the text."""
+        """The step's tokens in the text."""
         return self.drafted if self.rewritten is None else self.rewritten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCounts:
-    """What one text, or several together, cost.
+    """Work done for one text, or for several.
 
     Attributes:
         steps_drafted: scored steps; each is one call of the scorer.
         draft_tokens: written by the draft, one forward each.
-        draft_kept: those of them that stand in the text.
+        draft_kept: those of them that are in the text.
         target_tokens: written by the target, one forward each.
-        draft_read, target_read, scored_tokens: tokens read before or while doing so, each text
-            from its beginning at every step; what was read before is not kept.
+        draft_read, target_read, scored_tokens: tokens read for that, each text from its beginning
+            at every step.
     """
 
     steps_drafted: int = 0
@@ -112,11 +112,6 @@ class StepCounts:
         )
 
     @property
-    def draft_discarded(self) -> int:
-        """Tokens of the draft that the target replaced."""
-        return self.draft_tokens - self.draft_kept
-
-    @property
     def tokens(self) -> int:
         """Tokens of the text."""
         return self.draft_kept + self.target_tokens
@@ -125,14 +120,6 @@ class StepCounts:
     def block_efficiency(self) -> float | None:
         """Tokens of the text per target forward; None where the target wrote nothing."""
         return self.tokens / self.target_tokens if self.target_tokens else None
-
-    def target_forwards(self, *, draft: float, reward: float) -> float:
-        """The cost in target forwards, when one of the draft or the scorer costs this many.
-
-        Reading is left out: a decoder that kept its caches would read kept steps along with the
-        first token of the next.
-        """
-        return self.target_tokens + draft * self.draft_tokens + reward * self.steps_drafted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +172,7 @@ def generate_reward_guided(
         scorer: rewards of steps; called with all drafted steps of a round together.
         tokenizer: names stop strings and step delimiters, and turns ids back into text.
         system: threshold and steps.
-        settings: how to decode; its rule, gamma, drafter and noise have no part in this.
+        settings: how to decode; rule, gamma, drafter and noise are not used.
         numbers: of the requests, unless they count from 0.
         on_round: called after every step.
 
@@ -195,7 +182,7 @@ def generate_reward_guided(
         NumericsError: The scorer returned NaN, or a model did.
     """
     system, settings = system or RewardGuided(), settings or Settings()
-    requests = make_requests([target, draft], prompts, settings, tokenizer)
+    requests = make_requests(Pair.of(target, draft, tokenizer), prompts, settings)
     if numbers is not None:
         requests = _numbered(requests, numbers)
     waiting = deque(_Text(request) for request in requests)
@@ -222,13 +209,13 @@ def generate_reward_guided(
 
 
 def rewriting_number(number: int) -> int:
-    """The number whose noise the target's steps of request `number` are drawn with."""
+    """The request number whose noise draws the target's steps of request `number`."""
     return -1 - number
 
 
 @dataclass(slots=True)
 class _Text:
-    """A request on its way, step by step."""
+    """A request in progress, with its steps so far."""
 
     request: Request
     steps: list[WrittenStep] = field(default_factory=list)
@@ -310,7 +297,7 @@ def _write(
         text.next_step(number, system.step, tokenizer) for number, text in number_of.items()
     ]
     done = {}
-    for record in decode(target, draft, requests, replace(settings, rule=rule)):
+    for record in decode(Pair.of(target, draft), requests, replace(settings, rule=rule)):
         for row in record.rows:
             if row.finished:
                 done[number_of[row.request.number].number] = row
@@ -338,11 +325,8 @@ def _rewards(scorer: Scorer, texts: Sequence[_Text], drafted: dict[int, Row]) ->
 
 
 def _numbered(requests: Sequence[Request], numbers: Sequence[int]) -> list[Request]:
-    if (
-        len(numbers) != len(requests)
-        or len(set(numbers)) != len(numbers)
-        or min(numbers, default=0) < 0
-    ):
+    distinct = len(set(numbers)) == len(numbers) == len(requests)
+    if not distinct or min(numbers, default=0) < 0:
         raise ConfigError(
             f"{len(numbers)} numbers, {len(set(numbers))} of them different, were given for "
             f"{len(requests)} texts; give each text its own, from 0 up"

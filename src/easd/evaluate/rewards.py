@@ -1,4 +1,4 @@
-"""Reward models: how good a drafted step is, given the problem and the steps before it."""
+"""Reward models, which score a drafted step given the problem and the steps before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import (
 
 from easd.errors import InputError, ModelError
 from easd.pairs import lab
-from easd.pairs.rewards import reward_folder
+from easd.pairs.lab import reward_folder
 
 _BATCH_SIZE = 256
 

@@ -1,7 +1,7 @@
 """The model provider `easd` of inspect-ai, found through the entry point `inspect_ai`.
 
-Every `inspect` command loads this module, so the provider, and with it torch, waits until a model
-is asked for.
+Every `inspect` command loads this module, so it imports the provider, and torch with it, only when
+a model is requested.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from inspect_ai.model import ModelAPI, modelapi
 
 @modelapi(name="easd")
 def easd() -> type[ModelAPI]:
-    """Pairs of models decoded by a rule: `--model easd/smollm2 -M rule=easd -M tau_h=1.5`."""
+    """Returns the provider, for `--model easd/smollm2 -M rule=easd -M tau_h=1.5`."""
     from easd.integrations.inspect_provider import EasdAPI
 
     return EasdAPI

@@ -1,4 +1,4 @@
-"""inspect-ai's provider: concurrent samples decode in one batch of the engine."""
+"""The model provider for inspect-ai; concurrent samples are decoded in one batch."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from easd.engine.chat import encode_turns
 from easd.engine.engine import Engine
-from easd.engine.generate import context_limit, make_engine, make_requests
+from easd.engine.generate import make_engine, make_requests
 from easd.engine.request import Counts, Request, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 from easd.integrations.arguments import before_stop, run_config
-from easd.integrations.arrivals import Arrivals
+from easd.integrations.async_engine import AsyncEngine
 from easd.pairs.from_config import load
 from easd.pairs.lab import ALIASES
 from easd.pairs.loading import PAIRS
 
-# inspect's name for it, and ours.
+# inspect's name -> name in `Settings`.
 _HONOURED = {
     "max_tokens": "max_new_tokens",
     "num_choices": "n",
@@ -45,7 +45,7 @@ _HONOURED = {
     "top_k": "top_k",
     "top_p": "top_p",
 }
-# What inspect sees to itself, or what means something with tools only.
+# Handled by inspect itself, or meaningful only with tools.
 _NOT_OURS = {
     "adaptive_connections",
     "attempt_timeout",
@@ -62,18 +62,18 @@ _NOT_OURS = {
     "system_message",
     "timeout",
 }
-# Rows of one engine agree on these; the rest is each request's own.
+# Settings that rows of one engine must agree on; the others are per request.
 _SHARED = ("temperature", "top_k", "top_p")
 
 
 class EasdAPI(ModelAPI):
-    """A pair of models behind inspect's interface.
+    """A pair of models as an inspect-ai model.
 
     Args:
         model_name: an embedded pair, or the hub id or folder of a target.
-        base_url: not honoured: the models run here.
+        base_url: refused, since the models run in this process.
         api_key: not needed.
-        config: inspect's settings; those of a request go before the `-M` arguments.
+        config: inspect's settings; those of a request override the `-M` arguments.
         **model_args: what `easd generate` takes, such as `draft`, `rule`, `tau_h`, `batch_size`.
 
     Raises:
@@ -97,20 +97,20 @@ class EasdAPI(ModelAPI):
         is_pair = model_name in PAIRS or model_name in ALIASES
         self.run = run_config({**model_args, "pair" if is_pair else "target": model_name})
         self.pair = load(self.run)
-        self._limit = context_limit([self.pair.target, self.pair.draft])
-        self._arrivals = Arrivals(self._engine)
+        self._limit = self.pair.context_window
+        self._async_engine = AsyncEngine(self._engine)
         self._asked: WeakKeyDictionary[Any, Counter[bytes]] = WeakKeyDictionary()
 
     def max_connections(self) -> int:
-        """As many samples as the engine decodes at once."""
+        """Returns the number of samples that the engine decodes at once."""
         return self.run.settings.batch_size
 
     def connection_key(self) -> str:
-        """Every pair has its own engine."""
+        """Returns the model's name: each pair has engines of its own."""
         return self.model_name
 
     def collapse_user_messages(self) -> bool:
-        """Most chat templates want user and assistant to take turns."""
+        """Returns True: most chat templates require user and assistant to alternate."""
         return True
 
     async def generate(
@@ -120,11 +120,11 @@ class EasdAPI(ModelAPI):
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        """Decodes the answer, or several, to a conversation.
+        """Decodes one or more answers to a conversation.
 
         Raises:
-            ConfigError: The request asks for what cannot be honoured.
-            InputError: The conversation leaves no room in the context window.
+            ConfigError: The request asks for something unsupported.
+            InputError: The conversation fills the context window.
         """
         if tools:
             raise ConfigError(
@@ -133,7 +133,7 @@ class EasdAPI(ModelAPI):
         settings = self._settings(config)
         requests = self._requests(self._encode(input), settings)
         begin = perf_counter()
-        rows = await self._arrivals.decode(requests, self._shared(settings))
+        rows = await self._async_engine.decode(requests, self._shared(settings))
         return self._output(rows, settings, perf_counter() - begin)
 
     def _settings(self, config: GenerateConfig) -> Settings:
@@ -153,9 +153,7 @@ class EasdAPI(ModelAPI):
         return replace(self.run.settings, **{name: getattr(settings, name) for name in _SHARED})
 
     def _engine(self, settings: Settings) -> Engine:
-        return make_engine(
-            self.pair.target, self.pair.draft, settings, num_rows=settings.batch_size
-        )
+        return make_engine(self.pair, settings, num_rows=settings.batch_size)
 
     def _encode(self, messages: list[ChatMessage]) -> list[int]:
         turns = [{"role": message.role, "content": _text(message)} for message in messages]
@@ -172,19 +170,16 @@ class EasdAPI(ModelAPI):
         return [
             replace(
                 request,
-                number=first + request.number,
                 max_new_tokens=min(request.max_new_tokens, room or request.max_new_tokens),
             )
-            for request in make_requests(
-                [self.pair.target, self.pair.draft], [ids], settings, self.pair.tokenizer
-            )
+            for request in make_requests(self.pair, [ids], settings, numbers=[first])
         ]
 
     def _number(self, ids: list[int], copies: int) -> int:
-        """The number of a request's first text, which keys its randomness.
+        """Returns the number of a request's first text, which keys its noise.
 
-        Samples come in any order, so it is made from what does not depend on that: the sample, its
-        epoch, the prompt, and how often the sample has asked this prompt before.
+        Samples arrive in any order, so the number depends only on the sample, its epoch, the
+        prompt, and how often the sample has sent this prompt before.
         """
         sample = sample_active()
         owner: Any = self if sample is None else sample
@@ -222,10 +217,10 @@ class EasdAPI(ModelAPI):
 
 
 def _text(message: ChatMessage) -> str:
-    """A message's text.
+    """Returns a message's text.
 
     Raises:
-        ConfigError: There is more to it than text.
+        ConfigError: The message contains something other than text.
     """
     if isinstance(message, ChatMessageTool) or getattr(message, "tool_calls", None):
         raise ConfigError("a message with tool calls cannot be honoured; use a task without tools")

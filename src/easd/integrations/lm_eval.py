@@ -1,8 +1,8 @@
 """The model `easd` of lm-evaluation-harness.
 
-Texts are decoded by the run's rule, in the engine's batches; a request's place in the harness's
-list is its number, so the same command gives the same texts at any batch size. Log-likelihoods are
-the target's own, whatever the rule: multiple choice measures the target.
+Texts are decoded in batches under the run's rule. A request's index in the harness's list keys its
+noise, so the same command gives the same texts at any batch size. Log-likelihoods are the target's,
+whatever the rule: multiple choice measures the target.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -26,10 +26,8 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from easd.config import RunConfig
-from easd.core.rules import Speculative
-from easd.core.rules.exact import TargetOnly
-from easd.core.step import Rule
-from easd.engine.generate import context_limit, decode, end_tokens, make_requests
+from easd.engine.generate import decode, make_requests
+from easd.engine.models.slots import context_window
 from easd.engine.request import Counts, Row
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
@@ -45,24 +43,24 @@ _HARNESS_DECIDES = {
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _TRUNCATION = ("top_k", "top_p", "min_p")
 _KEPT = (*_TRUNCATION, "min_new_tokens", "repetition_penalty", "seed")
-# What the harness's command line passes where nobody named a device.
+# Passed by the harness's command line if no device was named.
 _DEFAULT_DEVICE = "cuda:0"
 _UNKNOWN_WINDOW = 2048
 
-# A text's key in the harness's cache, its context, and its continuation.
+# Key in the harness's cache, context, continuation.
 Scored = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 @register_model("easd")
 class EasdLM(TemplateLM):
-    """A pair of models behind the harness's interface.
+    """A pair of models as a model of the harness.
 
     Args:
         **arguments: what `easd generate` takes: `pair` or `target` and `draft`, `rule`, its fields
             (`tau_h` or `rule.tau_h`), `gamma`, `batch_size`, `seed`, or `config`, a YAML file.
 
     Raises:
-        EasdError: An argument is unknown, does not fit, or is the harness's to decide.
+        EasdError: An argument is unknown, invalid, or set through the harness instead.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -80,7 +78,7 @@ class EasdLM(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> EasdLM:
-        """The model from `--model_args`, which go before the harness's own options."""
+        """Returns the model that `--model_args` describe; they override the harness's options."""
         options = {k: v for k, v in (additional_config or {}).items() if v is not None}
         if options.get("device") == _DEFAULT_DEVICE and not torch.cuda.is_available():
             del options["device"]
@@ -90,38 +88,38 @@ class EasdLM(TemplateLM):
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
     ) -> EasdLM:
-        """The same from `key=value,key=value`."""
+        """Returns the model that `key=value,key=value` describes."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def get_model_info(self) -> dict[str, Any]:
-        """The run and what became of the draft tokens, for the harness's results file."""
+        """Returns the run's settings and its draft-token counts, for the harness's results file."""
         return {"easd": self.config.to_dict(), "easd_counts": asdict(self.counts)}
 
     @property
     def eot_token_id(self) -> int:
         """The first token that ends a text."""
-        return end_tokens(self.pair.target, self.tokenizer)[0]
+        return self.pair.end_tokens[0]
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context: its begin, or else an end."""
+        """The token before a text without context: beginning-of-sequence, else end-of-sequence."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos  # type: ignore[return-value]
 
     @property
     def max_length(self) -> int:
         """The target's context window."""
-        return context_limit([self.pair.target]) or _UNKNOWN_WINDOW
+        return context_window(self.pair.target) or _UNKNOWN_WINDOW
 
     @property
     def tokenizer_name(self) -> str:
-        """Keeps requests built for different tokenizers apart in the harness's cache."""
+        """The key that separates tokenizers in the harness's cache."""
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Messages as the text that the model was trained on.
+        """Returns messages rendered by the chat template.
 
         Raises:
             ConfigError: The tokenizer has no chat template.
@@ -140,14 +138,14 @@ class EasdLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids; a chat template may have written the begin-of-sequence token already."""
+        """Returns token ids, adding no second beginning-of-sequence token after a chat template."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = not (bos and string.startswith(str(bos)))
         return self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"]  # type: ignore[return-value]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Decodes every context by the rule, up to the task's stop strings."""
+        """Decodes every context under the rule, up to the task's stop strings."""
         asked: list[tuple[Any, ...]] = [request.args for request in requests]
         alike: dict[str, list[int]] = defaultdict(list)
         for number, (_, kwargs) in enumerate(asked):
@@ -165,7 +163,7 @@ class EasdLM(TemplateLM):
         return texts
 
     def _settings(self, kwargs: Mapping[str, Any]) -> Settings:
-        """The run's settings with what a task asks for; greedy unless it asks for sampling."""
+        """Returns settings with a task's overrides; greedy unless it asks for sampling."""
         values = dict(kwargs)
         until = values.pop("until", None) or ()
         stop = [until] if isinstance(until, str) else list(until)
@@ -188,7 +186,7 @@ class EasdLM(TemplateLM):
         asked = {
             **self.config.to_dict(),
             **values,
-            # An empty stop string separates nothing; tasks write it all the same.
+            # Some tasks list an empty stop string.
             "stop": [string for string in stop if string],
             "temperature": 1.0 if temperature is None else temperature,
         }
@@ -198,18 +196,13 @@ class EasdLM(TemplateLM):
 
     def _decode(self, contexts: Mapping[int, str], settings: Settings) -> Iterator[Row]:
         """Yields rows as they end; contexts by request number."""
-        target, draft = self.pair.target, self.pair.draft
-        limit = context_limit([target, draft])
+        window = self.pair.context_window
         prompts = [
-            _fitting(self.tok_encode(context) or [self.prefix_token_id], settings, limit)
+            _fitting(self.tok_encode(context) or [self.prefix_token_id], settings, window)
             for context in contexts.values()
         ]
-        requests = make_requests([target, draft], prompts, settings, self.tokenizer)
-        numbered = [
-            replace(request, number=number)
-            for number, request in zip(contexts, requests, strict=True)
-        ]
-        for record in decode(target, draft, numbered, settings):
+        requests = make_requests(self.pair, prompts, settings, numbers=list(contexts))
+        for record in decode(self.pair, requests, settings):
             for row in record.rows:
                 if row.finished:
                     self._count(row.counts)
@@ -222,7 +215,7 @@ class EasdLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """The target's log-probability of whole texts, in windows of its context."""
+        """Returns the target's log-probabilities of whole texts, in windows of its context."""
         windows: list[Scored] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
@@ -246,8 +239,8 @@ class EasdLM(TemplateLM):
     def _loglikelihood_tokens(  # type: ignore[override]
         self, requests: Sequence[Scored], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Of each continuation: the target's log-probability, and whether greedy would write it."""
-        if not _keeps_the_targets_law(self.config.settings.rule):
+        """Returns each continuation's log-probability, and whether greedy decoding writes it."""
+        if not self.config.settings.rule.lossless:
             warnings.warn(
                 "log-likelihoods are the target's own: the rule changes decoded texts only",
                 stacklevel=2,
@@ -276,12 +269,12 @@ class EasdLM(TemplateLM):
                     f"a continuation has {len(continuation)} tokens; from 1 to the context "
                     f"window of {self.max_length} can be scored"
                 )
-        # The last token is scored and never read; what does not fit is cut off on the left.
+        # The last token is scored but never an input; long texts are truncated on the left.
         texts = [
             (context + continuation)[-self.max_length - 1 :] for context, continuation in pairs
         ]
         longest = max(map(len, texts))
-        # Padding stands on the right, where no scored token sees it.
+        # Padding on the right is invisible to scored tokens.
         padding = [[0] * (longest - len(text)) for text in texts]
         rows = [text[:-1] + after for text, after in zip(texts, padding, strict=True)]
         mask = [[1] * (len(text) - 1) + after for text, after in zip(texts, padding, strict=True)]
@@ -299,27 +292,19 @@ class EasdLM(TemplateLM):
         return scores
 
 
-def _keeps_the_targets_law(rule: Rule) -> bool:
-    if isinstance(rule, Speculative | TargetOnly):
-        return True
-    return (
-        getattr(rule, "redraw", None) == "target" and getattr(rule, "gate_on", None) == "proposed"
-    )
-
-
 def _fitting(ids: list[int], settings: Settings, limit: int | None) -> list[int]:
-    """A prompt that leaves room for the tokens asked for: the harness cuts on the left."""
-    room = settings.max_new_tokens or 1
-    if limit is None or len(ids) + room <= limit:
+    """Truncates a prompt on the left, as the harness does, to leave room for the new tokens."""
+    new = settings.max_new_tokens or 1
+    if limit is None or len(ids) + new <= limit:
         return ids
-    if room >= limit:
+    if new >= limit:
         raise ConfigError(
-            f"max_gen_toks = {room} fills the context window of {limit}; lower it to make room "
+            f"max_gen_toks = {new} fills the context window of {limit}; lower it to make room "
             "for prompts"
         )
     warnings.warn(
-        f"prompts are cut on the left to leave {room} tokens of the context window of {limit}; "
+        f"prompts are cut on the left to leave {new} tokens of the context window of {limit}; "
         "lower max_gen_toks or num_fewshot",
         stacklevel=2,
     )
-    return ids[room - limit :]
+    return ids[new - limit :]

@@ -1,6 +1,6 @@
-"""`easd-lm-eval`: the harness's own command line, with the model `easd` registered.
+"""`easd-lm-eval`: the command line of lm-evaluation-harness with the model `easd` registered.
 
-The harness does not look for models in other packages, so somebody has to import ours first.
+The harness does not discover models of other packages, so this imports ours first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ USAGE_ERROR = 2
 
 
 def main() -> None:
-    """Runs `lm-eval`; a mistake of the user's costs one line and exit code 2."""
+    """Runs `lm-eval`; user errors print one line and exit with code 2."""
     try:
         from lm_eval.__main__ import cli_evaluate
 

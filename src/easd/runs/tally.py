@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easd.core.gate import conditions_met, required_shared
+from easd.core.gate import Gate
 from easd.runs.reader import Trace
 from easd.runs.schema import EMITTED, EXAMINED, PARTS
 
@@ -165,14 +165,15 @@ def _examined(tokens: pa.Table) -> pa.Table:
 
 
 def _conditions(examined: pa.Table, rule: dict[str, Any]) -> dict[str, float | None] | None:
-    if "tau_h" not in rule:
+    if "tau_o" not in rule:
         return None
-    met = conditions_met(
-        _array(examined, "draft_entropy"),
-        _array(examined, "target_entropy"),
-        np.rint(_array(examined, "overlap") * rule["top_n"]),
-        tau_h=float(rule["tau_h"]),
-        least_shared=required_shared(rule["tau_o"], rule["top_n"]),
+    gate = Gate(tau_h=float(rule["tau_h"]), tau_o=rule["tau_o"], top_n=rule["top_n"])
+    met = gate.met(
+        {
+            "draft_entropy": _array(examined, "draft_entropy"),
+            "target_entropy": _array(examined, "target_entropy"),
+            "shared_top": np.rint(_array(examined, "overlap") * rule["top_n"]),
+        }
     )
     return {name: _share(int(held.sum()), len(held)) for name, held in met.items()}
 

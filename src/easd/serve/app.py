@@ -1,45 +1,48 @@
-"""The routes."""
+"""The server's routes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from easd.config import rule_to_dict
-from easd.core.rules import RULES
+from easd.core.rules import make_rule, rule_names, summary_of
 from easd.engine.engine import Engine
 from easd.engine.generate import make_engine
 from easd.engine.pair import Pair
 from easd.engine.settings import Settings
+from easd.inspect.page import content_security_policy, live_page
 from easd.runs.provenance import surroundings
 from easd.runs.texts import TokenTexts
-from easd.serve.answering import Answer, ChatAnswer, CompletionAnswer
-from easd.serve.answers import ChatCompletion, Completion, Model, Models
-from easd.serve.bodies import ChatBody, Completing, CompletionBody, DecodeBody
-from easd.serve.errors import ErrorAnswer, Refusal, install_handlers, to_json
+from easd.serve.completions import Builder, ChatCompletionBuilder, CompletionBuilder
+from easd.serve.decode_events import TraceEvents
+from easd.serve.errors import ErrorResponse, Refusal, install_handlers, to_json
 from easd.serve.limits import BODY_SECONDS, Guard
 from easd.serve.logprobs import LogprobReader
 from easd.serve.metrics import Metrics
-from easd.serve.page import page
-from easd.serve.page_events import Decoding
+from easd.serve.requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DecodeRequest,
+    OpenAIRequest,
+)
+from easd.serve.responses import ChatCompletion, Completion, Model, Models
 from easd.serve.scheduler import Job, Scheduler
-from easd.serve.serving import LOSSLESS, Reader, Serving
-
-T = TypeVar("T")
+from easd.serve.serving import Reader, Serving
+from easd.serve.streaming import EventStream, while_connected
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": what}
+    status: {"model": ErrorResponse, "description": what}
     for status, what in {
         400: "Something in the request does not fit",
         401: "The API key is missing or wrong",
@@ -58,7 +61,7 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 class App:
-    """One server: a pair, what decodes with it, and what it tells of itself.
+    """The server for one pair.
 
     Args:
         pair: the models.
@@ -82,11 +85,11 @@ class App:
         self._texts = TokenTexts(pair.tokenizer)
         self._surroundings = surroundings(pair)
         self._started = int(time.time())
-        # Long prompts take long to read, and must not hold up everybody's streams.
+        # Tokenizing a long prompt takes a while and must not block the event loop.
         self._reading = ThreadPoolExecutor(1, "easd-tokenizer")
 
     def asgi(self) -> FastAPI:
-        """The application that an ASGI server runs."""
+        """The ASGI application."""
         app = FastAPI(
             title="easd",
             version=version("easd"),
@@ -126,9 +129,9 @@ class App:
         app.get("/health", responses={503: _ERRORS[503]})(self.health)
         app.get("/version")(self.version)
         app.get("/metrics", include_in_schema=False)(self.prometheus)
-        app.get("/", include_in_schema=False)(page)
+        app.get("/", include_in_schema=False)(self.page)
 
-    async def chat(self, body: ChatBody, request: Request) -> Response:
+    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """Answers a conversation."""
         self._check_name(body.model)
         settings = self._reader.settings(body, n=body.n)
@@ -141,9 +144,9 @@ class App:
                 top=body.top_logprobs if body.logprobs else None,
             )
         )
-        return await self._answer(ChatAnswer, job, body, request)
+        return await self._respond(ChatCompletionBuilder, job, body, request)
 
-    async def complete(self, body: CompletionBody, request: Request) -> Response:
+    async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continues texts."""
         self._check_name(body.model)
         settings = self._reader.settings(body, n=body.n)
@@ -156,15 +159,15 @@ class App:
                 top=body.logprobs,
             )
         )
-        return await self._answer(CompletionAnswer, job, body, request)
+        return await self._respond(CompletionBuilder, job, body, request)
 
-    async def decode(self, body: DecodeBody, request: Request) -> Response:
-        """Decodes one text and tells every token's story: events `run`, `rows` and `end`."""
+    async def decode(self, body: DecodeRequest, request: Request) -> Response:
+        """Decodes one text and streams its trace: events `run`, `rows` and `end`."""
         if body.model is not None:
             self._check_name(body.model)
-        settings = self._reader.settings(body, n=1, noise=body.noise)
+        settings = self._reader.settings(body, n=1, coupling=body.coupling)
         config = replace(self.serving.config, settings=settings)
-        decoding = Decoding(self.pair, config, self._surroundings, self._texts)
+        decoding = TraceEvents(self.pair, config, self._surroundings, self._texts)
 
         def read() -> Job:
             if body.prompt is not None:
@@ -177,34 +180,34 @@ class App:
 
         job = await self._read(read)
         self.scheduler.submit(job)
-        return _Events(decoding.events(job), request, lambda: self.scheduler.cancel(job))
+        return EventStream(decoding.events(job), request, lambda: self.scheduler.cancel(job))
 
     async def models(self) -> Models:
-        """Lists the one model there is."""
+        """Lists the served model."""
         return Models(data=[self._described()])
 
     async def model(self, model: str) -> Model:
-        """Tells of the model, if it is the one there is."""
+        """Describes the served model."""
         self._check_name(model)
         return self._described()
 
     async def rules(self) -> dict[str, Any]:
-        """Every rule with its fields, and how this server decodes unless asked otherwise."""
+        """Lists every rule with its fields, and the server's default settings."""
         rules = {
             name: {
-                "fields": {k: v for k, v in rule_to_dict(kind()).items() if k != "name"},
-                "lossless": kind in LOSSLESS,
-                "summary": (kind.__doc__ or "").strip().splitlines()[0],
+                "fields": {k: v for k, v in rule_to_dict(rule).items() if k != "name"},
+                "lossless": rule.lossless,
+                "summary": summary_of(name),
             }
-            for name, kind in RULES.items()
-            if not self.serving.lossless_only or kind in LOSSLESS
+            for name, rule in ((name, make_rule(name)) for name in rule_names())
+            if not self.serving.lossless_only or rule.lossless
         }
         config = self.serving.config.to_dict()
         defaults = {field.name: config[field.name] for field in fields(Settings)}
         return {"rules": rules, "pair": self.pair.name, "defaults": defaults}
 
     async def health(self) -> dict[str, str]:
-        """Whether new work is taken in."""
+        """Says whether new requests are accepted."""
         if not self.scheduler.accepting:
             raise Refusal(503, "the server is shutting down", code="shutting_down")
         return {"status": "ok"}
@@ -214,11 +217,20 @@ class App:
         return {"version": version("easd")}
 
     async def prometheus(self) -> Response:
-        """Counts in Prometheus's text format."""
+        """Metrics in Prometheus's text format."""
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
 
+    async def page(self) -> Response:
+        """The page, whose inline code may reach this server and nothing else."""
+        headers = {
+            "Content-Security-Policy": content_security_policy(),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        return Response(live_page(), media_type="text/html; charset=utf-8", headers=headers)
+
     def _engine(self, settings: Settings, num_rows: int) -> Engine:
-        return make_engine(self.pair.target, self.pair.draft, settings, num_rows=num_rows)
+        return make_engine(self.pair, settings, num_rows=num_rows)
 
     def _check_name(self, model: str) -> None:
         if model not in (self.pair.name, self.serving.config.pair):
@@ -253,10 +265,10 @@ class App:
         )
         return Job(requests, settings, None if top is None else LogprobReader(top))
 
-    async def _answer(
-        self, kind: type[Answer[Any]], job: Job, body: Completing, request: Request
+    async def _respond(
+        self, kind: type[Builder[Any]], job: Job, body: OpenAIRequest, request: Request
     ) -> Response:
-        answer = kind(
+        builder = kind(
             job,
             model=self.pair.name,
             tokenizer=self.pair.tokenizer,
@@ -265,75 +277,24 @@ class App:
         )
         self.scheduler.submit(job)
         if body.stream:
-            return _Events(answer.events(), request, lambda: self.scheduler.cancel(job))
+            return EventStream(builder.events(), request, lambda: self.scheduler.cancel(job))
         try:
-            whole = await _while_connected(request, answer.whole())
+            whole = await while_connected(request, builder.whole())
         finally:
             self.scheduler.cancel(job)
         if whole is None:
-            return Response(status_code=499)  # Nobody is there to read it.
+            return Response(status_code=499)  # The client has disconnected.
         return Response(to_json(whole.model_dump()), media_type="application/json")
 
 
-class _Events(Response):
-    """Server-sent events for as long as the client stays.
-
-    Args:
-        events: what to send.
-        request: the client's.
-        at_end: called whatever ends the stream.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self, events: AsyncIterator[bytes], request: Request, at_end: Callable[[], None]
-    ) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        del self.headers["content-length"]
-        self._events = events
-        self._request = request
-        self._at_end = at_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await _while_connected(self._request, self._send(send))
-        finally:
-            self._at_end()
-
-    async def _send(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
-        async for chunk in self._events:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """What `work` returns, or None if the client goes before; then `work` is cancelled."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.create_task(work), asyncio.create_task(gone())
-    try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        return await working if working.done() else None
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
 def _openapi(app: FastAPI, model: str) -> dict[str, Any]:
-    """FastAPI's description, with the one model, and what bodies that do not fit are answered."""
+    """FastAPI's schema with the served model's name and without FastAPI's own 422 responses."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
-        for body in (ChatBody, CompletionBody):
+        for body in (ChatCompletionRequest, CompletionRequest):
             schema["components"]["schemas"][body.__name__]["properties"]["model"]["enum"] = [model]
         app.openapi_schema = schema
     return app.openapi_schema

@@ -1,4 +1,4 @@
-"""Refusals, in the shape that OpenAI's clients read."""
+"""Error responses in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ class ErrorBody(BaseModel):
     code: str | None = None
 
 
-class ErrorAnswer(BaseModel):
-    """The body of every answer that is none."""
+class ErrorResponse(BaseModel):
+    """The body of every error response."""
 
     error: ErrorBody
 
 
 class Refusal(Exception):
-    """An answer with an error status.
+    """An error to send to the client.
 
     Args:
-        status: of the HTTP answer.
+        status: HTTP status.
         message: one line for the client: value, limit, way out.
         param: the field of the request that is at fault.
-        code: a name that programs can tell the case by.
-        headers: of the answer.
+        code: machine-readable name of the error.
+        headers: of the response.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Refusal(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.body = ErrorAnswer(
+        self.body = ErrorResponse(
             error=ErrorBody(
                 message=message,
                 type=_TYPES.get(
@@ -77,7 +77,7 @@ class Refusal(Exception):
 
     @classmethod
     def of(cls, error: Exception) -> Refusal:
-        """What a client is told of an error."""
+        """The refusal for any error; a client is never told internals."""
         if isinstance(error, Refusal):
             return error
         if isinstance(error, _CLIENTS):
@@ -88,7 +88,7 @@ class Refusal(Exception):
         return cls(500, "the server failed at this request; its log says why")
 
     def response(self) -> Response:
-        """The HTTP answer."""
+        """The HTTP response."""
         return Response(
             to_json(self.body.model_dump()),
             self.status,
@@ -98,13 +98,13 @@ class Refusal(Exception):
 
 
 def to_json(value: Any) -> bytes:
-    """JSON in UTF-8; halves of surrogate pairs, which UTF-8 has no bytes for, as escapes."""
+    """Encodes JSON as UTF-8; lone surrogates, which UTF-8 cannot encode, become escapes."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8", errors="backslashreplace")
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Makes every error of an app a `Refusal`."""
+    """Turns every error of an app into a `Refusal`."""
 
     async def refused(request: Request, error: Exception) -> Response:
         return Refusal.of(error).response()
@@ -130,7 +130,7 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _unfit(errors: Sequence[Any]) -> Refusal:
-    """The first thing about a body that does not fit."""
+    """The refusal for the first error in a body."""
     first = errors[0]
     kind, where = first["type"], [str(part) for part in first["loc"] if part != "body"]
     param = ".".join(where) or None

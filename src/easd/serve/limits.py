@@ -1,26 +1,32 @@
-"""What is checked before a request is read: its key, the size of its body, and its patience."""
+"""Limits on connections and request bodies: idle or stalled clients, keys, sizes and times."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import resource
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from easd.serve.errors import Refusal
 
 BODY_SECONDS = 30.0
+HEAD_SECONDS = 15.0
+STALLED_SECONDS = 30.0
+_OWN_FILES = 64  # File descriptors reserved for everything but connections.
 _GUARDED = ("/v1/", "/easd/")
 
 
 class Guard:
-    """Lets in requests that show the key and whose whole body comes in time and size.
+    """Middleware that checks the API key, and the size and duration of the body's upload.
 
     Args:
-        app: what is behind.
-        api_key: to be shown as a bearer token under /v1 and /easd, if anything.
-        max_body: most bytes of a body.
-        body_seconds: how long a body may take.
+        app: the application to protect.
+        api_key: bearer token required under /v1 and /easd, if any.
+        max_body: maximum size of a body in bytes.
+        body_seconds: maximum duration of its upload.
     """
 
     def __init__(
@@ -32,7 +38,7 @@ class Guard:
         self._body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers, or hands the request on with its body read."""
+        """Refuses the request, or passes it on with its body already read."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -44,7 +50,7 @@ class Guard:
             await refusal.response()(scope, receive, send)
             return
         if body is None:
-            return  # The client is gone.
+            return  # The client has disconnected.
         first: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
         async def replay() -> Message:
@@ -97,3 +103,56 @@ class Guard:
             code="body_too_large",
             headers={"Connection": "close"},
         )
+
+
+class Connection(H11Protocol):
+    """A connection that is closed if its client sends no request or does not read the response."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            transport.abort()
+        else:
+            self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing_timer = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writing_timer is not None:
+            self._writing_timer.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._timer, self._writing_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        """Runs a timer between requests and stops it while one is served."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if not idle and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif idle and self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+
+def most_connections() -> int:
+    """The number of connections there are file descriptors for."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OWN_FILES

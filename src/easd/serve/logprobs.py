@@ -1,8 +1,7 @@
 """Log-probabilities of a text's tokens.
 
-They are the target's at temperature 1 and before truncation, with penalties and biases: what the
-model says of a token, however it was drawn. After temperature and truncation every token of a
-greedy text would have log-probability 0.
+They are the target's at temperature 1 without truncation, with penalties and biases applied. After
+temperature and truncation, every token of a greedy text would have log-probability 0.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ import torch
 
 from easd.engine.engine import StepRecord
 from easd.runs.texts import TokenTexts
-from easd.serve.answers import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
-from easd.serve.writing import Writing
+from easd.serve.detokenizer import Detokenizer
+from easd.serve.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 
 _LEAST = -9999.0  # JSON has no infinity.
 
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token, its log-probability, and those of the most probable tokens at its place."""
+    """A token, its log-probability, and the most probable tokens at its position with theirs."""
 
     token: int
     logprob: float
@@ -29,17 +28,17 @@ class Logprob:
 
 
 class LogprobReader:
-    """Reads log-probabilities off steps.
+    """Reads log-probabilities from step records.
 
     Args:
-        top: how many of the most probable tokens are wanted beside each token.
+        top: number of most probable tokens to report for each position.
     """
 
     def __init__(self, top: int) -> None:
         self._top = top
 
     def __call__(self, record: StepRecord, place: int) -> list[Logprob]:
-        """Of the tokens that the text at `place` gained."""
+        """Log-probabilities of the tokens that row `place` gained."""
         tokens = record.committed[place]
         assert record.step.raw_target_probs is not None, "the request wants raw probabilities"
         logs = record.step.raw_target_probs[place, : len(tokens)].log().clamp_min(_LEAST)
@@ -52,26 +51,26 @@ class LogprobReader:
         return [Logprob(*found) for found in zip(tokens, own, tops, strict=True)]
 
 
-class LogprobWriter:
-    """One text's log-probabilities, in step with its text: none is told of tokens held back.
+class LogprobFormatter:
+    """Formats a text's log-probabilities, only for tokens whose text has been released.
 
     Args:
-        writing: the text.
-        texts: what tokens read like.
+        detokenizer: of the text.
+        texts: spells single tokens.
     """
 
-    def __init__(self, writing: Writing, texts: TokenTexts) -> None:
-        self._writing = writing
+    def __init__(self, detokenizer: Detokenizer, texts: TokenTexts) -> None:
+        self._detokenizer = detokenizer
         self._texts = texts
         self._found: list[Logprob] = []
-        self._told = 0
+        self._reported = 0
 
     def add(self, found: list[Logprob]) -> None:
-        """Takes in a step's tokens."""
+        """Adds a step's tokens."""
         self._found += found
 
     def chat(self) -> ChatLogprobs:
-        """What is new, for a chat."""
+        """New log-probabilities, as in a chat completion."""
         return ChatLogprobs(
             content=[
                 TokenLogprob(
@@ -83,7 +82,7 @@ class LogprobWriter:
         )
 
     def completion(self) -> CompletionLogprobs:
-        """What is new, for a completion; the token itself is always among the top ones."""
+        """New log-probabilities, as in a completion; `top_logprobs` always has the token itself."""
         new = self._new()
         return CompletionLogprobs(
             tokens=[self._text(entry.token) for _, entry in new],
@@ -95,17 +94,17 @@ class LogprobWriter:
                 }
                 for _, entry in new
             ],
-            text_offset=[self._writing.offset(index) for index, _ in new],
+            text_offset=[self._detokenizer.offset(index) for index, _ in new],
         )
 
     def _new(self) -> list[tuple[int, Logprob]]:
-        first, self._told = self._told, self._writing.num_released
-        return list(enumerate(self._found))[first : self._told]
+        first, self._reported = self._reported, self._detokenizer.num_released
+        return list(enumerate(self._found))[first : self._reported]
 
     def _text(self, token: int) -> str:
         return self._texts.texts([token])[token]
 
     def _entry(self, token: int, logprob: float) -> TopLogprob:
         text = self._text(token)
-        spelt = None if "\ufffd" in text else list(text.encode())
-        return TopLogprob(token=text, logprob=logprob, bytes=spelt)
+        encoded = None if "\ufffd" in text else list(text.encode())
+        return TopLogprob(token=text, logprob=logprob, bytes=encoded)

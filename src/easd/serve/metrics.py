@@ -1,23 +1,20 @@
-"""Counts for Prometheus: vLLM's names where they mean the same, `easd_` ones beside them."""
+"""Prometheus metrics: vLLM's names where they mean the same, and `easd_` ones of our own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-if TYPE_CHECKING:
-    from easd.serve.scheduler import Update
+from easd.engine.request import Counts
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 
 
 class Metrics:
-    """Everything one server counts.
+    """The metrics of one server.
 
     Args:
-        model: the label of every count.
-        gamma: most draft tokens of a step.
+        model: label of every metric.
+        gamma: maximum number of draft tokens in a step.
     """
 
     def __init__(self, model: str, gamma: int) -> None:
@@ -65,10 +62,9 @@ class Metrics:
             "easd_text_seconds", "From a request to a text's end.", buckets=_SECONDS, **labels
         ).labels(model)
 
-    def add_step(self, update: Update, *, seconds_to_first: float | None) -> None:
-        """Counts what one text gained in a step."""
-        step = update.step
-        self._new_tokens.inc(len(update.tokens))
+    def add_step(self, tokens: int, step: Counts, *, seconds_to_first: float | None) -> None:
+        """Counts the new tokens of one text in a step, and what became of its draft tokens."""
+        self._new_tokens.inc(tokens)
         self._examined.inc(step.examined)
         self._penalised.inc(step.penalised)
         if step.proposed:
@@ -81,11 +77,11 @@ class Metrics:
             self._first.observe(seconds_to_first)
 
     def add_text(self, finished: str, prompt_tokens: int, seconds: float) -> None:
-        """Counts an ended text."""
+        """Counts a finished text."""
         self._ended.labels(self._model, finished).inc()
         self._prompt_tokens.inc(prompt_tokens)
         self._whole.observe(seconds)
 
     def page(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""One `easd serve`: load, listen, and end in good order."""
+"""`easd serve`: loads the models, listens, and shuts down gracefully."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.text import Text
 from easd.errors import ConfigError
 from easd.pairs.from_config import load_with_status
 from easd.serve.app import App
-from easd.serve.connections import Connection
+from easd.serve.limits import Connection
 from easd.serve.serving import Serving
 
 GRACE_SECONDS = 30.0
 
 
 def serve(serving: Serving, host: str, port: int) -> None:
-    """Loads the models and serves them until a signal says to stop.
+    """Loads the models and serves them until SIGINT or SIGTERM.
 
     Raises:
-        EasdError: The models, the settings or the address do not do.
+        EasdError: The models cannot be loaded, the settings do not fit, or the address is taken.
     """
     console = Console(stderr=True)
     with _bind(host, port) as taken:
@@ -33,12 +33,13 @@ def serve(serving: Serving, host: str, port: int) -> None:
             console.print(Text("note: anyone who reaches this address can use it; see --api-key"))
         host, port = taken.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        taken.listen()  # Whoever reads the address can connect from here on.
         console.print(Text(f"{pair.name} at http://{where}"), soft_wrap=True)
         server.run([taken])
 
 
 def http_server(app: App, *, grace: float = GRACE_SECONDS) -> uvicorn.Server:
-    """A server for an app; what still runs `grace` seconds after a signal is ended."""
+    """A uvicorn server; texts that still run `grace` seconds after a signal are ended."""
     config = uvicorn.Config(
         app.asgi(),
         http=Connection,
@@ -52,7 +53,7 @@ def http_server(app: App, *, grace: float = GRACE_SECONDS) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    """Lets what runs come to its end when a signal asks to stop; a second one does not wait."""
+    """Finishes running texts after the first signal and stops at once at the second."""
 
     def __init__(self, config: uvicorn.Config, app: App, grace: float) -> None:
         super().__init__(config)

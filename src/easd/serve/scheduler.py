@@ -1,13 +1,13 @@
-"""One thread that decodes, and who is next."""
+"""Continuous batching: decodes in one thread and admits queued requests between steps."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -30,29 +30,27 @@ class Update:
         index: which of the job's texts.
         tokens: its new tokens.
         finished: why it ended, if it did.
-        counts: of its draft tokens so far.
-        step: the same of this step alone.
-        seen: what the job's observer made of the step.
+        counts: its draft tokens so far.
+        seen: what the job's observer returned for the step.
     """
 
     index: int
     tokens: list[int]
     finished: FinishReason | None
     counts: Counts
-    step: Counts
     seen: Any
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Texts that one client waits for.
+    """The texts of one HTTP request.
 
     Attributes:
-        requests: of the engine.
-        settings: which engine they need.
+        requests: one for each text.
+        settings: decide which engine they share.
         observe: called in the decoding thread with a step's record and the text's place in it.
-        updates: what happened, for the client to read; a refusal ends it.
-        begun: when it was submitted.
+        updates: read by the HTTP handler; a refusal is the last one.
+        begun: when the job was created, by `perf_counter`.
     """
 
     requests: list[Request]
@@ -62,13 +60,35 @@ class Job:
     begun: float = field(default_factory=perf_counter)
 
 
-@dataclass(frozen=True, slots=True)
+async def updates(job: Job) -> AsyncIterator[Update]:
+    """Yields a job's updates until all its texts have finished.
+
+    Raises:
+        Refusal: The job failed or was ended.
+    """
+    left = len(job.requests)
+    while left:
+        update = await job.updates.get()
+        if isinstance(update, Refusal):
+            raise update
+        left -= update.finished is not None
+        yield update
+
+
+@dataclass(slots=True)
 class _Slot:
-    """A text that an engine has: its job, which of the job's it is, and the kind of engine."""
+    """A text that was submitted to an engine.
+
+    Attributes:
+        job, index: the job, and which of its texts.
+        kind: key of the engine.
+        counts: its draft tokens, as last seen.
+    """
 
     job: Job
     index: int
     kind: Any
+    counts: Counts = field(default_factory=Counts)
 
     @property
     def request(self) -> Request:
@@ -78,15 +98,15 @@ class _Slot:
 class Scheduler:
     """Decodes for many clients at once.
 
-    Everything but the engine's own work happens on the event loop, so there is nothing to lock.
-    Requests share an engine if their rules run the models in the same way and their noise is of the
-    same kind; engines share the models and take turns, and a slot is a slot in any of them.
+    Everything except the engines' steps runs on the event loop, so nothing needs a lock. Requests
+    share an engine if their rules run the models in the same way and they want the same noise. The
+    engines share the models and take turns, and `num_rows` limits all of them together.
 
     Args:
-        make_engine: an empty engine for given settings and so many rows.
+        make_engine: makes an idle engine for settings and a number of rows.
         num_rows: texts decoded at once.
         max_waiting: texts that may wait beyond those.
-        metrics: told of everything.
+        metrics: counts what happens.
     """
 
     def __init__(
@@ -103,23 +123,23 @@ class Scheduler:
         self._metrics = metrics
         self._waiting: deque[tuple[Job, int]] = deque()
         self._running: dict[int, _Slot] = {}  # By the identity of the engine's request.
-        self._cancelled: list[_Slot] = []  # Their engines do not know yet.
+        self._cancelled: list[_Slot] = []  # Not yet cancelled in their engines.
         self._engines: dict[Any, Engine] = {}
-        self._seconds = 1.0  # That a text takes, lately.
+        self._seconds = 1.0  # Moving average of the time from request to end.
         self._wake = asyncio.Event()
         self._closed = False
         self._thread = ThreadPoolExecutor(1, "easd-engine")
 
     @property
     def accepting(self) -> bool:
-        """Whether new work is taken in."""
+        """Whether new jobs are accepted."""
         return not self._closed
 
     def submit(self, job: Job) -> None:
-        """Puts a job in line.
+        """Queues a job.
 
         Raises:
-            Refusal: The line is full, or the server is about to stop.
+            Refusal: The queue is full, or the server is shutting down.
         """
         if self._closed:
             raise _shutting_down()
@@ -146,24 +166,23 @@ class Scheduler:
         self._count()
 
     def cancel(self, job: Job) -> None:
-        """Drops what is left of a job; its slots are free before the next step."""
+        """Drops what remains of a job; its slots are free before the next step."""
         self._waiting = deque(entry for entry in self._waiting if entry[0] is not job)
         for key in [key for key, slot in self._running.items() if slot.job is job]:
             self._cancelled.append(self._running.pop(key))
         self._count()
 
     def close(self, grace: float) -> None:
-        """Takes in nothing more, and ends what still runs after `grace` seconds."""
+        """Refuses new and queued jobs, and ends what still runs after `grace` seconds."""
         if self._closed:
             return
         self._closed = True
-        begun = {id(slot.job) for slot in self._running.values()}
-        for job in {id(job): job for job, _ in self._waiting if id(job) not in begun}.values():
+        for job in {job for job, _ in self._waiting} - self._running_jobs():
             self._fail(job, _shutting_down())
         asyncio.get_running_loop().call_later(grace, self._end_all)
 
     async def run(self) -> None:
-        """Decodes for ever."""
+        """Decodes until cancelled."""
         try:
             while True:
                 if not (self._waiting or self._engines):
@@ -178,24 +197,24 @@ class Scheduler:
             self._thread.shutdown(wait=False)
 
     def _admit(self) -> None:
-        """Gives free slots to those in line."""
+        """Submits queued texts to their engines while there are free slots."""
         while self._waiting and len(self._running) < self._num_rows:
             job, index = self._waiting.popleft()
             rule = job.settings.rule
-            kind = (rule.models, rule.evaluates_bonus, job.settings.noise)
-            if kind not in self._engines:
-                try:
-                    self._engines[kind] = self._make_engine(job.settings, self._num_rows)
-                except Exception as error:
-                    self._fail(job, Refusal.of(error))
-                    continue
+            kind = (rule.models, rule.draft_at_bonus, job.settings.coupling == "shared")
             slot = _Slot(job, index, kind)
-            self._engines[kind].waiting.append(slot.request)
+            try:
+                if kind not in self._engines:
+                    self._engines[kind] = self._make_engine(job.settings, self._num_rows)
+                self._engines[kind].submit(slot.request)
+            except Exception as error:
+                self._fail(job, Refusal.of(error))
+                continue
             self._running[id(slot.request)] = slot
         self._count()
 
     async def _step(self, kind: Any, engine: Engine) -> None:
-        """One step of one engine; after an error its rows cannot be trusted any more."""
+        """Runs one step of an engine; after an error none of its rows can be trusted."""
         cancelled = [slot.request for slot in self._cancelled if slot.kind == kind]
         self._cancelled = [slot for slot in self._cancelled if slot.kind != kind]
         slots = {key: slot for key, slot in self._running.items() if slot.kind == kind}
@@ -227,7 +246,11 @@ class Scheduler:
         job = slot.job
         seconds = perf_counter() - job.begun
         first = update.counts.blocks == 1
-        self._metrics.add_step(update, seconds_to_first=seconds if first else None)
+        gained = update.counts - slot.counts
+        slot.counts = update.counts
+        self._metrics.add_step(
+            len(update.tokens), gained, seconds_to_first=seconds if first else None
+        )
         if update.finished:
             del self._running[id(slot.request)]
             self._seconds += 0.1 * (seconds - self._seconds)
@@ -239,9 +262,11 @@ class Scheduler:
         job.updates.put_nowait(refusal)
 
     def _end_all(self) -> None:
-        running, waiting = [s.job for s in self._running.values()], [j for j, _ in self._waiting]
-        for job in {id(job): job for job in running + waiting}.values():
+        for job in {job for job, _ in self._waiting} | self._running_jobs():
             self._fail(job, _shutting_down())
+
+    def _running_jobs(self) -> set[Job]:
+        return {slot.job for slot in self._running.values()}
 
     def _count(self) -> None:
         self._metrics.running.set(len(self._running))
@@ -251,34 +276,28 @@ class Scheduler:
 def _advance(
     engine: Engine, cancelled: list[Request], observers: dict[int, Observe]
 ) -> list[tuple[int, Update]]:
-    """A step in the decoding thread; updates by the identity of their request."""
+    """Runs a step in the decoding thread; returns updates by the identity of their request."""
     for request in cancelled:
         engine.cancel(request)
     if not engine.busy:
         return []
-    before = {id(row.request): replace(row.counts) for row in engine.rows}
     found = []
     for record in engine.step():
         for place, (row, tokens) in enumerate(zip(record.rows, record.committed, strict=True)):
             key = id(row.request)
-            step = _difference(row.counts, before.get(key, Counts()))
             seen = _observed(observers.get(key), record, place)
-            found.append((key, Update(0, tokens, row.finished, replace(row.counts), step, seen)))
+            found.append((key, Update(0, tokens, row.finished, replace(row.counts), seen)))
     return found
 
 
 def _observed(observe: Observe | None, record: StepRecord, place: int) -> Any:
-    """What an observer makes of a step; its errors are its job's alone."""
+    """What an observer returns, or the error it raises, which fails its own job alone."""
     if observe is None:
         return None
     try:
         return observe(record, place)
     except Exception as error:
         return error
-
-
-def _difference(now: Counts, before: Counts) -> Counts:
-    return Counts(**{f.name: getattr(now, f.name) - getattr(before, f.name) for f in fields(now)})
 
 
 def _shutting_down() -> Refusal:

@@ -1,4 +1,4 @@
-"""What a server was started with, and what it makes of requests."""
+"""A server's configuration, and how request bodies become engine requests."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from easd.config import RunConfig, parse_rule, rule_to_dict
-from easd.core.rules import RULES, DraftOnly, Speculative, TargetOnly, rule_name
-from easd.core.step import Rule
+from easd.core.rules import Rule, make_rule, rule_name, rule_names
 from easd.engine.chat import encode_turns
-from easd.engine.generate import context_limit, make_requests, shared_vocabulary
+from easd.engine.generate import make_requests
 from easd.engine.pair import Pair
-from easd.engine.processing import Processing
 from easd.engine.request import Request
+from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
-from easd.serve.bodies import MOST_TEXTS, Message, Sampling
 from easd.serve.errors import Refusal
-from easd.serve.penalties import LogitBias, OccurrencePenalty
-
-LOSSLESS = (Speculative, TargetOnly)
+from easd.serve.requests import MOST_TEXTS, Message, SamplingFields
 
 _SAME_NAME = ("temperature", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -32,12 +31,13 @@ class Serving:
     """Models, defaults and limits.
 
     Attributes:
-        config: which models, and how to decode where a request says nothing.
-        lossless_only: refuse rules that change what the target would write.
-        api_key: what clients must show, if anything.
-        max_queue: most texts that wait for a slot.
-        max_body: most bytes of a request's body.
-        max_model_len: most tokens of a prompt and its text; unless given, the models' window.
+        config: the models, and the settings of requests that leave them out.
+        lossless_only: refuse rules that change the target's output distribution.
+        api_key: required of clients, if any.
+        max_queue: maximum number of texts that wait for a slot.
+        max_body: maximum size of a request body in bytes.
+        max_model_len: maximum length of a prompt and its text in tokens; the models' context
+            window unless given.
     """
 
     config: RunConfig
@@ -66,13 +66,13 @@ class Serving:
         return self.config.settings.batch_size
 
     def check_lossless(self, rule: Rule) -> None:
-        """Refuses a lossy rule where only lossless ones may decode.
+        """Refuses a lossy rule on a server that is lossless only.
 
         Raises:
-            ConfigError: The rule may change the target's law.
+            ConfigError: The rule may change the target's output distribution.
         """
-        if self.lossless_only and not isinstance(rule, LOSSLESS):
-            names = " or ".join(name for name, kind in RULES.items() if kind in LOSSLESS)
+        if self.lossless_only and not rule.lossless:
+            names = " or ".join(name for name in rule_names() if make_rule(name).lossless)
             raise ConfigError(
                 f"rule {rule_name(rule)!r} changes what the target would write and this server is "
                 f"lossless only; use {names}"
@@ -80,7 +80,7 @@ class Serving:
 
 
 class Reader:
-    """Turns bodies into settings and engine requests.
+    """Parses request bodies into settings and engine requests.
 
     Raises:
         ConfigError: The server's own settings do not fit the pair.
@@ -89,13 +89,13 @@ class Reader:
     def __init__(self, pair: Pair, serving: Serving) -> None:
         self._serving = serving
         self._pair = pair
-        self._vocab_size = shared_vocabulary(pair.target, pair.draft)
-        limits = [context_limit([pair.target, pair.draft]), serving.max_model_len]
+        self._vocab_size = pair.vocab_size
+        limits = [pair.context_window, serving.max_model_len]
         self.limit = min((limit for limit in limits if limit), default=None)
         self._check_models(serving.config.settings)
 
-    def settings(self, body: Sampling, **more: Any) -> Settings:
-        """How to decode what a body asks for.
+    def settings(self, body: SamplingFields, **more: Any) -> Settings:
+        """The settings that a body asks for.
 
         Raises:
             EasdError: The settings or the rule do not fit.
@@ -107,14 +107,14 @@ class Reader:
         asked["seed"] = secrets.randbits(63) if body.seed is None else body.seed
         asked = {name: value for name, value in asked.items() if value is not None} | more
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Meant for a terminal.
+            warnings.simplefilter("ignore")  # Warnings are for a terminal.
             settings = replace(base, **asked, rule=self._rule(body.speculative))
         self._check_models(settings)
         return settings
 
     def requests(
         self,
-        body: Sampling,
+        body: SamplingFields,
         prompts: Sequence[Sequence[int]],
         settings: Settings,
         *,
@@ -133,14 +133,12 @@ class Reader:
                 "ask for fewer at a time",
                 param="n",
             )
-        models = [self._pair.target, self._pair.draft]
-        if settings.rule.models == "draft":
-            models = [self._pair.draft]
-        found = make_requests(models, prompts, settings, self._pair.tokenizer)
+        found = make_requests(self._pair.seen_by(settings.rule), prompts, settings)
         return [
             replace(
                 request,
                 rule=settings.rule,
+                coupling=settings.coupling,
                 processing=self._processing(body, request),
                 max_new_tokens=self._room(request, max_new_tokens),
                 wants_raw=wants_raw,
@@ -149,7 +147,7 @@ class Reader:
         ]
 
     def conversation(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids that an answer continues."""
+        """Token ids of a conversation, up to where the answer begins."""
         turns = [
             {"role": "system" if m.role == "developer" else m.role, "content": m.text}
             for m in messages
@@ -175,15 +173,15 @@ class Reader:
         return rule
 
     def _check_models(self, settings: Settings) -> None:
-        if self._pair.draft is not None or isinstance(settings.rule, TargetOnly):
+        if self._pair.draft is not None or settings.rule.models == "target":
             return
-        if isinstance(settings.rule, DraftOnly) or settings.drafter == "model":
+        if settings.rule.models == "draft" or settings.drafter == "model":
             raise ConfigError(
                 f"rule {rule_name(settings.rule)!r} needs a draft model and the server has none; "
                 "use rule target, or start it with --draft or --drafter prompt-lookup"
             )
 
-    def _processing(self, body: Sampling, request: Request) -> Processing:
+    def _processing(self, body: SamplingFields, request: Request) -> Processing:
         found = []
         if body.logit_bias:
             found.append(LogitBias(self._biases(body.logit_bias)))
@@ -229,3 +227,43 @@ class Reader:
                 code="context_length_exceeded",
             )
         return asked or min(request.max_new_tokens, room)
+
+
+class OccurrencePenalty:
+    """OpenAI's presence and frequency penalties, on decoded tokens but not on the prompt.
+
+    Args:
+        prompt_length: number of ids before the first decoded token.
+        presence: subtracted once from the logit of every decoded token.
+        frequency: subtracted once for each time the token was decoded.
+    """
+
+    def __init__(self, prompt_length: int, *, presence: float, frequency: float) -> None:
+        self._prompt_length = prompt_length
+        self._presence = presence
+        self._frequency = frequency
+
+    def __call__(self, text: Tensor, scores: Tensor) -> Tensor:
+        """Processes scores [1, V] after the text [1, L]."""
+        tokens, counts = text[0, self._prompt_length :].unique(return_counts=True)
+        lowered = scores.clone()
+        lowered[0, tokens] -= self._presence + self._frequency * counts
+        return lowered
+
+
+class LogitBias:
+    """OpenAI's logit bias.
+
+    Args:
+        biases: added to logits, by token id.
+    """
+
+    def __init__(self, biases: Mapping[int, float]) -> None:
+        self._tokens = list(biases)
+        self._biases = torch.tensor(list(biases.values()))
+
+    def __call__(self, text: Tensor, scores: Tensor) -> Tensor:
+        """Processes scores [1, V] after the text [1, L]."""
+        raised = scores.clone()
+        raised[0, self._tokens] += self._biases.to(scores)
+        return raised

@@ -1,4 +1,4 @@
-"""Intervals for any statistic, by drawing whole problems anew."""
+"""Bootstrap intervals that resample whole problems."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from easd.errors import InputError
-from easd.stats.clusters import Array, as_values, codes_of
-from easd.stats.estimates import Estimate
+from easd.stats.estimates import Array, Estimate, as_values, codes_of
 
 _BATCH = 100
 
@@ -41,13 +40,14 @@ def bootstrap(
         InputError: Fewer than two problems, or a draw on which the statistic is undefined.
     """
     if n_clusters < 2:
-        raise InputError(f"{n_clusters} problems cannot be drawn anew; give two or more")
+        raise InputError(f"{n_clusters} problems cannot be resampled; give two or more")
     rng = np.random.default_rng(seed)
     even = np.full(n_clusters, 1 / n_clusters)
     drawn = np.concatenate(
         [
             np.asarray(statistic(rng.multinomial(n_clusters, even, size).astype(np.float64)))
-            for size in _batches(resamples)
+            for begin in range(0, resamples, _BATCH)
+            for size in [min(_BATCH, resamples - begin)]
         ]
     )
     if not np.isfinite(drawn).all():
@@ -110,8 +110,3 @@ def top_mean(
         seed=seed,
         n=len(array),
     )
-
-
-def _batches(total: int) -> list[int]:
-    full, rest = divmod(total, _BATCH)
-    return [_BATCH] * full + [rest] * bool(rest)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from easd.errors import InputError
-from easd.stats.clusters import Array, Clusters, as_values
-from easd.stats.estimates import Estimate, proportion, student
+from easd.stats.estimates import Array, Clusters, Estimate, as_pair, as_values, proportion, student
 
 _FLIPS = 9_999
 
@@ -47,7 +47,7 @@ class Difference(Estimate):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equivalence(Estimate):
-    """Whether a difference is known to be smaller than a margin.
+    """A test of whether a difference is smaller than a margin.
 
     Attributes:
         p_value: of a difference of `margin` or more, in either direction; below 1 - x where
@@ -86,12 +86,7 @@ def paired_difference(
     below = math.hypot(of_a.value - of_a.low, of_b.high - of_b.value)
     above = math.hypot(of_a.high - of_a.value, of_b.value - of_b.low)
     return Difference(
-        value=pair.data.mean,
-        low=low,
-        high=high,
-        level=level,
-        n=len(pair.a),
-        n_clusters=len(pair.data.sums),
+        **pair.estimate(low, high, level),
         p_value=_flip_test(pair.data.sums, whole=pair.binary),
         gained=int((pair.a > pair.b).sum()),
         lost=int((pair.a < pair.b).sum()),
@@ -130,12 +125,7 @@ def equivalence(
     statistic = pair.statistic(stepped=True)
     nearer = min(statistic(-margin), -statistic(margin))
     return Equivalence(
-        value=pair.data.mean,
-        low=low,
-        high=high,
-        level=inner,
-        n=len(pair.a),
-        n_clusters=len(pair.data.sums),
+        **pair.estimate(low, high, inner),
         p_value=float(stats.t.sf(nearer, pair.data.freedom(exact_variance=pair.binary))),
         margin=margin,
     )
@@ -162,14 +152,14 @@ class _Pair:
 
     @classmethod
     def of(cls, a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None) -> _Pair:
-        first, second = as_values("a", a), as_values("b", b)
-        if len(first) != len(second):
-            raise InputError(
-                f"{len(first)} values of a for {len(second)} of b; "
-                "pair them by problem and seed first"
-            )
+        first, second = as_pair(a, b)
         binary = bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
         return cls(first, second, Clusters.of(first - second, clusters), binary)
+
+    def estimate(self, low: float, high: float, level: float) -> dict[str, Any]:
+        """The fields of `Estimate`."""
+        counts = {"n": len(self.a), "n_clusters": len(self.data.sums)}
+        return {"value": self.data.mean, "low": low, "high": high, "level": level, **counts}
 
     @property
     def effect(self) -> float:
@@ -177,7 +167,7 @@ class _Pair:
         return self.data.design_effect(differs - self.data.mean**2)
 
     def interval(self, level: float, *, stepped: bool = False) -> tuple[float, float]:
-        """The differences that the statistic does not refuse."""
+        """The differences that the statistic does not reject."""
         limit = self.data.limit(level, exact_variance=self.binary)
         mean = self.data.mean
         if not self.binary:
@@ -191,7 +181,7 @@ class _Pair:
         return low, high
 
     def statistic(self, *, stepped: bool) -> Callable[[float], float]:
-        """From a difference to how many standard errors the observed one lies above it."""
+        """Maps a difference to how many standard errors the observed one lies above it."""
         if not self.binary:
             error = math.sqrt(self.data.variance)
             return lambda difference: _over(self.data.mean - difference, error)
@@ -258,7 +248,7 @@ def _exact_flips(sizes: np.ndarray, observed: int) -> float:
 
 
 def _reached(total: Array, observed: float) -> np.ndarray:
-    """Whether sums are as far from zero as the observed one, but for rounding."""
+    """Whether sums are at least as far from zero as the observed one, up to rounding."""
     return np.abs(total) >= observed * (1 - 1e-12)
 
 

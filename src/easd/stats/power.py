@@ -1,12 +1,13 @@
-"""How large a difference a paired run can detect, from how much a pair's answers differ.
+"""How large a difference a paired run can detect, given how often two systems disagree.
 
-What counts is not the accuracy but how often two systems disagree on a sample. The power is that
-of `paired_difference`'s test against zero.
+How often the systems disagree on a sample matters, not their accuracies. Power is that of
+`paired_difference`'s test against zero.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,12 @@ from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from easd.errors import InputError
-from easd.stats.clusters import Clusters, as_values
+from easd.stats.estimates import Clusters, as_pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Second moments of a pair's differences, assumed to stay whatever the mean difference is.
+    """Second moments of a pair's differences, assumed not to depend on the mean difference.
 
     The mean square of a problem's difference over s seeds is `shared + fresh / s`. With 0/1
     answers `shared + fresh` is the share of samples on which the systems disagree.
@@ -46,9 +47,7 @@ class Spread:
         Where no problem has two samples the parts cannot be told apart, and all of it counts as
         shared: further seeds are then assumed to add nothing.
         """
-        first, second = as_values("a", a), as_values("b", b)
-        if len(first) != len(second):
-            raise InputError(f"{len(first)} values of a for {len(second)} of b; pair them first")
+        first, second = as_pair(a, b)
         if not np.isin(np.concatenate([first, second]), (0, 1)).all():
             raise InputError("power is known for grades of 0 and 1 only; the pilot has others")
         differences = first - second
@@ -73,10 +72,10 @@ class Spread:
 
     @classmethod
     def of_accuracies(cls, a: float, b: float) -> Spread:
-        """Without a pilot: two accuracies, and answers that know nothing of each other.
+        """Without a pilot: two accuracies and independent answers.
 
-        Problems that are hard for both, and shared noise, make systems disagree less: this is the
-        cautious end.
+        This is the cautious end: problems that are hard for both systems, and shared noise, make
+        them disagree less.
         """
         return cls.of_disagreement(a * (1 - b) + b * (1 - a))
 
@@ -86,7 +85,7 @@ class Spread:
         """Probability that a true `difference` is found at that level.
 
         Exact for one seed and 0/1 answers; normal for several (Connor 1987, with a problem's mean
-        square in place of the share of discordant pairs), which is too hopeful where fewer than
+        square in place of the share of discordant pairs), which is too optimistic where fewer than
         some 20 problems differ. Systems that disagree less often than `difference` requires are
         assumed to disagree just that often.
         """
@@ -128,22 +127,20 @@ class Spread:
         high = 2
         while self.power_at(difference, high, seeds, level) < power:
             high *= 2
-        low = high // 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.power_at(difference, middle, seeds, level) < power:
-                low = middle
-            else:
-                high = middle
-        return high
+        return bisect_left(
+            range(high),
+            power,
+            lo=high // 2 + 1,
+            key=lambda problems: self.power_at(difference, problems, seeds, level),
+        )
 
 
 def _mcnemar_power(difference: float, discordant: float, problems: int, level: float) -> float:
-    """Of the exact test, summed over how many pairs may be discordant."""
+    """Power of McNemar's exact test, summed over the number of discordant pairs."""
     likely = stats.binom.ppf([1e-9, 1 - 1e-9], problems, discordant)
     pairs = np.arange(likely[0], likely[1] + 1)
     gain = min((1 + difference / discordant) / 2, 1.0)
-    # Refused: as few as `limit` of the pairs go either way.
+    # Rejected where at most `limit` of the pairs go one way.
     limit = stats.binom.ppf(level / 2, pairs, 0.5)
     limit = np.where(stats.binom.cdf(limit, pairs, 0.5) > level / 2, limit - 1, limit)
     found = stats.binom.cdf(limit, pairs, gain) + stats.binom.cdf(limit, pairs, 1 - gain)

@@ -1,4 +1,4 @@
-"""Graders that need no helper process: lab problems, multiple choice, short answers."""
+"""Graders of lab problems, multiple choice, short answers, and code (in the sandbox)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 import string
 from string import ascii_uppercase
 
+from easd.errors import ConfigError
 from easd.pairs import lab
-from easd.tasks.math_reading import last_boxed
+from easd.tasks import sandbox
+from easd.tasks.mathematics import last_boxed
 from easd.tasks.task import Grade, Item
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -23,7 +25,7 @@ _ANSWER_PREFIX = re.compile(r"^\W*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*
 
 
 def grade_lab(item: Item, text: str) -> Grade:
-    """The last token before the end has to be the last running total."""
+    """The last token before the end must be the last running total."""
     problem = lab.Problem(
         id=item.id,
         prompt=item.prompt,
@@ -35,7 +37,7 @@ def grade_lab(item: Item, text: str) -> Grade:
 
 
 def grade_choice(item: Item, text: str) -> Grade:
-    """Reads the letter of an option: boxed, else announced, else alone."""
+    """Reads the letter of an option: boxed, else announced, else on its own."""
     answer = _chosen(text, item.data["choices"])
     return Grade(answer=answer, correct=answer in item.answers)
 
@@ -59,7 +61,7 @@ def normalise(answer: str) -> str:
 
 
 def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
-    """The letter a text settles on; None where it names none of the options."""
+    """The letter of the option that a text chooses; None where it chooses none."""
     letters = ascii_uppercase[: len(choices)]
     boxed = last_boxed(text)
     said = text.strip()
@@ -84,3 +86,59 @@ def _same(said: str, option: str) -> bool:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).strip("$. ")
+
+
+_BLOCK = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.S | re.I)
+
+
+def check_code_execution(name: str, allowed: bool) -> None:
+    """Refuses to load a task whose grading may not, or cannot safely, run here.
+
+    Raises:
+        ConfigError: Code execution was not allowed, or this system cannot confine it.
+    """
+    if not allowed:
+        raise ConfigError(
+            f"task {name} is graded by running code that a model wrote, on this machine; "
+            "if that is what you want, say so with --allow-code-execution"
+        )
+    missing = sandbox.missing()
+    if missing:
+        raise ConfigError(
+            f"task {name} cannot run code safely here: {missing}; "
+            "use a Linux machine or container with Landlock (kernel 5.13 or later)"
+        )
+    trial = sandbox.run(["import decimal, hashlib"])
+    if not trial.passed:
+        reason = trial.failure or trial.error
+        raise ConfigError(f"task {name} cannot run code here: the sandbox fails with {reason}")
+
+
+def grade_code(item: Item, text: str) -> Grade:
+    """Runs the function that the text defines, or completes, against the item's tests."""
+    code = extract(text, item.data["entry_point"])
+    if code is None:
+        # No definition of its own: the text continues the given head.
+        parts = [item.data["head"] + text, item.data["tests"]]
+    else:
+        parts = [item.data["head"], code, item.data["tests"]]
+    try:
+        outcome = sandbox.run(parts)
+    except OSError as error:
+        reason = f"the sandbox could not be started ({error})"
+        return Grade(answer=code, correct=False, failure=reason)
+    return Grade(
+        answer=text if code is None else code, correct=outcome.passed, failure=outcome.failure
+    )
+
+
+def extract(text: str, entry_point: str) -> str | None:
+    """The program in a text: the last block that defines the function, else what defines it."""
+    defines = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(entry_point)}\b", re.M)
+    blocks = [found[1] for found in _BLOCK.finditer(text)]
+    for block in reversed(blocks):
+        if defines.search(block):
+            return block
+    if blocks:
+        return blocks[-1]
+    return text if defines.search(text) else None

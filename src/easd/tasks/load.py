@@ -1,4 +1,4 @@
-"""From a task's name to a `Task`."""
+"""Loads a task by name."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from typing import Any, get_args
 
 from easd.errors import ConfigError, InputError
 from easd.pairs import lab
-from easd.tasks import prompts
 from easd.tasks.catalogue import TASKS, Kind, TaskInfo
-from easd.tasks.graders import grade_choice, grade_exact, grade_lab
+from easd.tasks.graders import (
+    check_code_execution,
+    grade_choice,
+    grade_code,
+    grade_exact,
+    grade_lab,
+)
 from easd.tasks.mathematics import check_math_verify, grade_mathematics
-from easd.tasks.programs import check_code_execution, grade_code
-from easd.tasks.rows import Row, read_file, read_hub
-from easd.tasks.task import Grader, Item, Task
+from easd.tasks.task import (
+    ANSWER_BRIEFLY,
+    REASON_AND_BOX,
+    DataRow,
+    Grader,
+    Item,
+    Task,
+    Unusable,
+    choice_item,
+    completion_item,
+    mathematics_item,
+    program_item,
+    question_item,
+    read_file,
+    read_hub,
+)
 
 DATA_FOLDER = "EASD_DATA"
 LAB_COUNT = 1000
 
-_BUILDERS: dict[Kind, Callable[[Row, str], Item]] = {
-    "mathematics": prompts.mathematics,
-    "choice": prompts.choice,
-    "exact": prompts.question,
-    "completion": prompts.completion,
-    "program": prompts.program,
+# How each kind is turned into items and graded, and the system message of its chats.
+_KINDS: dict[Kind, tuple[Callable[[DataRow, str], Item], Grader, str | None]] = {
+    "mathematics": (mathematics_item, grade_mathematics, REASON_AND_BOX),
+    "choice": (choice_item, grade_choice, REASON_AND_BOX),
+    "exact": (question_item, grade_exact, ANSWER_BRIEFLY),
+    "completion": (completion_item, grade_code, None),
+    "program": (program_item, grade_code, None),
 }
-_GRADERS: dict[Kind, Grader] = {
-    "mathematics": grade_mathematics,
-    "choice": grade_choice,
-    "exact": grade_exact,
-    "completion": grade_code,
-    "program": grade_code,
-    "lab": grade_lab,
-}
-_SYSTEM: dict[Kind, str] = {
-    "mathematics": prompts.REASON_AND_BOX,
-    "choice": prompts.REASON_AND_BOX,
-    "exact": prompts.ANSWER_BRIEFLY,
-}
-_OWN_FILE_GRADERS: dict[str, Kind] = {
-    "math": "mathematics",
-    "choice": "choice",
-    "exact": "exact",
-}
+_OWN_FILE_GRADERS: dict[str, Kind] = {"math": "mathematics", "choice": "choice", "exact": "exact"}
 
 
 def load_task(
@@ -69,9 +71,9 @@ def load_task(
     Args:
         name: The task.
         data: A `.jsonl` file or a folder of them.
-        limit: Use this many items; all without, and 1,000 of a `lab` task.
-        first: Leave out this many usable items at the start.
-        allow_code_execution: Tasks graded by running code refuse to load without.
+        limit: Number of items; by default all, and 1,000 of a `lab` task.
+        first: Number of usable items to leave out at the start.
+        allow_code_execution: Required by tasks that are graded by running code.
         options: `seed` and `split` of a `lab` task (20, "test"); `grader` of task `file` ("math",
             "choice", "exact").
 
@@ -93,22 +95,20 @@ def load_task(
     elif kind in ("completion", "program"):
         check_code_execution(name, allow_code_execution)
     rows, source = _rows(name, info, data)
-    items, skipped = _items(rows, _BUILDERS[kind], name, source)
-    used = items[first:] if limit is None else items[first : first + limit]
+    build, grader, system = _KINDS[kind]
+    usable, skipped = _build(rows, build, name, source)
+    used = usable[first:] if limit is None else usable[first : first + limit]
     if not used:
-        raise InputError(f"task {name}: {source} has {len(items)} usable items, first = {first}")
+        raise InputError(f"task {name}: {source} has {len(usable)} usable items, first = {first}")
     return Task(
         name=name,
         items=used,
-        system=_SYSTEM.get(kind),
-        chat=True,
+        system=system,
         max_new_tokens=info.max_new_tokens,
-        stop=(),
         source=source,
         data_hash=_hash(used),
         skipped=skipped,
-        unique_solution=False,
-        grader=_GRADERS[kind],
+        grader=grader,
     )
 
 
@@ -131,7 +131,7 @@ def _kind(name: str, info: TaskInfo, options: dict[str, Any]) -> Kind:
     return kind
 
 
-def _rows(name: str, info: TaskInfo, data: str | Path | None) -> tuple[Iterable[Row], str]:
+def _rows(name: str, info: TaskInfo, data: str | Path | None) -> tuple[Iterable[DataRow], str]:
     """Rows of the task and a description of where they come from."""
     path = _file(name, info, data)
     if path is not None:
@@ -170,30 +170,30 @@ def _in_folder(folder: Path, info: TaskInfo) -> Path | None:
     return next((folder / file for file in info.files if (folder / file).is_file()), None)
 
 
-def _items(
-    rows: Iterable[Row], build: Callable[[Row, str], Item], name: str, source: str
+def _build(
+    rows: Iterable[DataRow], build: Callable[[DataRow, str], Item], name: str, source: str
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     """Items, and a line for every row that is none.
 
     Raises:
         InputError: Two rows have one id, or a row lacks a key.
     """
-    items: dict[str, Item] = {}
+    found: dict[str, Item] = {}
     places: dict[str, str] = {}
     skipped: list[str] = []
     for row in rows:
         try:
             item = build(row, name)
-        except prompts.Unusable as reason:
+        except Unusable as reason:
             skipped.append(f"{row.place}: {reason}")
             continue
-        if item.id in items:
+        if item.id in found:
             raise InputError(f"{row.place}: id {item.id!r} is that of {places[item.id]} too")
-        items[item.id] = item
+        found[item.id] = item
         places[item.id] = row.place
-    if not items and not skipped:
+    if not found and not skipped:
         raise InputError(f"task {name}: {source} has no rows")
-    return tuple(items.values()), tuple(skipped)
+    return tuple(found.values()), tuple(skipped)
 
 
 def _lab_task(
@@ -213,7 +213,7 @@ def _lab_task(
     if split not in get_args(lab.Split):
         raise ConfigError(f"split = {split!r}; choose one of {', '.join(get_args(lab.Split))}")
     problems = islice(lab.stream(name, seed, split), first, first + limit)
-    items = tuple(
+    generated = tuple(
         Item(
             id=problem.id,
             prompt=problem.prompt,
@@ -224,23 +224,20 @@ def _lab_task(
     )
     return Task(
         name=name,
-        items=items,
-        system=None,
+        items=generated,
         chat=False,
         max_new_tokens=lab.MAX_NEW_TOKENS,
-        stop=(),
         source=f"easd.pairs.lab {name}, split {split}, seed {seed}",
-        data_hash=_hash(items),
-        skipped=(),
+        data_hash=_hash(generated),
         unique_solution=True,
         grader=grade_lab,
     )
 
 
-def _hash(items: tuple[Item, ...]) -> str:
-    """SHA-256 over everything that items say."""
+def _hash(used: tuple[Item, ...]) -> str:
+    """SHA-256 over all fields of the items."""
     digest = hashlib.sha256()
-    for item in items:
+    for item in used:
         digest.update(json.dumps(asdict(item), sort_keys=True).encode())
         digest.update(b"\n")
     return digest.hexdigest()

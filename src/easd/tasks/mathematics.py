@@ -1,10 +1,14 @@
-"""Grades expressions with math-verify, in a helper process that cannot hang the run."""
+"""Finds the final answer of a mathematical text and grades it with math-verify.
+
+math-verify runs in a process of its own (`math_worker`), which can be killed when it hangs.
+"""
 
 from __future__ import annotations
 
 import atexit
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,9 +19,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from easd.errors import ConfigError
-from easd.tasks.math_reading import last_boxed, without_words
-from easd.tasks.rows import INSTALL
-from easd.tasks.task import Grade, Item
+from easd.tasks.task import INSTALL, Grade, Item
 
 TIMEOUT = 10.0  # seconds
 TAIL = 2000  # characters; where the answer of a text without a box is looked for
@@ -25,7 +27,7 @@ START_TIMEOUT = 120.0  # seconds; the library is slow to import on a busy machin
 
 
 def check_math_verify(name: str) -> None:
-    """Refuses a task that could not be graded.
+    """Checks that mathematics can be graded.
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -120,7 +122,7 @@ class _Worker:
 
 
 def _pump(process: subprocess.Popen[str], replies: Queue[str]) -> None:
-    """Moves lines into a queue, which unlike a pipe can be waited for with a time-out."""
+    """Moves lines into a queue, which, unlike a pipe, can be read with a timeout."""
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -132,3 +134,64 @@ def _pump(process: subprocess.Popen[str], replies: Queue[str]) -> None:
 
 _worker = _Worker()
 atexit.register(_worker.stop)
+
+
+_BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.S)
+_WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_NUMBER_WORDS = r"(?!pi\b|sqrt|dozen|hundred|thousand|million|billion|trillion)"
+_COUNTED = re.compile(
+    r"((?:\\?\$)?[-+]?[\d.,]+)[\s~]*+"
+    rf"(?:\\(?:text|mathrm|textbf)\s*\{{\s*+{_NUMBER_WORDS}[A-Za-z\s.]*\}}"
+    rf"|{_NUMBER_WORDS}[A-Za-z]{{2,}}(?:\s+[A-Za-z]+)*)\.?"
+)
+_JOINT = re.compile(r"[\s$]*(?:,|;|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})[\s$]*", re.I)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Content of the last `\boxed{...}`, joined with those it is listed with; None without one.
+
+    "\boxed{1} and \boxed{2}" is one answer of two values.
+    """
+    boxes = _boxes(text)
+    if not boxes:
+        return None
+    answer = [boxes[-1][2]]
+    for (_, end, content), (start, _, _) in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
+        if not _is_joint(text[end:start]):
+            break
+        answer.insert(0, content)
+    return ", ".join(dict.fromkeys(answer))
+
+
+def _is_joint(between: str) -> bool:
+    """Whether only a comma, an `and` or both stand between two boxes."""
+    rest, joints = between, 0
+    while match := _JOINT.match(rest):
+        rest, joints = rest[match.end() :], joints + 1
+    return joints > 0 and not rest.strip(" $")
+
+
+def without_words(answer: str) -> str:
+    """A bare number where the answer is a number and what it counts; else the answer itself."""
+    while wrapped := _WRAPPED.fullmatch(answer):
+        answer = wrapped[1].strip()
+    counted = _COUNTED.fullmatch(answer)
+    return counted[1] if counted else answer
+
+
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of every box whose braces close, outer boxes only."""
+    boxes: list[tuple[int, int, str]] = []
+    open_groups: list[re.Match[str]] = []
+    for token in _BRACES.finditer(text):
+        if token[0].endswith("{") and token[0] != r"\{":
+            open_groups.append(token)
+        elif token[0] == "}" and open_groups:
+            opening = open_groups.pop()
+            if opening[0] == "{":
+                continue
+            while boxes and boxes[-1][0] > opening.start():
+                boxes.pop()
+            content = text[opening.end() : token.start()].strip()
+            boxes.append((opening.start(), token.end(), content))
+    return boxes

@@ -1,15 +1,14 @@
 """Runs untrusted Python in a confined process of its own.
 
-What the process cannot do, however hard it tries, because the kernel refuses it (see `confined`):
-start another process or thread, signal one, use the network, read files other than Python's, write
-outside its temporary folder or change anybody's attributes, use more memory, processor time, open
-files or bytes a file than its limits. This side ends it after a time-out. Its output goes nowhere.
+The kernel refuses (see `sandbox_program`) to let the process start or signal another process or
+thread, use the network, read files other than Python's, write outside its temporary folder, change
+file attributes, or exceed its limits on memory, CPU time, open files and file size. This side kills
+it after a timeout and discards its output.
 
-What is not promised: the folder has no limit on the number of files, so it is the time-out that
-bounds disk use; and code that was written against this very harness, which runs in the same
-interpreter as the tests, could find the pipes that report success. Code that merely ends early,
-whatever its exit code, does not pass: success is a random number that the process can read only
-after the tests.
+Not covered: the number of files in the folder is unlimited, so only the timeout bounds disk use;
+and code written against this very harness, which shares the interpreter with the tests, could find
+the pipes that report success. Code that merely exits early does not pass, whatever its exit code:
+success is a random number that the process can read only after the tests.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easd.tasks import confined
+from easd.tasks import sandbox_program
 
 CPU_TIME = 10  # seconds; does not depend on what else the machine does
 TIMEOUT = 30.0  # seconds, for code that waits
 MEMORY = 1 << 30  # bytes of address space
 FILE_SIZE = 1 << 20  # bytes
 _REPORT_SIZE = 4096  # bytes
-_PROGRAM = str(Path(confined.__file__))
+_PROGRAM = str(Path(sandbox_program.__file__))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +58,9 @@ def missing() -> str | None:
     """What this system lacks to confine code; None where nothing is."""
     if not sys.platform.startswith("linux"):
         return f"{platform.system()} has none of the needed kernel features"
-    if platform.machine() not in confined.FORBIDDEN_CALLS:
+    if platform.machine() not in sandbox_program.FORBIDDEN_CALLS:
         return f"no system call table for {platform.machine()}"
-    if confined.landlock_version() < 1:
+    if sandbox_program.landlock_version() < 1:
         return "the kernel does not offer Landlock"
     return None
 

@@ -1,10 +1,20 @@
-"""A task, its items, and what grading says of one text."""
+"""Tasks and items, and how rows of a file or of the hub become items.
+
+A row has `problem`, `answer` or `answers`, and what its kind needs besides: `solution`, `choices`,
+`test`, `entry_point`. `id` may be missing; the item is then named after the task and the line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
+
+from easd.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,10 +23,10 @@ class Item:
 
     Attributes:
         id: Unique within the task.
-        prompt: What the user's turn says; the raw text to continue where the task is no chat.
+        prompt: The user's message; the text to continue where the task is no chat.
         answers: Gold answers; any one of them is right.
         reference: A written gold solution that could follow the prompt, where the set brings one.
-        data: What else the grader needs: choices, tests, ...
+        data: Whatever else the grader needs: choices, tests, ...
     """
 
     id: str
@@ -53,12 +63,12 @@ class Task:
         name: Name in `TASKS`.
         items: The problems, in the set's order.
         system: System message of the chat, if the set's convention has one.
-        chat: Whether prompts go through the chat template; without, they are continued as text.
+        chat: Whether prompts go through the chat template; else they are continued as text.
         max_new_tokens: Usual length budget of an answer.
         stop: Texts that end an answer.
         source: Where the rows came from: hub id, configuration and split, or file.
-        data_hash: SHA-256 over the items, so that two runs can tell whether they saw the same.
-        skipped: One line for every row that cannot be used, with its place and the reason.
+        data_hash: SHA-256 over the items, which tells whether two runs used the same.
+        skipped: One line for every unusable row, with its place and the reason.
         unique_solution: Whether the reference is the only right text, so that the probability of
             solving an item is the product of the law over its tokens.
         grader: Reads and judges a text.
@@ -66,16 +76,248 @@ class Task:
 
     name: str
     items: tuple[Item, ...]
-    system: str | None
-    chat: bool
+    system: str | None = None
+    chat: bool = True
     max_new_tokens: int
-    stop: tuple[str, ...]
+    stop: tuple[str, ...] = ()
     source: str
     data_hash: str
-    skipped: tuple[str, ...]
-    unique_solution: bool
+    skipped: tuple[str, ...] = ()
+    unique_solution: bool = False
     grader: Grader
 
     def grade(self, item: Item, text: str) -> Grade:
         """Judges a generated text; never raises for what the text says."""
         return self.grader(item, text)
+
+
+INSTALL = "pip install 'easd[study]'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRow:
+    """One row, with its place for messages, such as `gsm8k.jsonl:17`."""
+
+    place: str
+    number: int
+    values: dict[str, Any]
+
+    def text(self, key: str) -> str:
+        """A required string.
+
+        Raises:
+            InputError: The key is missing, or its value is not a string.
+        """
+        value = self.required(key)
+        if not isinstance(value, str):
+            raise InputError(f"{self.place}: {key!r} is {value!r}; it has to be a string")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A required list of strings.
+
+        Raises:
+            InputError: The key is missing, or its value is not a list of strings.
+        """
+        value = self.required(key)
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise InputError(f"{self.place}: {key!r} is {value!r}; it has to be a list of strings")
+        return tuple(value)
+
+    def required(self, key: str) -> Any:
+        """A required value.
+
+        Raises:
+            InputError: The key is missing.
+        """
+        if key not in self.values:
+            raise InputError(f"{self.place}: key {key!r} is missing")
+        return self.values[key]
+
+    def optional_text(self, key: str) -> str | None:
+        """A string, or None where the key is missing or empty."""
+        return self.text(key) if self.values.get(key) else None
+
+
+def read_file(path: Path) -> Iterator[DataRow]:
+    """Rows of a file with one JSON object a line; blank lines do not count as rows.
+
+    Raises:
+        InputError: The file cannot be read, or a line holds no JSON object; names the line.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"task file {str(path)!r} cannot be read ({error.strerror})") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path.name}:{number}"
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{place}: the line is not JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{place}: the line holds {type(values).__name__}, not an object")
+        yield DataRow(place=place, number=number, values=values)
+
+
+def read_hub(
+    name: str, hub: str, config: str | None, split: str, translate: Callable[[Any], dict[str, Any]]
+) -> Iterator[DataRow]:
+    """Rows of a hub data set, translated from its columns.
+
+    Raises:
+        ConfigError: `datasets` is not installed, or the hub cannot be reached or refuses the set.
+        InputError: A column is missing.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError(f"task {name} needs the datasets package: {INSTALL}") from None
+    try:
+        table = datasets.load_dataset(hub, config, split=split)
+    except Exception as error:  # Whatever the client raises: no network, no such set, gated, ...
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"task {name}: {hub!r} could not be loaded from the hub ({reason}); "
+            f"give the set as a local file with --data FILE.jsonl"
+        ) from None
+    yield from translated(table, f"{hub} {split}", translate)
+
+
+def translated(
+    table: Any, title: str, translate: Callable[[Any], dict[str, Any]]
+) -> Iterator[DataRow]:
+    """Rows of a table that iterates over mappings.
+
+    Raises:
+        InputError: A column that `translate` asks for is missing.
+    """
+    for number, values in enumerate(table):
+        place = f"{title}:{number}"
+        try:
+            yield DataRow(place=place, number=number, values=translate(values))
+        except KeyError as error:
+            raise InputError(
+                f"{place}: column {error} is missing; the set has changed, use a file (--data)"
+            ) from None
+
+
+REASON_AND_BOX = "Please reason step by step, and put your final answer within \\boxed{}."
+ANSWER_BRIEFLY = "Answer the question with a short phrase and nothing else."
+WRITE_A_FUNCTION = "Reply with the complete function in one ```python block."
+CHOOSE = "Put the letter of the right option within \\boxed{}."
+
+_CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_GSM8K_ENDING = re.compile(r"\n#### (.*)\s*\Z")
+
+
+class Unusable(Exception):
+    """A well-formed row that the task cannot use, such as one without a gold answer."""
+
+
+def mathematics_item(row: DataRow, name: str) -> Item:
+    """A problem whose answer is an expression."""
+    # Dollar signs inside would split an expression in two when it is read.
+    answers = tuple(_DOLLAR.sub("", answer) for answer in _answers(row))
+    problem = row.text("problem")
+    context = row.optional_text("context")
+    tolerance = row.optional_text("error")
+    return Item(
+        id=_identity(row, name),
+        prompt=f"{context}\n{problem}" if context else problem,
+        answers=answers,
+        reference=_boxed_solution(row.optional_text("solution"), answers[0]),
+        data={"tolerance": tolerance} if tolerance else {},
+    )
+
+
+def choice_item(row: DataRow, name: str) -> Item:
+    """A problem with lettered options; the answer is a letter."""
+    choices = row.texts("choices")
+    letters = ascii_uppercase[: len(choices)]
+    answers = _answers(row)
+    if not choices or not set(answers) <= set(letters):
+        raise Unusable(f"answer {answers[0]!r} is none of the {len(choices)} options' letters")
+    options = "\n".join(f"{x}. {text}" for x, text in zip(letters, choices, strict=True))
+    return Item(
+        id=_identity(row, name),
+        prompt=f"{row.text('problem')}\n\n{options}\n\n{CHOOSE}",
+        answers=answers,
+        data={"choices": choices},
+    )
+
+
+def question_item(row: DataRow, name: str) -> Item:
+    """A question with a short answer, known under one or several names."""
+    answers = _answers(row)
+    return Item(
+        id=_identity(row, name),
+        prompt=row.text("problem"),
+        answers=answers,
+        reference=answers[0],
+    )
+
+
+def completion_item(row: DataRow, name: str) -> Item:
+    """A function to write, given its head and its docstring (HumanEval)."""
+    head, body, entry_point = row.text("prompt"), row.text("answer"), row.text("entry_point")
+    return Item(
+        id=_identity(row, name),
+        prompt=f"Complete this function. {WRITE_A_FUNCTION}\n\n```python\n{head.rstrip()}\n```",
+        answers=(body,),
+        reference=f"```python\n{head}{body.rstrip()}\n```",
+        data={
+            "head": head,
+            "tests": f"{row.text('test')}\n\ncheck({entry_point})\n",
+            "entry_point": entry_point,
+        },
+    )
+
+
+def program_item(row: DataRow, name: str) -> Item:
+    """A function to write, given a sentence and its tests (MBPP)."""
+    tests = "\n".join(row.texts("test_list"))
+    answers = _answers(row)
+    return Item(
+        id=_identity(row, name),
+        prompt=f"{row.text('problem')} {WRITE_A_FUNCTION} It has to pass these tests:\n\n{tests}",
+        answers=answers,
+        reference=f"```python\n{answers[0].strip()}\n```",
+        data={
+            "head": "\n".join(row.texts("test_imports")),
+            "tests": tests,
+            "entry_point": row.text("entry_point"),
+        },
+    )
+
+
+def _identity(row: DataRow, name: str) -> str:
+    return row.optional_text("id") or f"{name}-{row.number}"
+
+
+def _answers(row: DataRow) -> tuple[str, ...]:
+    """Gold answers without repetitions.
+
+    Raises:
+        Unusable: There is none.
+    """
+    if "answers" in row.values:
+        several = row.texts("answers")
+    else:
+        answer = row.required("answer")
+        several = (str(answer) if isinstance(answer, int | float) else row.text("answer"),)
+    kept = tuple(dict.fromkeys(answer.strip() for answer in several if answer.strip()))
+    if not kept:
+        raise Unusable("it has no gold answer")
+    return kept
+
+
+def _boxed_solution(solution: str | None, answer: str) -> str | None:
+    """The solution as the prompt asks for it: with the answer in a box at its end."""
+    if solution is None or "\\boxed" in solution:
+        return solution
+    plain = _GSM8K_ENDING.sub("", _CALCULATOR_NOTE.sub("", solution)).rstrip()
+    return f"{plain}\nThe final answer is $\\boxed{{{answer}}}$."

@@ -88,8 +88,8 @@ def check_penalties(engine, prompts, params, rules):
             rule = rule_of[name]
             if rule is None:
                 continue
-            penalised = rule.judge(step).penalty_prob[row] == 1
-            holds = rule.conditions_met(rule.signals(step))
+            penalised = rule.published().judge(step).penalty_prob[row] == 1
+            holds = rule.gate.met(rule.signals(step))
             emitted = int((call.output[row] >= 0).sum())
             for position in range(min(emitted, int(call.counts[row]))):
                 counted["examined"] += 1

@@ -51,7 +51,7 @@ def law(draft_logits, target_logits, kind):
         draft_probs=torch.stack([draft_probs, torch.zeros_like(draft_probs)])[None],
         target_probs=torch.stack([target_probs, target_probs])[None],
     )
-    assert RULE.judge(step).signals["gate"][0, 0] == float(kind == "open")
+    assert RULE.signals(step)["gate"][0, 0] == float(kind == "open")
     return RULE.law(step)[0, 0]
 
 

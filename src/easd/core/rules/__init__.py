@@ -1,97 +1,43 @@
-"""All rules by name. A new rule is one file and one line here; every contract test then runs."""
+"""Rules by name. A new rule is one file in this folder, or one that EASD_RULES names."""
 
-from __future__ import annotations
+from importlib import import_module
+from pkgutil import iter_modules
 
-from dataclasses import fields
-from typing import Any
-
-from easd.core.rules.controls import RandomRefusal
-from easd.core.rules.entropy_aware import (
-    EASD,
-    OverlapOnly,
-    TargetEntropyOnly,
-    WithoutDraftEntropy,
-    WithoutOverlap,
+from easd.core.rules.base import (
+    PRESETS,
+    RULES,
+    Rule,
+    field_names,
+    load_rule_files,
+    make_rule,
+    rule_name,
+    rule_names,
+    rule_type,
+    summary_of,
 )
-from easd.core.rules.exact import DraftOnly, Speculative, TargetOnly
-from easd.core.rules.redirected import (
-    Contrast,
-    Greedy,
-    KeepNearTop,
-    Pool,
-    RelaxedPool,
-    Sharpened,
-)
-from easd.core.rules.relaxed import Ensemble, FLy, Lenient, TypicalAcceptance
-from easd.core.step import Rule
-from easd.errors import RuleError
 
-RULES: dict[str, type[Rule]] = {
-    "easd": EASD,
-    "speculative": Speculative,
-    "target": TargetOnly,
-    "draft": DraftOnly,
-    "easd-without-overlap": WithoutOverlap,
-    "easd-without-draft-entropy": WithoutDraftEntropy,
-    "easd-without-both": TargetEntropyOnly,
-    "overlap-only": OverlapOnly,
-    "random-refusal": RandomRefusal,
-    "pool": Pool,
-    "greedy-p": Greedy,
-    "sharpened": Sharpened,
-    "keep-near-top": KeepNearTop,
-    "relaxed-pool": RelaxedPool,
-    "contrast": Contrast,
-    "typical-acceptance": TypicalAcceptance,
-    "lenience": Lenient,
-    "ensemble": Ensemble,
-    "fly": FLy,
-}
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+load_rule_files()
 
-
-def make_rule(name: str, **values: Any) -> Rule:
-    """The rule `name` with `values` for its fields.
-
-    Raises:
-        RuleError: The name or a field is unknown, or a value is out of range.
-    """
-    if name not in RULES:
-        raise RuleError(f"rule {name!r} is not known; choose one of {', '.join(RULES)}")
-    rule = RULES[name]
-    known = [field.name for field in fields(rule)]  # type: ignore[arg-type]
-    for field in values:
-        if field not in known:
-            has = f"its fields are {', '.join(known)}" if known else "it has no fields"
-            raise RuleError(f"rule {name!r} has no field {field!r}; {has}")
-    return rule(**values)
-
-
-def rule_name(rule: Rule) -> str:
-    """The name `rule` is registered under, or its class name."""
-    return next((name for name, kind in RULES.items() if kind is type(rule)), type(rule).__name__)
-
+from easd.core.rules.easd import EASD  # noqa: E402
+from easd.core.rules.random_refusal import RandomRefusal  # noqa: E402
+from easd.core.rules.single_model import DraftOnly, TargetOnly  # noqa: E402
+from easd.core.rules.speculative import Speculative  # noqa: E402
 
 __all__ = [
     "EASD",
+    "PRESETS",
     "RULES",
-    "Contrast",
     "DraftOnly",
-    "Ensemble",
-    "FLy",
-    "Greedy",
-    "KeepNearTop",
-    "Lenient",
-    "OverlapOnly",
-    "Pool",
     "RandomRefusal",
-    "RelaxedPool",
-    "Sharpened",
+    "Rule",
     "Speculative",
-    "TargetEntropyOnly",
     "TargetOnly",
-    "TypicalAcceptance",
-    "WithoutDraftEntropy",
-    "WithoutOverlap",
+    "field_names",
     "make_rule",
     "rule_name",
+    "rule_names",
+    "rule_type",
+    "summary_of",
 ]

@@ -1,167 +1,237 @@
-"""Accept, replace and law of every rule that refuses draft tokens at a gate.
+"""Rules that differ from lossless speculation at a gate only.
 
-A gate is a probability of refusal per position: 0 or 1 for entropy-aware rules, a constant for
-the random control. With q the draft's and p the target's distribution, x the draft token,
-m = min(1, p(x)/q(x)) and g the gate, METHOD's two orders of asking are
-
-    proposed:  accept (1 - g) m,  penalise g,    reject (1 - g)(1 - m)
-    accepted:  accept (1 - g) m,  penalise g m,  reject 1 - m
-
-and both lead to law = (1 - g) p + g * open_law, with open_law below.
+A gate is a probability g per position: 0 or 1 for the entropy gate, a constant for the random
+control. It is a function of the two distributions and never looks at the draft token. With p the
+target's distribution, law = (1 - g) closed_law + g open_law, where closed_law is p unless a rule
+says otherwise.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from easd.core.rules.at_gate import AtGate, check_choice, on_host
-from easd.core.rules.exact import acceptance, drafted
-from easd.core.signals import exclude, residual, sum_of_odds
-from easd.core.step import Judgement, Step
+from easd.core import kernels
+from easd.core.gate import ALL_CONDITIONS, SIGNALS, Condition, Gate
+from easd.core.rules.base import Rule, check_choice
+from easd.core.signals import entropy, most_probable, shared_top_tokens
+from easd.core.step import NeedsRaw, Step
 
-Redraw = Literal["exclude", "target"]
-Penalise = Literal["drafted", "draft_top"]
-GateOn = Literal["proposed", "accepted"]
-Coupling = Literal["auto", "as_published", "maximal"]
+EntropyOf = Literal["sampling", "raw"]
+
+# The overlap takes more calls and the entropies more arithmetic; up to this many entries calls
+# decide which is cheaper.
+_FEW_ENTRIES = 2**18
+_BY_CALLS: tuple[Condition, ...] = ("target_entropy", "overlap", "draft_entropy")
+_BY_ARITHMETIC: tuple[Condition, ...] = ("overlap", "target_entropy", "draft_entropy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedRule(AtGate):
-    """Refuses draft tokens at a gate; subclasses say where it is open.
+class GatedRule(Rule):
+    """Emits another law than the target's where a gate is open.
 
     Attributes:
-        redraw: what a penalised token's replacement is drawn from: the target without the
-            penalised token, or the target itself (the lossless null control).
-        penalise: which token is excluded: the drafted one, or the draft's most probable one.
-        gate_on: whether the gate is asked of every proposed token or only of those that pass the
-            acceptance test.
-        coupling: `as_published` refuses every gated token; `maximal` runs speculative sampling
-            towards the law itself, which keeps the law and most of the tokens. `auto` is `maximal`
-            with `gate_bonus`, where whole texts keep their law too, and else `as_published`.
+        draft_at_bonus: evaluate the draft at the bonus position too and gate it; the law of whole
+            texts then depends neither on gamma nor on the coupling.
     """
 
-    redraw: Redraw = "exclude"
-    penalise: Penalise = "drafted"
-    gate_on: GateOn = "proposed"
-    coupling: Coupling = "auto"
-
-    def __post_init__(self) -> None:
-        check_choice("redraw", self.redraw, Redraw)
-        check_choice("penalise", self.penalise, Penalise)
-        check_choice("gate_on", self.gate_on, GateOn)
-        check_choice("coupling", self.coupling, Coupling)
+    draft_at_bonus: bool = False  # type: ignore[misc]
 
     @property
-    def speculates_towards_law(self) -> bool:
-        """Whether draft tokens are tested against the law, and not refused at an open gate."""
-        return self.coupling == "maximal" or (self.coupling == "auto" and self.gate_bonus)
+    def needs_raw(self) -> NeedsRaw:
+        return "greedy"
 
-    def judge(self, step: Step) -> Judgement:
-        gate, signals = self.asked(step)
-        asked = gate[:, :-1]
-        if self.speculates_towards_law:
-            accept_prob = self.towards_law(step, gate)
-            penalty_prob = (1 - accept_prob) * asked
-        else:
-            passes = acceptance(drafted(step.target_probs, step), step)
-            accept_prob = (1 - asked) * passes
-            penalty_prob = asked if self.gate_on == "proposed" else asked * passes
-        return Judgement(accept_prob=accept_prob, penalty_prob=penalty_prob, signals=signals)
+    @abstractmethod
+    def measure(self, step: Step) -> Mapping[str, Tensor]:
+        """What the gate looks at, name -> [B, K+1], and `gate`, the probability that it is open.
 
-    def replacement(
-        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
-    ) -> Tensor:
-        gate = judgement.signals["gate"]
-        if self.speculates_towards_law:
-            return self.redrawn_towards_law(step, gate, at)
-        row = step.row(at)
-        target_probs, draft_probs = row.target_probs[:, 0], row.draft_probs[:, 0]
-        bonus, penalised = step.is_bonus(at)[:, None], penalised[:, None]
-        # A rejection takes away what the draft has, a penalty all the target has at one token.
-        taken = torch.where(bonus | penalised, 0.0, draft_probs)
-        nothing_zeroed = self.redraw == "target" or step.draft_tokens.shape[1] == 0
-        if nothing_zeroed or (on_host(penalised) and not penalised.any()):
-            probs = residual(target_probs, taken)
-        else:
-            token = self._zeroed(step, row, at)
-            all_of_it = torch.where(
-                penalised, target_probs.gather(1, token), taken.gather(1, token)
-            )
-            probs = residual(target_probs, taken.scatter(1, token, all_of_it))
-            if step.greedy is not None:
-                best = self._second_best(row, token)[:, 0]
-                probs = torch.where(penalised & step.greedy[:, None], best, probs)
-        if self.gate_bonus:
-            law = self.mixed_law(row, gate.gather(1, at[:, None]), ~bonus)
-            probs = torch.where(bonus, law[:, 0], probs)
-        return probs
+        The gate's value where no draft was evaluated does not matter.
+        """
 
-    def _zeroed(self, step: Step, row: Step, at: Tensor) -> Tensor:
-        """Which token a penalty at positions `at` [B] takes away; [B, 1]."""
-        if self.penalise == "draft_top":
-            return row.draft_probs.argmax(-1)
-        last = step.draft_tokens.shape[1] - 1
-        return step.draft_tokens.gather(1, at.clamp_max(last)[:, None])
-
+    @abstractmethod
     def open_law(self, step: Step) -> Tensor:
-        return self._emitted(step, None)
+        """Distribution [B, K+1, V] of the emitted token where the gate is open.
 
-    def open_probs(self, step: Step, tokens: Tensor) -> Tensor:
-        return self._emitted(step, tokens)
+        It may be asked of some positions only, each as a row of its own with K = 0.
+        """
 
-    def _emitted(self, step: Step, tokens: Tensor | None) -> Tensor:
-        asked = step.draft_probs
-        if self.gate_on == "accepted":
-            asked = torch.minimum(step.target_probs, asked)
-        law = self._penalised_law(step, asked, tokens)
-        if self.gate_on == "accepted":
-            law = law + _pick(step.target_probs - asked, tokens)
-        return law
+    def open_law_of(self, step: Step, tokens: Tensor) -> Tensor:
+        """What `open_law` gives `tokens` [B, K+1, n]; [B, K+1, n]."""
+        return self.open_law(step).gather(-1, tokens)
 
-    def _penalised_law(self, step: Step, asked: Tensor, tokens: Tensor | None) -> Tensor:
-        """Sum over x of asked(x) times the replacement distribution after penalising x."""
-        target_probs, total = step.target_probs, asked.sum(-1, keepdim=True)
-        if self.redraw == "target":
-            return total * _pick(target_probs, tokens)
-        if self.penalise == "draft_top":
-            return total * _pick(self._redrawn_without_top(step), tokens)
-        # p(y) * sum over x != y of asked(x) / (1 - p(x)); a certain x leaves nothing to redraw
-        # from, and keeps p.
-        rest, top, top_odds = sum_of_odds(asked, target_probs)
-        probs = _pick(target_probs, tokens)
-        at_top = (
-            torch.arange(probs.shape[-1], device=top.device) if tokens is None else tokens
-        ) == top
-        own = torch.where(at_top, top_odds, _pick(asked, tokens) / (1 - probs))
-        others = (rest + (top_odds - own)).clamp_min(0)
-        law = probs * torch.where(top_odds.isfinite(), others, total)
-        if step.greedy is None:
-            return law
-        # A greedy draft is one-hot, so the drafted token is the draft's top token.
-        greedy_law = total * _pick(self._redrawn_without_top(step), tokens)
-        return torch.where(step.greedy[:, None, None], greedy_law, law)
+    def closed_law(self, step: Step) -> Tensor:
+        """The same where the gate is closed; [B, K+1, V]."""
+        return step.target_probs
 
-    def _redrawn_without_top(self, step: Step) -> Tensor:
-        """Replacement after a penalty on the draft's top token, at every position."""
-        token = step.draft_probs.argmax(-1)
-        sampled = exclude(step.target_probs, token)
-        if step.greedy is None:
-            return sampled
-        return torch.where(step.greedy[:, None, None], self._second_best(step, token), sampled)
+    def signals(self, step: Step) -> Mapping[str, Tensor]:
+        measured = self.measure(step)
+        gate = measured["gate"]
+        if not on_host(gate) or gate.any():
+            gate = self._where_drafted(gate, step)
+        return ChainMap({"gate": gate}, measured)  # type: ignore[arg-type]
 
-    @staticmethod
-    def _second_best(step: Step, token: Tensor) -> Tensor:
-        """The most probable token other than `token` [B, K+1], as a distribution [B, K+1, V]."""
-        assert step.raw_target_probs is not None, "greedy rows come with raw probabilities"
-        raw = step.raw_target_probs
-        second = raw.scatter(-1, token[..., None], -1.0).argmax(-1)
-        return torch.zeros_like(raw).scatter(-1, second[..., None], 1.0)
+    def law(self, step: Step) -> Tensor:
+        return self.law_given(step, self.signals(step))
+
+    def law_given(self, step: Step, signals: Mapping[str, Tensor]) -> Tensor:
+        return self._mixed(step, signals["gate"], None)
+
+    def law_of(self, step: Step, tokens: Tensor, signals: Mapping[str, Tensor]) -> Tensor:
+        return self._mixed(step, signals["gate"], tokens)
+
+    def _mixed(self, step: Step, gate: Tensor, tokens: Tensor | None) -> Tensor:
+        closed = self.closed_law(step)
+        if tokens is not None:
+            closed = closed.gather(-1, tokens)
+        if not on_host(gate):
+            return torch.lerp(closed, self._open(step, tokens), gate[..., None])
+        rows, at = gate.nonzero(as_tuple=True)
+        if not len(rows):
+            return closed
+        opened = self._open(
+            step.at(rows, at), None if tokens is None else tokens[rows, at][:, None]
+        )
+        mixed = torch.lerp(closed[rows, at], opened[:, 0], gate[rows, at][:, None])
+        return closed.index_put((rows, at), mixed)
+
+    def _open(self, step: Step, tokens: Tensor | None) -> Tensor:
+        return self.open_law(step) if tokens is None else self.open_law_of(step, tokens)
+
+    def _where_drafted(self, gate: Tensor, step: Step) -> Tensor:
+        """Closes the gate where the draft said nothing: padding, bonus rows it did not see."""
+        drafted = step.has_draft()
+        if not self.draft_at_bonus:
+            return gate * drafted
+        position = torch.arange(gate.shape[1], device=gate.device)
+        bonus = position == step.num_draft_tokens[:, None]
+        evaluated = step.row(step.num_draft_tokens).draft_probs.amax(-1) > 0  # [B, 1]
+        return gate * (drafted | (bonus & evaluated))
 
 
-def _pick(values: Tensor, tokens: Tensor | None) -> Tensor:
-    """The entries at `tokens`; all of `values` without."""
-    return values if tokens is None else values.gather(-1, tokens)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyGated(GatedRule):
+    """Emits another law where both models are uncertain and agree; see `easd.core.gate.Gate`.
+
+    Attributes:
+        tau_h: entropy threshold in nats, exceeded by both models; infinity never opens the gate.
+        tau_o: overlap threshold in [0, 1]: the share of the `top_n` most probable tokens that both
+            models must have in common.
+        top_n: number of top tokens whose overlap is counted.
+        entropy_of: take entropies and overlap from the distribution tokens are drawn from, or from
+            the raw one (temperature 1, no truncation). Greedy rows always use the raw one: their
+            sampling distribution has no entropy.
+        conditions: which of the three conditions are asked; the ablations drop some.
+    """
+
+    tau_h: float = 1.5
+    tau_o: float = 0.8
+    top_n: int = 5
+    entropy_of: EntropyOf = "sampling"
+    conditions: tuple[Condition, ...] = ALL_CONDITIONS
+
+    def __post_init__(self) -> None:
+        self.gate  # noqa: B018  (it checks the fields that it is made of)
+        check_choice("entropy_of", self.entropy_of, EntropyOf)
+
+    @property
+    def gate(self) -> Gate:
+        """The gate as a value."""
+        return Gate(
+            tau_h=self.tau_h, tau_o=self.tau_o, top_n=self.top_n, conditions=self.conditions
+        )
+
+    @property
+    def needs_raw(self) -> NeedsRaw:
+        return "always" if self.entropy_of == "raw" else "greedy"
+
+    @classmethod
+    def example(cls) -> Rule:
+        return cls(tau_h=0.9, tau_o=0.6)
+
+    def measure(self, step: Step) -> Mapping[str, Tensor]:
+        probs = self.gate_probs(step)
+        dtype = step.target_probs.dtype
+        if on_host(step.target_probs):
+            measured = _OnDemand(lambda: gate_signals(*probs, self.top_n))
+            # The bonus position is asked where the rule gates it.
+            bonus = 0 if self.draft_at_bonus else 1
+            draft_probs, target_probs = (p[:, : p.shape[1] - bonus] for p in probs)
+            gate = self._opens_in_order(draft_probs, target_probs).to(dtype)
+            return ChainMap({"gate": pad(gate, (0, bonus))}, measured)  # type: ignore[arg-type]
+        signals = gate_signals(*probs, self.top_n)
+        return {**signals, "gate": self.gate.opens(signals).to(dtype)}
+
+    def gate_probs(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The draft's and the target's distributions that the gate looks at, [B, K+1, V] each."""
+        return step.raw() if self.entropy_of == "raw" else step.opinions()
+
+    def _opens_in_order(self, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
+        """Asks the conditions by their price, each only where all before it hold; bool [B, k]."""
+        opens, gate = None, self.gate
+        order = _BY_CALLS if target_probs.numel() <= _FEW_ENTRIES else _BY_ARITHMETIC
+        asked: list[Condition] = [each for each in order if each in self.conditions]
+        for condition in asked:
+            at: Any = ... if opens is None else opens.nonzero(as_tuple=True)
+            met = gate.holds(condition, self._signal(condition, draft_probs[at], target_probs[at]))
+            if opens is None:
+                opens = met
+            else:
+                opens[at] = met
+            if not opens.any():
+                break
+        assert opens is not None, "at least one condition is asked"
+        return opens
+
+    def _signal(self, condition: Condition, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
+        if condition == "overlap":
+            return shared_top_tokens(draft_probs, target_probs, self.top_n)
+        return entropy(target_probs if condition == "target_entropy" else draft_probs)
+
+
+class _OnDemand(Mapping[str, Tensor]):
+    """The answers of `gate_signals`, computed when one is first read; decoding alone reads none."""
+
+    def __init__(self, measure: Callable[[], dict[str, Tensor]]) -> None:
+        self._measure = cache(measure)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in SIGNALS:
+            raise KeyError(name)
+        return self._measure()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SIGNALS)
+
+    def __len__(self) -> int:
+        return len(SIGNALS)
+
+
+def gate_signals(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> dict[str, Tensor]:
+    """Entropies in nats and the number of shared top tokens; [..., V] -> name -> [...]."""
+    if top_n <= kernels.MOST_TOP and kernels.usable(target_probs):
+        return kernels.gate_signals(draft_probs, target_probs, top_n)
+    return {
+        "draft_entropy": entropy(draft_probs),
+        "target_entropy": entropy(target_probs),
+        "shared_top": shared_top_tokens(draft_probs, target_probs, top_n),
+    }
+
+
+def best_or_drawn(step: Step, scores: Tensor) -> Tensor:
+    """The best token for greedy rows, and the softmax of `scores` [B, K+1, V] for the others."""
+    if step.greedy is None:
+        return scores.softmax(-1)
+    return torch.where(step.greedy[:, None, None], most_probable(scores), scores.softmax(-1))
+
+
+def on_host(values: Tensor) -> bool:
+    """Whether to look at values before going on costs nothing: on a GPU it waits for the device."""
+    return values.is_cpu and not torch.compiler.is_compiling()

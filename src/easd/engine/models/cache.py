@@ -1,7 +1,7 @@
-"""A key-value cache of slots: every row of the batch owns its own, and slot index is position.
+"""A key-value cache of slots: each row has its own, and a slot's index is its position.
 
-A forward writes at each row's own offset; refused tokens are simply overwritten by the next
-forward. Nothing is ever compacted, and the cache is copied only when its capacity grows.
+A forward writes at each row's own offset, so the next forward simply overwrites refused tokens.
+Nothing is ever compacted, and the cache is copied only when its capacity grows.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _MOST_GROWTH = 512
 
 @dataclass(slots=True)
 class Placement:
-    """Where the next forward writes; all layers look at the same one.
+    """Where the next forward writes, shared by all layers.
 
-    It is apart from the cache so that layers need not know their cache: a circle of references
-    would keep gigabytes of slots until the garbage collector happens to come by.
+    Layers refer to it rather than to their cache: a reference cycle would keep gigabytes of slots
+    alive until the garbage collector runs.
     """
 
     num_rows: int
@@ -37,7 +37,7 @@ class Placement:
 class SlotCache(Cache):
     """Keys and values of all layers for `num_rows` rows.
 
-    Attention passes no positions, so the caller names them with `place` before each forward.
+    Attention passes no positions, so the caller sets them with `place` before each forward.
     """
 
     def __init__(self, num_rows: int) -> None:
@@ -45,7 +45,7 @@ class SlotCache(Cache):
         super().__init__(layer_class_to_replicate=partial(SlotLayer, self.placement))  # type: ignore[arg-type]
 
     def place(self, rows: slice, starts: list[int], length: int, device: torch.device) -> None:
-        """Says where the next forward writes: `length` tokens from `starts` on, for `rows`."""
+        """Sets where the next forward writes: `length` tokens from `starts` on, for `rows`."""
         placement = self.placement
         first = torch.tensor(starts, device=device)
         placement.rows = rows
@@ -76,7 +76,7 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Writes [b, heads, T, dim] at the placed slots; returns the rows up to the longest."""
+        """Writes [b, heads, T, dim] at the placed slots; returns the rows up to the last one."""
         self.keys = self._with_room(self.keys, key_states)
         self.values = self._with_room(self.values, value_states)
         return self._write(self.keys, key_states), self._write(self.values, value_states)
@@ -102,10 +102,10 @@ class SlotLayer(CacheLayerMixin):
         return window[:, :, : placement.stop]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the first `update` allocates."""
+        """Does nothing: the first `update` allocates."""
 
     def get_seq_length(self) -> int:
-        """Slots that the last placement reaches."""
+        """The number of slots up to the end of the last placement."""
         return self.placement.stop
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -113,7 +113,7 @@ class SlotLayer(CacheLayerMixin):
         return self.placement.stop, 0
 
     def get_max_length(self) -> int:
-        """No limit: the slots grow."""
+        """-1, which stands for no limit."""
         return -1
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.20

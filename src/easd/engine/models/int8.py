@@ -1,9 +1,9 @@
 """Linear layers with int8 weights, for a draft on a CPU.
 
-Drafting for a few texts does little else than read the draft's weights, once for every token, so a
-quarter of the bytes comes close to a quarter of the products' time. Only weights are quantised, a
-scale for each row of a matrix: were activations quantised too, with a scale over the batch, a text
-would depend on who shares its batch.
+Drafting for a few texts is bound by reading the draft's weights, once for every token, so a quarter
+of the bytes takes little more than a quarter of the time. Only weights are quantised, with a scale
+for each row of a matrix: were activations quantised with a scale over the batch, a text would
+depend on what else is in its batch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from easd.errors import ModelError
 
-_SMALLEST = 2**16  # weights of a layer; below this its product costs a call and little more
-_BLOCK = 64  # torch's kernel reads past matrices whose sides are no multiples of its vectors
-_MOST_ROWS = 32  # more rows are faster as one product over widened weights
+_SMALLEST = 2**16  # weights of a layer; below this the overhead of a call dominates
+_BLOCK = 64  # torch's kernel reads out of bounds unless sides are multiples of its vectors
+_MOST_ROWS = 32  # more rows are faster as one product in float32
 
 
 class Int8Linear(nn.Linear):
@@ -31,7 +31,7 @@ class Int8Linear(nn.Linear):
         self.bias = layer.bias
 
     def forward(self, input: Tensor) -> Tensor:
-        """Products [..., out] of `input` [..., in], in its dtype."""
+        """Outputs [..., out] of `input` [..., in], in its dtype."""
         flat = input.flatten(0, -2).bfloat16()
         if len(flat) <= _MOST_ROWS:
             product = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scales)
@@ -43,10 +43,10 @@ class Int8Linear(nn.Linear):
 
 
 def quantise_linears(model: nn.Module, *, spared: nn.Module) -> None:
-    """Gives the large linear layers of `model`, which lies on a CPU, int8 weights, in place.
+    """Rounds the weights of the large linear layers of `model`, on a CPU, to int8 in place.
 
     Args:
-        spared: a model that must stay as it is.
+        spared: a model that must not change.
 
     Raises:
         ModelError: `model` is not on a CPU, shares such a layer with `spared`, or has none.

@@ -1,9 +1,9 @@
 """Float32 linear layers on a CPU, through oneDNN with weights packed once.
 
 Decoding multiplies a large weight with one to a few dozen rows. The plain float32 path repacks the
-weight for every product; with the weight packed beforehand the same product takes a half to a
-third of the time (`benchmarks/packing.py`), and scoring five tokens costs little more than one.
-The packed copy stands beside the model's own weight, which is left as it is.
+weight for every product; with a weight packed beforehand the product takes a third to a half of the
+time (`benchmarks/packing.py`), and scoring five tokens costs little more than scoring one. The
+model's own weight is left as it is; the packed one is a copy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-# Below this the fixed cost of a oneDNN call is more than what packing saves.
+# Below this the fixed cost of a oneDNN call exceeds what packing saves.
 _SMALLEST = 2**16
 _TYPICAL_ROWS = 5
 
@@ -23,7 +23,7 @@ _packed: WeakKeyDictionary[nn.Linear, tuple[tuple[int, int], Tensor]] = WeakKeyD
 
 
 class PackedLinears:
-    """A context in which the large float32 CPU linear layers of a model run on packed weights."""
+    """A context in which a model's large float32 linear layers on a CPU use packed weights."""
 
     def __init__(self, model: nn.Module) -> None:
         self._forwards = {
@@ -67,7 +67,7 @@ def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 def _packed_weight(layer: nn.Linear) -> Tensor:
-    """The packed weight, made anew where the layer's own has changed since."""
+    """The packed weight, packed again if the layer's own has changed since."""
     weight = layer.weight
     version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
     held = _packed.get(layer)

@@ -23,6 +23,8 @@ _MOST_FOLDED = 16  # tokens; beyond, grouped attention is as fast as it is
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 # RoBERTa and its kin count positions from their padding token's id on.
 _PADDED_POSITIONS = "create_position_ids_from_input_ids"
+# The name since transformers 5.24, and the one before.
+CACHE_KEYWORDS = ("cache", "past_key_values")
 
 
 class SlotModel:
@@ -36,6 +38,7 @@ class SlotModel:
         self._packed = PackedLinears(model)
         self._window, self._mask_per_kind = _attention_layout(model)
         self._limit = context_window(model)
+        self._cache_keyword = cache_keyword(model)
         self._head_knows_keep = "logits_to_keep" in signature(model.forward).parameters
 
     @property
@@ -69,8 +72,8 @@ class SlotModel:
                 attention_mask=self._mask(positions),
                 # Padding behind a short row may lie past the last position the model knows.
                 position_ids=positions.clamp_max(self._limit - 1) if self._limit else positions,
-                past_key_values=self.cache,
                 use_cache=True,
+                **{self._cache_keyword: self.cache},
                 **extra,
             )
         return output.logits if keep is None else output.logits[:, -keep:]
@@ -100,6 +103,23 @@ def context_window(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
+def cache_keyword(model: PreTrainedModel) -> str:
+    """The name under which the model's forward takes a cache of keys and values.
+
+    Raises:
+        ModelError: It takes none.
+    """
+    takes = signature(model.forward).parameters
+    for name in CACHE_KEYWORDS:
+        if name in takes:
+            return name
+    raise ModelError(
+        f"{type(model).__name__}'s forward takes none of {', '.join(CACHE_KEYWORDS)}, so it keeps "
+        "no keys and values from forward to forward; decode it alone with transformers' own "
+        "generate"
+    )
+
+
 def _attention_layout(model: PreTrainedModel) -> tuple[int | None, bool]:
     """The sliding window, if any, and whether the model takes one mask per kind of layer.
 
@@ -120,8 +140,6 @@ def _attention_layout(model: PreTrainedModel) -> tuple[int | None, bool]:
     if getattr(config, "alibi", False) or config.model_type in {"bloom", "mpt"}:
         raise ModelError(f"{name} encodes positions in its attention mask (ALiBi); {advice}")
     takes = signature(model.forward).parameters
-    if "past_key_values" not in takes:
-        raise ModelError(f"{name} keeps no keys and values from forward to forward; {advice}")
     if "position_ids" not in takes or any(hasattr(m, _PADDED_POSITIONS) for m in model.modules()):
         raise ModelError(f"{name} numbers positions in its own way, not by position_ids; {advice}")
     window = getattr(config, "sliding_window", None)

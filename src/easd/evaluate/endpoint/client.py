@@ -1,8 +1,9 @@
-"""Requests with patience: what may pass is tried again, what will not is one clear error."""
+"""Turns items into requests, sends them with retries, and turns answers into columns."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping
@@ -13,7 +14,9 @@ from itertools import count
 from typing import Any, TypeVar
 
 from easd.errors import ConfigError, EndpointError
-from easd.evaluate.endpoint.server import Link, Server
+from easd.evaluate.endpoint.servers import DIALECTS, Link, Server
+from easd.evaluate.endpoint.settings import SAMPLING, EndpointSystem
+from easd.tasks import Item, Task
 
 try:
     import httpx2
@@ -40,7 +43,7 @@ _CHANGE = "change the system's settings or body, or the server"
 
 
 class RefusedError(EndpointError):
-    """A request that would be refused again; `status` is the answer's."""
+    """A request that would be refused again, with the answer's `status`."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -48,7 +51,7 @@ class RefusedError(EndpointError):
 
 
 class _Passing(Exception):
-    """What may be over at the next try; `wait` is how long the server asks for, in seconds."""
+    """A failure that may not recur; `wait` is how many seconds the server asks for."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -63,7 +66,7 @@ class Client:
 
         Args:
             link: how often and how long to try.
-            on_wait: told why nothing moves, once while any number of requests wait.
+            on_wait: called with the reason once while any number of requests wait.
         """
         self.link = link
         self._on_wait = on_wait
@@ -168,7 +171,7 @@ class Client:
 
 
 def _backoff(attempt: int) -> float:
-    """Doubles with every try; jitter keeps requests that failed together from returning so."""
+    """Doubles with every try; jitter spreads requests that failed together."""
     return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
 
 
@@ -190,7 +193,7 @@ def _asked_wait(header: str | None) -> float:
 
 
 def _message(response: httpx2.Response) -> str:
-    """The server's own words, in the shapes that servers use."""
+    """The error message of an answer, in the formats that servers use."""
     try:
         said = response.json()
     except ValueError:
@@ -204,3 +207,82 @@ def _message(response: httpx2.Response) -> str:
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 1]}…"
+
+
+_MOST = 2**31 - 1
+# Columns here, and easd's server's names in `usage.completion_tokens_details`.
+_COUNTS = {
+    "blocks": "target_forwards",
+    "proposed": "drafted_tokens",
+    "examined": "examined_tokens",
+    "accepted": "accepted_tokens",
+    "penalised": "penalised_tokens",
+}
+
+
+def is_chat(task: Task, chat: bool | None) -> bool:
+    """Whether a task's prompts are sent as chats."""
+    return task.chat if chat is None else chat
+
+
+def path_of(chat: bool) -> str:
+    """The path after the server's url."""
+    return "/chat/completions" if chat else "/completions"
+
+
+def make_request(
+    system: EndpointSystem, task: Task, item: Item, *, seed: int, chat: bool
+) -> dict[str, Any]:
+    """The body of a request for one text; `system.server` is resolved."""
+    found: dict[str, Any] = {"model": system.server.model}
+    if chat:
+        message = {"role": "user", "content": item.prompt}
+        first = [{"role": "system", "content": task.system}] if task.system else []
+        found["messages"] = [*first, message]
+    else:
+        found["prompt"] = item.prompt
+    sampling = {"max_new_tokens": task.max_new_tokens, **system.sampling}
+    if task.stop:
+        sampling.setdefault("stop", list(task.stop))
+    found |= {SAMPLING[name]: value for name, value in sampling.items()}
+    found["seed"] = seed_of(seed, task, item)
+    if system.rule is not None:
+        assert system.server.dialect is not None, "found where the evaluation begins"
+        found |= DIALECTS[system.server.dialect].body(system.rule)
+    found |= system.body
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def seed_of(seed: int, task: Task, item: Item) -> int:
+    """A request's seed: distinct for every seed and item, the same for all systems."""
+    text = f"{seed}\n{task.name}\n{item.id}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest()) >> 1
+
+
+def read_answer(answer: Any, *, chat: bool) -> dict[str, Any]:
+    """Columns of the samples table from a server's JSON, as far as it says them.
+
+    Raises:
+        ValueError, KeyError, TypeError, IndexError: It is no completion.
+    """
+    choice = answer["choices"][0]
+    text = choice["message"]["content"] if chat else choice["text"]
+    if text is None:  # A model that only reasoned until its tokens were used up.
+        text = ""
+    if not isinstance(text, str):
+        raise ValueError("no text")
+    reason = choice.get("finish_reason")
+    usage = dict(answer.get("usage") or {})
+    counts = dict(usage.get("completion_tokens_details") or {})
+    return {
+        "text": text.encode(errors="replace").decode(),  # JSON can hold half a character.
+        "finish_reason": reason if isinstance(reason, str) else None,
+        "prompt_tokens": _count(usage, "prompt_tokens"),
+        "new_tokens": _count(usage, "completion_tokens"),
+        **{ours: _count(counts, theirs) for ours, theirs in _COUNTS.items()},
+    }
+
+
+def _count(values: dict[str, Any], name: str) -> int | None:
+    found = values.get(name)
+    return found if isinstance(found, int) and 0 <= found <= _MOST else None

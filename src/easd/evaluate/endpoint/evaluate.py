@@ -1,25 +1,161 @@
-"""Evaluate systems on servers: a unit's requests go out together, so many at a time."""
+"""Evaluates systems on servers: checks them first, then sends a unit's requests together."""
 
 from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from easd.evaluate.endpoint.client import Client
-from easd.evaluate.endpoint.preflight import preflight
-from easd.evaluate.endpoint.requests import is_chat, make_request, path_of, read_answer
+from easd.errors import ConfigError, EndpointError
+from easd.evaluate.endpoint.client import (
+    Client,
+    RefusedError,
+    is_chat,
+    make_request,
+    path_of,
+    read_answer,
+)
+from easd.evaluate.endpoint.servers import DIALECTS, Server
 from easd.evaluate.endpoint.settings import EndpointStudy, EndpointSystem
 from easd.evaluate.runner import Decoded, Progress, Unit, UnitRun
 from easd.tasks import Item, Task
 
+_SHOWN = 10
+
+
+async def preflight(
+    client: Client, study: EndpointStudy, tasks: list[Task]
+) -> tuple[EndpointStudy, list[dict[str, Any]]]:
+    """Finds models and dialects, and has every system generate one token.
+
+    Returns:
+        The study with its servers filled in, and a description of each server.
+
+    Raises:
+        EasdError: A server cannot be reached, does not have the model, refuses a system's requests
+            or does not know the field that would name the rule.
+    """
+    servers, found = {}, []
+    for server in dict.fromkeys(system.server for system in study.systems):
+        models = await _models(client, server)
+        chosen = _choose(server, models)
+        asked = [s for s in study.systems if s.server == server and s.rule is not None]
+        if asked:
+            probe = replace(asked[0], server=chosen, rule=None)
+            chosen = await _with_dialect(client, study, tasks, probe)
+        servers[server] = chosen
+        found.append(await _describe(client, chosen, models))
+    study = study.resolved(servers)
+    for system in study.systems:
+        await _one_token(client, study, tasks, system, f"system {system.name!r}")
+    return study, found
+
+
+async def _models(client: Client, server: Server) -> dict[str, dict[str, Any]] | None:
+    """The server's models by name; None where it does not list them."""
+
+    def read(answer: Any) -> dict[str, dict[str, Any]]:
+        return {str(model["id"]): dict(model) for model in answer["data"]}
+
+    try:
+        return await client.ask(
+            server, f"{server.url}/models", read=read, what="the list of models", retries=1
+        )
+    except RefusedError as error:
+        if error.status in (404, 405):
+            return None
+        raise
+
+
+def _choose(server: Server, models: Mapping[str, Any] | None) -> Server:
+    """The server with its model named."""
+    if models is None:
+        if server.model is None:
+            raise ConfigError(
+                f"{server.shown} does not list its models; name one with --model (in YAML: model)"
+            )
+        return server
+    if server.model in models:
+        return server
+    has = ", ".join([*list(models)[:_SHOWN], *(["..."] if len(models) > _SHOWN else [])])
+    if server.model is not None:
+        raise ConfigError(f"{server.shown} has no model {server.model!r}; it has {has or 'none'}")
+    if len(models) != 1:
+        raise ConfigError(
+            f"{server.shown} has {len(models)} models ({has}); name one with --model (in YAML: "
+            "model)"
+        )
+    return replace(server, model=next(iter(models)))
+
+
+async def _with_dialect(
+    client: Client, study: EndpointStudy, tasks: list[Task], probe: EndpointSystem
+) -> Server:
+    """The probe's server with the dialect that it understands.
+
+    A server that takes a plain request and refuses one with a wrong switch looks at the switch.
+    """
+    server = probe.server
+    await _one_token(client, study, tasks, probe, "a request for one token")
+    named = [server.dialect] if server.dialect else list(DIALECTS)
+    for name in named:
+        wrong = replace(probe, body={**probe.body, **DIALECTS[name].wrong})
+        try:
+            await _one_token(client, study, tasks, wrong, f"a wrong switch of dialect {name!r}")
+        except RefusedError:
+            return replace(server, dialect=name)
+    ways = "; or ".join(DIALECTS[name].missing for name in named)
+    raise EndpointError(
+        f"{server.shown} does not look at what a request says of its rule (tried: "
+        f"{', '.join(named)}) and would decode all systems alike; {ways}; or ask for "
+        "--system served"
+    )
+
+
+async def _one_token(
+    client: Client, study: EndpointStudy, tasks: list[Task], system: EndpointSystem, what: str
+) -> None:
+    task = tasks[0]
+    chat = is_chat(task, study.chat)
+    brief = replace(system, sampling={**system.sampling, "max_new_tokens": 1})
+    body = make_request(brief, task, task.items[0], seed=0, chat=chat)
+    await client.ask(
+        system.server,
+        f"{system.server.url}{path_of(chat)}",
+        body,
+        read=lambda answer: read_answer(answer, chat=chat),
+        what=what,
+    )
+
+
+async def _describe(
+    client: Client, server: Server, models: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What run.json says of a server: its version and limits where it tells them."""
+    about = (models or {}).get(str(server.model), {})
+    try:
+        told = await client.ask(
+            server, f"{server.root}/version", read=dict, what="its version", retries=0
+        )
+    except EndpointError:
+        told = {}
+    return {
+        "url": server.shown,
+        "model": server.model,
+        "dialect": server.dialect,
+        "version": told.get("version"),
+        "owned_by": about.get("owned_by"),
+        "context": about.get("max_model_len"),
+    }
+
 
 class EndpointEvaluation(UnitRun[EndpointSystem]):
-    """A study of servers in a folder, to be run or to be gone on with."""
+    """An evaluation of servers in a run folder, new or resumed."""
 
     config: EndpointStudy
 
@@ -36,10 +172,10 @@ class EndpointEvaluation(UnitRun[EndpointSystem]):
             config: the study.
             tasks: its tasks, loaded.
             folder: new, or that of the same study.
-            on_wait: told, while requests wait to be sent again, why.
+            on_wait: called with the reason while requests wait to be sent again.
 
         Raises:
-            EasdError: A server does not do, or the folder belongs to something else.
+            EasdError: A server cannot be used, or the folder holds another run.
         """
         self._loop = asyncio.Runner()
         self._client = Client(config.link, on_wait)

@@ -1,4 +1,4 @@
-"""What an evaluation of a server is asked to do."""
+"""Configuration of an evaluation of servers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from easd.config import Fill, RunConfig, parse_rule, rule_to_dict
 from easd.errors import ConfigError
 from easd.evaluate.config import split_rule
-from easd.evaluate.endpoint.server import SERVER, Link, Server, parse_endpoint, parse_server
+from easd.evaluate.endpoint.servers import SERVER, Link, Server, parse_endpoint, parse_server
 from easd.evaluate.grid import GRID, Grid, listed, parse_grid
 
 SERVED = "served"
-# Our name for it, and the request's.
+# Names of settings here and in a request.
 SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -28,16 +28,16 @@ _ALWAYS = {"temperature": 1.0, "top_p": 1.0}  # A server's own defaults would di
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSystem:
-    """One way of asking.
+    """One way of asking a server.
 
     Attributes:
         name: of the system.
-        server: whom to ask.
-        sampling: settings of the request by our names; others are left to the server.
+        server: where its requests go.
+        sampling: settings of the request by the names used here; the server decides others.
         overrides: those of them that other systems do not share.
-        rule: its name and what is said of its fields; None leaves it to the server.
-        body: further fields of the request; null takes one out.
-        own_server: whether it is another server than the study's.
+        rule: its name and the fields that are set; None leaves the rule to the server.
+        body: further fields of the request; null removes one.
+        own_server: whether it uses another server than the study.
     """
 
     name: str
@@ -49,7 +49,7 @@ class EndpointSystem:
     own_server: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """What run.json says of it."""
+        """The system's entry in run.json."""
         settings = dict(self.overrides)
         if self.own_server:
             settings |= {"url": self.server.shown, "model": self.server.model}
@@ -93,7 +93,7 @@ class EndpointStudy(Grid[EndpointSystem]):
 
         Args:
             values: settings by name.
-            fill: adds to each rule's mapping what it does not say, such as a calibration.
+            fill: adds fields that a rule's mapping does not set, such as those of a calibration.
 
         Raises:
             EasdError: A key is unknown or a value does not fit.
@@ -117,18 +117,18 @@ class EndpointStudy(Grid[EndpointSystem]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What run.json says of it; systems stand there on their own."""
+        """The configuration in run.json; systems are listed there separately."""
         return {
             "endpoint": self.server.shown,
             "model": self.server.model,
             "chat": self.chat,
-            "noise": "independent",
+            "coupling": None,
             **self.sampling,
             **Grid.to_dict(self),
         }
 
     def resolved(self, servers: Mapping[Server, Server]) -> EndpointStudy:
-        """The same with servers of which model and dialect are known."""
+        """The same study with models and dialects of its servers filled in."""
         systems = (replace(system, server=servers[system.server]) for system in self.systems)
         return replace(self, server=servers.get(self.server, self.server), systems=tuple(systems))
 
@@ -186,7 +186,7 @@ def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rule(spec: Any, fill: Fill) -> dict[str, Any] | None:
-    """What is said of a rule, checked as if it were decoded here."""
+    """A rule's name and the fields that are set, checked as if it were decoded here."""
     if spec is None:
         return None
     said = dict(fill(split_rule(spec) if isinstance(spec, str) else dict(spec)))

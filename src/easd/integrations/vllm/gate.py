@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 
 import torch
 from torch import Tensor
 
 from easd.core.gate import ALL_CONDITIONS, Condition
 from easd.core.rules import EASD
-from easd.core.rules.entropy_gate import gate_signals
+from easd.core.rules.gated import gate_signals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +47,14 @@ def ask(
     first, *others = rules
     target_probs = target_logits.softmax(-1, dtype=torch.float32)
     signals = gate_signals(draft_probs, target_probs, first.top_n)
-    met = first.conditions_met(signals)
+    met = first.gate.met(signals)
     for index, rule in enumerate(others, 1):
         here = rule_of == index
-        for condition, holds in rule.conditions_met(signals).items():
+        for condition, holds in rule.gate.met(signals).items():
             met[condition] = torch.where(here, holds, met[condition])
+    opened = reduce(and_, (met[condition] for condition in first.conditions))
     asked = (draft_tokens >= 0) & (rule_of >= 0)
-    return Gates(asked=asked, met=met, open=first.opens(met) & asked)
+    return Gates(asked=asked, met=met, open=opened & asked)
 
 
 def penalise_(

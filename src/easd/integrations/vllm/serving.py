@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from easd.config import parse_rule, rule_to_dict
-from easd.core.rules import EASD
-from easd.core.rules.gated import GatedRule
+from easd.core.rules import EASD, Rule, rule_name
+from easd.core.rules.refusal import Refusal
 from easd.errors import ConfigError
 from easd.integrations.vllm import KEY
 
@@ -94,7 +94,7 @@ def _not_understood(asked: Any) -> ConfigError:
     )
 
 
-def _served(rule: object) -> EASD:
+def _served(rule: Rule) -> EASD:
     """`rule`, where vLLM's kernels can carry it out.
 
     Raises:
@@ -102,12 +102,11 @@ def _served(rule: object) -> EASD:
     """
     if not isinstance(rule, EASD):
         raise ConfigError(
-            f"rule {type(rule).__name__} is not served in vLLM; use 'easd' or one of its ablations"
+            f"rule {rule_name(rule)} is not served in vLLM; use 'easd' or one of its ablations"
         )
-    published = {field.name: field.default for field in fields(GatedRule)}
-    if rule.coupling == "as_published":
-        del published["coupling"]  # what auto comes to without a gated bonus
-    for name, value in {**published, "entropy_of": "sampling"}.items():
+    default = EASD()
+    for name in ("draft_at_bonus", "entropy_of", *(field.name for field in fields(Refusal))):
+        value = getattr(default, name)
         if getattr(rule, name) != value:
             raise ConfigError(
                 f"{name} = {getattr(rule, name)!r} is not served in vLLM; only {value!r} is"

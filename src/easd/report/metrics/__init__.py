@@ -20,10 +20,13 @@ except ImportError as error:
         f"metrics need {error.name}, which is not installed; pip install 'easd[study]'"
     ) from None
 
-from easd.report.metrics.accuracy import accuracy, coverage
+from easd.report.metrics.accuracy import accuracy, coverage, differences, flips
 from easd.report.metrics.columns import COLUMNS, Column
-from easd.report.metrics.differences import differences
-from easd.report.metrics.emitted import (
+from easd.report.metrics.frames import POOLED, Frames, frames
+from easd.report.metrics.gate import firing, penalised_samples, sensitivity, tradeoffs
+from easd.report.metrics.settings import shared_settings, system_settings, task_settings
+from easd.report.metrics.speed import drafting, expected_improvement, serving, speed, work
+from easd.report.metrics.traces import (
     correctness_by_entropy,
     entropy_correlation,
     entropy_histogram,
@@ -33,12 +36,6 @@ from easd.report.metrics.emitted import (
     refused_tokens,
     replacements,
 )
-from easd.report.metrics.flips import flips
-from easd.report.metrics.frames import POOLED, Frames, frames
-from easd.report.metrics.gate import firing, penalised_samples, sensitivity, tradeoffs
-from easd.report.metrics.serving import serving
-from easd.report.metrics.settings import shared_settings, system_settings, task_settings
-from easd.report.metrics.speed import drafting, expected_improvement, speed, work
 
 __all__ = [
     "COLUMNS",

@@ -1,11 +1,23 @@
-"""How often each system is right, and what of its run is there."""
+"""Accuracy, paired differences to the baseline, and the texts behind them."""
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import Any
 
-from easd.report.metrics.frames import Frames, cells
-from easd.report.metrics.intervals import share_of
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from easd.report.metrics.frames import (
+    POOLED,
+    Frames,
+    by_task_and_system,
+    columns_of,
+    records,
+    share_of,
+)
+from easd.stats import Comparison, compare_all
 
 
 def accuracy(frames: Frames) -> pd.DataFrame:
@@ -18,19 +30,19 @@ def accuracy(frames: Frames) -> pd.DataFrame:
         {
             "task": task,
             "system": system,
-            "samples": int(cell["samples"].sum()),
-            "problems": len(cell),
-            **share_of("accuracy", cell["correct"], cell["samples"]),
-            "failed": int(cell["failed"].sum()),
-            "cut_off": cell["cut_off"].sum() / cell["samples"].sum(),
-            "new_tokens": cell["new_tokens"].sum() / cell["samples"].sum(),
+            "samples": int(group["samples"].sum()),
+            "problems": len(group),
+            **share_of("accuracy", group["correct"], group["samples"]),
+            "failed": int(group["failed"].sum()),
+            "cut_off": group["cut_off"].sum() / group["samples"].sum(),
+            "new_tokens": group["new_tokens"].sum() / group["samples"].sum(),
         }
-        for task, system, cell in cells(frames.by_problem)
+        for task, system, group in by_task_and_system(frames.by_problem)
     )
 
 
 def coverage(frames: Frames) -> pd.DataFrame:
-    """What was asked, what is there, and what is compared, for every system and task.
+    """Samples asked for, present and compared, for every system and task.
 
     Columns: task, system, wanted, samples, missing, failed, paired (samples that differences to
     other systems are taken on; 0 for a system left out of them).
@@ -46,3 +58,224 @@ def coverage(frames: Frames) -> pd.DataFrame:
     found["failed"] = found["failed"].astype(int)
     found["paired"] = paired.to_numpy()
     return found[[*keys, "wanted", "samples", "missing", "failed", "paired"]]
+
+
+BETTER, WORSE, EQUIVALENT = "better", "worse", "equivalent"
+SAME, UNKNOWN = "same texts", "cannot tell"
+
+_KEY = ["task", "problem", "seed"]
+
+
+def differences(
+    frames: Frames, baseline: str | None = None, *, margin: float = 0.01
+) -> pd.DataFrame:
+    """Paired differences to the baseline on the samples that all systems have.
+
+    Holm's adjustment is over all rows together, the pooled ones included.
+
+    Columns: task, system, baseline, pairs, problems, accuracy, baseline_accuracy, difference with
+    its interval, p_value, p_holm, gained, lost, unpaired_low, unpaired_high, narrowing,
+    p_equivalent, detectable, same_text, finding (better, worse, equivalent, same texts, cannot
+    tell), verdict.
+    """
+    baseline = baseline or frames.baseline
+    common = frames.common
+    with_baseline = common.loc[common["system"] == baseline, "task"].unique()
+    common = common[common["task"].isin(with_baseline)]
+    if common["system"].nunique() < 2:
+        return pd.DataFrame()
+    table = common[["task", "system", "seed", "correct"]].assign(item=common["problem"])
+    table = table.astype({"task": str, "system": str})
+    if len(with_baseline) > 1:
+        everywhere = table.groupby("system")["task"].transform("nunique") == len(with_baseline)
+        table = pd.concat([table, table[everywhere].assign(task=POOLED)])
+    same = same_text(frames, baseline)
+    rows = []
+    for found in compare_all(table, baseline, margin=margin):
+        rows.append(_row(found, same.get((found.task, found.system), np.nan)))
+    order = {name: place for place, name in enumerate([*frames.tasks, POOLED])}
+    return pd.DataFrame(rows).sort_values(
+        ["task", "system"],
+        key=lambda column: column.map(
+            order if column.name == "task" else {s: i for i, s in enumerate(frames.systems)}
+        ),
+        ignore_index=True,
+    )
+
+
+def same_text(frames: Frames, baseline: str) -> dict[tuple[str, str], float]:
+    """Share of paired samples whose tokens are exactly the baseline's, by task and system.
+
+    Servers return no token ids; their texts are compared instead.
+    """
+    pairs = paired_rows(frames, baseline)
+    ours, theirs = pairs["row"].to_numpy(), pairs["baseline_row"].to_numpy()
+    if frames.is_remote:
+        texts = frames.texts["text"].to_numpy()
+        pairs["same"] = texts[ours] == texts[theirs]
+    else:
+        pairs["same"] = equal_lists(frames.texts["token_ids"], ours, theirs)
+    return {
+        (task, system): float(group["same"].mean())
+        for task, system, group in by_task_and_system(pairs)
+    }
+
+
+def paired_rows(frames: Frames, baseline: str) -> pd.DataFrame:
+    """Each sample beside the baseline's of the same item and seed.
+
+    Columns: those of the samples, row (its place in `frames.texts`), baseline_row,
+    baseline_correct.
+    """
+    common = frames.common.reset_index(names="row")
+    first = common.loc[common["system"] == baseline, [*_KEY, "row", "correct"]]
+    first = first.rename(columns={"row": "baseline_row", "correct": "baseline_correct"})
+    return common[common["system"] != baseline].merge(first, on=_KEY)
+
+
+def equal_lists(lists: pa.ChunkedArray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether the list at each of `rows` equals the one at the same place of `others`."""
+    array = lists.combine_chunks()
+    values = array.values.to_numpy()
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    size = np.diff(offsets)
+    same = size[rows] == size[others]
+    asked = np.flatnonzero(same & (size[rows] > 0))
+    length = size[rows[asked]]
+    if not len(asked):
+        return same
+    ends = length.cumsum()
+    within = np.arange(ends[-1]) - np.repeat(ends - length, length)
+    left = np.repeat(offsets[rows[asked]], length) + within
+    right = np.repeat(offsets[others[asked]], length) + within
+    same[asked] = np.logical_and.reduceat(values[left] == values[right], ends - length)
+    return same
+
+
+def _row(found: Comparison, same: float) -> dict[str, Any]:
+    error = 1 - found.difference.level
+    finding = UNKNOWN
+    if same == 1:
+        finding = SAME
+    elif found.p_real < error:
+        finding = BETTER if found.difference.value > 0 else WORSE
+    elif found.p_equivalent < error:
+        finding = EQUIVALENT
+    return {
+        "task": found.task,
+        "system": found.system,
+        "baseline": found.baseline,
+        "pairs": found.difference.n,
+        "problems": found.difference.n_clusters,
+        "accuracy": found.accuracy.value,
+        "baseline_accuracy": found.baseline_accuracy.value,
+        **columns_of("difference", found.difference),
+        "p_value": found.difference.p_value,
+        "p_holm": found.p_real,
+        "gained": found.difference.gained,
+        "lost": found.difference.lost,
+        "unpaired_low": found.difference.unpaired_low,
+        "unpaired_high": found.difference.unpaired_high,
+        "narrowing": found.difference.narrowing,
+        "p_equivalent": found.p_equivalent,
+        "detectable": np.nan if found.detectable is None else found.detectable,
+        "same_text": same,
+        "finding": finding,
+        "verdict": found.verdict(),
+    }
+
+
+LOST, GAINED = "lost", "gained"
+
+
+def flips(frames: Frames, system: str | None = None, *, limit: int = 5) -> pd.DataFrame:
+    """The first `limit` flips each way on every task, in the task's order, one an item.
+
+    Columns: task, system, item, seed, direction (lost: the baseline is right and the system wrong;
+    gained: the reverse), prompt, answers (gold), baseline_answer, answer, shared (text in front of
+    the first different token), baseline_token, token, baseline_rest, rest, place (of that token,
+    counted from 0; none for texts of servers, which are parted at the first different character).
+    """
+    system = system or frames.focus
+    pairs = paired_rows(frames, frames.baseline)
+    pairs = pairs[pairs["system"] == system]
+    vocabulary = _vocabulary(frames.tokens)
+    rows = []
+    for direction, flipped in (
+        (LOST, pairs[pairs["baseline_correct"] & ~pairs["correct"]]),
+        (GAINED, pairs[~pairs["baseline_correct"] & pairs["correct"]]),
+    ):
+        flipped = flipped.sort_values(["task", "index", "seed"]).drop_duplicates("problem")
+        for row in records(flipped.groupby("task", observed=True).head(limit)):
+            found = {**_named(frames, row), "direction": direction}
+            rows.append({**found, **_parted(frames, row, vocabulary)})
+    return pd.DataFrame(rows)
+
+
+def part(
+    first: list[int], second: list[int], texts: tuple[str, str], vocabulary: dict[int, str]
+) -> tuple[int, str, list[tuple[str, str]]]:
+    """Where two texts part: the place, what they share, and each one's next token and its rest.
+
+    With a token of unknown text they part at the first different character instead, and no token
+    is named.
+    """
+    pairs = zip(first, second, strict=False)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+    if all(token in vocabulary for token in (*first, *second)):
+        shared = "".join(vocabulary[token] for token in first[:place])
+        ends = [
+            (
+                "".join(vocabulary[token] for token in ids[place : place + 1]),
+                "".join(vocabulary[token] for token in ids[place + 1 :]),
+            )
+            for ids in (first, second)
+        ]
+        return place, shared, ends
+    return place, *_part_characters(texts)
+
+
+def _part_characters(texts: tuple[str, str]) -> tuple[str, list[tuple[str, str]]]:
+    both = zip(*texts, strict=False)
+    at = next((i for i, (a, b) in enumerate(both) if a != b), min(map(len, texts)))
+    return texts[0][:at], [("", text[at:]) for text in texts]
+
+
+def _parted(frames: Frames, row: dict[str, Any], vocabulary: dict[int, str]) -> dict[str, Any]:
+    theirs, ours = frames.texts.take([row["baseline_row"], row["row"]]).to_pylist()
+    texts = (theirs["text"], ours["text"])
+    if theirs["token_ids"] is None or ours["token_ids"] is None:
+        place, shared, ends = None, *_part_characters(texts)
+    else:
+        place, shared, ends = part(theirs["token_ids"], ours["token_ids"], texts, vocabulary)
+    return {
+        "baseline_answer": theirs["answer"],
+        "answer": ours["answer"],
+        "place": place,
+        "shared": shared,
+        "baseline_token": ends[0][0],
+        "token": ends[1][0],
+        "baseline_rest": ends[0][1],
+        "rest": ends[1][1],
+    }
+
+
+def _named(frames: Frames, row: dict[str, Any]) -> dict[str, Any]:
+    items = frames.items
+    asked = items[(items["task"] == row["task"]) & (items["item"] == row["item"])]
+    item = asked.iloc[0] if len(asked) else {"prompt": "", "answers": []}
+    return {
+        "task": row["task"],
+        "system": row["system"],
+        "item": row["item"],
+        "seed": row["seed"],
+        "prompt": item["prompt"],
+        "answers": list(item["answers"] if item["answers"] is not None else []),
+    }
+
+
+def _vocabulary(tokens: pa.Table) -> dict[int, str]:
+    """Texts of all tokens that traced items name."""
+    texts = tokens.select(["token", "text"]).group_by("token").aggregate([("text", "min")])
+    texts = texts.filter(pc.field("text_min").is_valid())
+    return dict(zip(texts["token"].to_pylist(), texts["text_min"].to_pylist(), strict=True))

@@ -1,8 +1,9 @@
-"""An evaluation's tables as data frames, in the order in which its systems are listed."""
+"""Tables of an evaluation as data frames, and values with their intervals as columns of one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easd.errors import ConfigError
+from easd.errors import ConfigError, InputError
 from easd.runs.store import Run
+from easd.stats import Estimate, ratio, share
+
+Tables = dict[str, pd.DataFrame]
+"""The tables of a report by name."""
 
 POOLED = "all tasks"
 BASELINES = ("target", "speculative")
@@ -40,11 +45,12 @@ _LEAST_COMPLETE = 0.5
 
 @dataclass(frozen=True)
 class Frames:
-    """What every metric is computed from; see `frames`.
+    """The tables of an evaluation that metrics are computed from; see `frames`.
 
     Attributes:
         run: the content of run.json.
         texts: the samples' texts, answers and token ids, row by row as in `samples`.
+        chunks: times and forwards of texts decoded together.
         tokens: rows of traced items.
         items: prompts and gold answers.
         systems, tasks: names in the order of run.json.
@@ -54,7 +60,7 @@ class Frames:
     run: dict[str, Any]
     samples: pd.DataFrame
     texts: pa.Table
-    units: pd.DataFrame
+    chunks: pd.DataFrame
     tokens: pa.Table
     items: pd.DataFrame
     systems: list[str]
@@ -73,10 +79,10 @@ class Frames:
 
     @cached_property
     def common(self) -> pd.DataFrame:
-        """Samples that all systems of a task have; what differences are taken on.
+        """Samples that all systems of a task have, on which differences are taken.
 
-        A system with fewer than half the samples of the fullest one would leave little to all
-        others, so it is left out.
+        A system with fewer than half the samples of the most complete one is left out, since it
+        would shrink the comparison of all others.
         """
         kept = []
         for _, rows in self.samples.groupby("task", observed=True, sort=True):
@@ -102,7 +108,7 @@ class Frames:
 
     @property
     def is_remote(self) -> bool:
-        """Whether servers decoded, which tell nothing of single tokens and forwards."""
+        """Whether servers decoded, which report no single tokens and forwards."""
         return any(system.get("kind") == "endpoint" for system in self.run["systems"])
 
     def kind(self, system: str) -> str:
@@ -146,7 +152,7 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
         run=run.run,
         samples=_samples(run.samples, systems, tasks),
         texts=run.samples.select(list(_HEAVY)).combine_chunks(),
-        units=_units(run.units, systems, tasks),
+        chunks=_chunks(run.units, systems, tasks),
         tokens=_plain(run.tokens),
         items=_plain(run.items).to_pandas(),
         systems=systems,
@@ -155,16 +161,18 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
     )
 
 
-def cells(frame: pd.DataFrame, *, pooled: bool = True) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Task, system and rows of each cell; then, of several tasks, each system over all of them."""
+def by_task_and_system(
+    frame: pd.DataFrame, *, pooled: bool = True
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Task, system and rows of each group; then, of several tasks, each system over all of them."""
     tasks = 0
     for task, rows in frame.groupby("task", observed=True, sort=True):
         tasks += 1
-        for system, cell in rows.groupby("system", observed=True, sort=True):
-            yield str(task), str(system), cell
+        for system, group in rows.groupby("system", observed=True, sort=True):
+            yield str(task), str(system), group
     if pooled and tasks > 1:
-        for system, cell in frame.groupby("system", observed=True, sort=True):
-            yield POOLED, str(system), cell
+        for system, group in frame.groupby("system", observed=True, sort=True):
+            yield POOLED, str(system), group
 
 
 def narrowed(tokens: pa.Table, outcomes: tuple[str, ...], columns: list[str]) -> pa.Table:
@@ -197,12 +205,12 @@ def _samples(table: pa.Table, systems: list[str], tasks: list[str]) -> pd.DataFr
     return frame
 
 
-def _units(table: pa.Table, systems: list[str], tasks: list[str]) -> pd.DataFrame:
+def _chunks(table: pa.Table, systems: list[str], tasks: list[str]) -> pd.DataFrame:
     frame = _plain(table).to_pandas()
     frame["system"] = ordered(frame["system"], systems)
     frame["task"] = ordered(frame["task"], tasks)
     known = sum(frame[f"{part}_seconds"] for part in _PARTS)
-    # Taking in prompts, committing tokens, and what no part was charged with.
+    # Reading prompts, committing tokens, and time that belongs to no part.
     frame["other_seconds"] = (frame["seconds"] - known).clip(lower=0.0)
     return frame
 
@@ -223,3 +231,40 @@ def _baseline(wanted: str | None, systems: list[str]) -> str:
             f"baseline {wanted!r} is no system of this run; choose one of {', '.join(systems)}"
         )
     return wanted
+
+
+Interval = dict[str, float]
+
+
+def columns_of(name: str, estimate: Estimate) -> Interval:
+    """`name`, `name_low` and `name_high`."""
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def share_of(name: str, part: pd.Series, whole: pd.Series) -> Interval:
+    """A share of positions or samples, from counts by problem."""
+    return _of(name, part, whole, share)
+
+
+def ratio_of(name: str, above: pd.Series, below: pd.Series) -> Interval:
+    """A ratio of sums, from sums by problem."""
+    return _of(name, above, below, ratio)
+
+
+def _of(
+    name: str,
+    above: pd.Series,
+    below: pd.Series,
+    estimate: Callable[[np.ndarray, np.ndarray], Estimate],
+) -> Interval:
+    top = above.to_numpy(dtype=np.float64, na_value=np.nan)
+    bottom = below.to_numpy(dtype=np.float64, na_value=np.nan)
+    known = ~(np.isnan(top) | np.isnan(bottom))
+    top, bottom = top[known], bottom[known]
+    if not bottom.sum():
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), math.nan)
+    try:
+        return columns_of(name, estimate(top, bottom))
+    except InputError:  # One problem says nothing about others.
+        value = float(top.sum() / bottom.sum())
+        return {name: value, f"{name}_low": math.nan, f"{name}_high": math.nan}

@@ -1,4 +1,4 @@
-"""How often gates open and what that goes with."""
+"""How often gates open, and accuracy where they do."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from easd.core import gate as conditions
+from easd.core.gate import Gate
 from easd.diagnose.calibration import NO_OP_RATE
 from easd.errors import InputError
-from easd.report.metrics.accuracy import accuracy
-from easd.report.metrics.differences import paired_rows
-from easd.report.metrics.frames import POOLED, Frames, cells, ordered
-from easd.report.metrics.intervals import columns_of, share_of
+from easd.report.metrics.accuracy import accuracy, paired_rows
+from easd.report.metrics.frames import (
+    POOLED,
+    Frames,
+    by_task_and_system,
+    columns_of,
+    ordered,
+    share_of,
+)
 from easd.report.metrics.speed import drafting
 from easd.stats import paired_difference
 
@@ -28,23 +33,23 @@ def firing(frames: Frames) -> pd.DataFrame:
     target_entropy_rate and overlap_rate with their intervals, no_op.
     """
     rows = []
-    for task, system, cell in cells(frames.by_problem):
-        if cell["gate_open"].isna().all():
+    for task, system, group in by_task_and_system(frames.by_problem):
+        if group["gate_open"].isna().all():
             continue
-        gate = share_of("gate_rate", cell["gate_open"], cell["examined"])
+        gate = share_of("gate_rate", group["gate_open"], group["examined"])
         rows.append(
             {
                 "task": task,
                 "system": system,
-                "examined": int(cell["examined"].sum()),
-                "penalised": int(cell["penalised"].sum()),
+                "examined": int(group["examined"].sum()),
+                "penalised": int(group["penalised"].sum()),
                 **gate,
-                **share_of("penalty_rate", cell["penalised"], cell["examined"]),
+                **share_of("penalty_rate", group["penalised"], group["examined"]),
                 **{
                     name: value
                     for c in _CONDITIONS
                     for name, value in share_of(
-                        f"{c}_rate", cell[f"over_{c}"], cell["examined"]
+                        f"{c}_rate", group[f"over_{c}"], group["examined"]
                     ).items()
                 },
                 "no_op": gate["gate_rate"] < NO_OP_RATE,
@@ -71,7 +76,7 @@ def tradeoffs(frames: Frames) -> pd.DataFrame:
 
 
 def penalised_samples(frames: Frames) -> pd.DataFrame:
-    """Whether texts gain where tokens were penalised: they, and the others, beside the baseline.
+    """Texts with and without penalised tokens, each compared with the baseline.
 
     Columns: task, system, penalties (some or none), samples, accuracy, baseline_accuracy,
     difference with its interval, p_value.
@@ -79,10 +84,10 @@ def penalised_samples(frames: Frames) -> pd.DataFrame:
     pairs = paired_rows(frames, frames.baseline)
     gated = pairs[pairs["gate_open"].notna()]
     rows = []
-    for task, system, cell in cells(gated):
+    for task, system, group in by_task_and_system(gated):
         for name, part in (
-            ("some", cell[cell["penalised"] > 0]),
-            ("none", cell[cell["penalised"] == 0]),
+            ("some", group[group["penalised"] > 0]),
+            ("none", group[group["penalised"] == 0]),
         ):
             if part.empty:
                 continue
@@ -160,11 +165,12 @@ def conditions_met(frames: Frames, system: str, tokens: pd.DataFrame) -> pd.Data
     if "tau_o" not in rule:
         return None
     top_n = rule["top_n"]
-    met = conditions.conditions_met(
-        tokens["draft_entropy"].to_numpy(),
-        tokens["target_entropy"].to_numpy(),
-        np.rint(tokens["overlap"].to_numpy() * top_n),
-        tau_h=float(rule["tau_h"]),
-        least_shared=conditions.required_shared(rule["tau_o"], top_n),
+    gate = Gate(tau_h=float(rule["tau_h"]), tau_o=rule["tau_o"], top_n=top_n)
+    met = gate.met(
+        {
+            "draft_entropy": tokens["draft_entropy"].to_numpy(),
+            "target_entropy": tokens["target_entropy"].to_numpy(),
+            "shared_top": np.rint(tokens["overlap"].to_numpy() * top_n),
+        }
     )
     return pd.DataFrame({f"{name}_met": held for name, held in met.items()})

@@ -1,4 +1,4 @@
-"""What every system was told, and on what."""
+"""Settings of systems, of the run and of tasks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def system_settings(frames: Frames) -> pd.DataFrame:
 
 
 def shared_settings(frames: Frames) -> pd.DataFrame:
-    """What all systems share: models, decoding, client, versions, hardware, state of the checkout.
+    """Settings that all systems share: models, decoding, client, versions, hardware, checkout.
 
     Columns: part, name, value.
     """

@@ -1,4 +1,4 @@
-"""Wall time and where it went, what draft and target did for it, and what theory expects."""
+"""Wall time and its breakdown, drafting, operations, servers, and the predicted speed-up."""
 
 from __future__ import annotations
 
@@ -9,33 +9,42 @@ import pandas as pd
 
 from easd.errors import InputError
 from easd.report.metrics.columns import interval_of
-from easd.report.metrics.frames import Frames, cells, records
-from easd.report.metrics.intervals import Interval, columns_of, ratio_of, share_of
+from easd.report.metrics.frames import (
+    Frames,
+    Interval,
+    by_task_and_system,
+    columns_of,
+    ratio_of,
+    records,
+    share_of,
+)
 from easd.stats import bootstrap
 
 SPEED_PARTS = ("draft", "target", "verify", "other")
 
-_UNIT = ["task", "seed", "first"]
+_CHUNK = ["task", "seed", "first"]
 _RESAMPLES = 1000
 
 
 def speed(frames: Frames) -> pd.DataFrame:
-    """Decoding speed of every system, from wall time by units of texts decoded together.
+    """Decoding speed of every system, from the wall time of chunks of texts decoded together.
 
-    Columns: task, system, units, batch, tokens, seconds, tokens_per_second with its interval,
+    Columns: task, system, chunks, batch, tokens, seconds, tokens_per_second with its interval,
     improvement over the baseline with its interval, draft_ms, target_ms, verify_ms and other_ms
     (a token), draft_forward_ms, target_forward_ms, cost (the coefficient c), block_cost (target
     forward over a block / the baseline's forward), acceptance, gamma, predicted, predicted_wide.
     """
     rows = []
     is_target = frames.kind(frames.baseline) == "target"
-    baseline = {t: cell for t, s, cell in cells(frames.units) if s == frames.baseline}
+    baseline = {
+        t: group for t, s, group in by_task_and_system(frames.chunks) if s == frames.baseline
+    }
     acceptance = {
         (row["task"], row["system"]): row["acceptance"] for row in records(drafting(frames))
     }
-    for task, system, cell in cells(frames.units):
-        tokens, seconds = cell["tokens"].sum(), cell["seconds"].sum()
-        forward = _forwards(cell)
+    for task, system, group in by_task_and_system(frames.chunks):
+        tokens, seconds = group["tokens"].sum(), group["seconds"].sum()
+        forward = _forwards(group)
         alone = _forwards(baseline[task]) if task in baseline and is_target else {}
         alpha = acceptance.get((task, system), math.nan)
         gamma = frames.setting(system, "gamma")
@@ -45,14 +54,14 @@ def speed(frames: Frames) -> pd.DataFrame:
             {
                 "task": task,
                 "system": system,
-                "units": len(cell),
-                "batch": int(cell["batch"].max()),
+                "chunks": len(group),
+                "batch": int(group["batch"].max()),
                 "tokens": int(tokens),
                 "seconds": seconds,
-                **ratio_of("tokens_per_second", cell["tokens"], cell["seconds"]),
-                **_improvement(cell, baseline.get(task)),
+                **ratio_of("tokens_per_second", group["tokens"], group["seconds"]),
+                **_improvement(group, baseline.get(task)),
                 **{
-                    f"{p}_ms": 1000 * cell[f"{p}_seconds"].sum(min_count=1) / tokens
+                    f"{p}_ms": 1000 * group[f"{p}_seconds"].sum(min_count=1) / tokens
                     for p in SPEED_PARTS
                 },
                 "draft_forward_ms": forward["draft"],
@@ -77,7 +86,7 @@ def expected_improvement(alpha: float, cost: float, gamma: int | None) -> float:
 
 
 def drafting(frames: Frames) -> pd.DataFrame:
-    """How well drafting went, for systems that draft; only verified tokens have an acceptance rate.
+    """Acceptance rate, draft utilisation and block efficiency of systems that draft.
 
     Columns: task, system, acceptance, utilisation, block_efficiency and rewritten (of the steps of
     reward-guided decoding), each with its interval.
@@ -86,22 +95,22 @@ def drafting(frames: Frames) -> pd.DataFrame:
         {
             "task": task,
             "system": system,
-            **share_of("acceptance", cell["accepted"], verified * cell["examined"]),
-            **share_of("utilisation", cell["accepted"], drafted * cell["proposed"]),
-            **ratio_of("block_efficiency", cell["new_tokens"], cell["blocks"]),
-            **share_of("rewritten", cell["rewritten"], cell["steps"]),
+            **share_of("acceptance", group["accepted"], verified * group["examined"]),
+            **share_of("utilisation", group["accepted"], drafted * group["proposed"]),
+            **ratio_of("block_efficiency", group["new_tokens"], group["blocks"]),
+            **share_of("rewritten", group["rewritten"], group["steps"]),
         }
-        for task, system, cell in cells(frames.by_problem)
+        for task, system, group in by_task_and_system(frames.by_problem)
         for drafted in [math.nan if frames.kind(system) == "draft" else 1]
         for verified in [math.nan if frames.kind(system) == "rsd" else drafted]
     )
 
 
 def work(frames: Frames) -> pd.DataFrame:
-    """What each system computed, in numbers that do not depend on the machine.
+    """Tokens, forwards and operations of each system, which do not depend on the machine.
 
-    A position costs 2 operations a parameter; reading the prompt is left out. A reward-guided
-    system's rereading of its own text and its reward model are left out too.
+    A position costs 2 operations per parameter. Not counted: reading the prompt, and, in
+    reward-guided decoding, rereading the text and the reward model.
 
     Columns: task, system, tokens, by_draft, by_target, draft_share, target_forwards,
     draft_forwards, target_positions, draft_positions, flops, flops_per_token, relative_flops (per
@@ -111,13 +120,13 @@ def work(frames: Frames) -> pd.DataFrame:
     target_size = models.get("target_parameters") or 0
     draft_size = models.get("draft_parameters") or 0
     rows = []
-    for task, system, cell in cells(frames.by_problem):
-        count = cell[["new_tokens", "blocks", "proposed", "accepted"]].sum()
+    for task, system, group in by_task_and_system(frames.by_problem):
+        count = group[["new_tokens", "blocks", "proposed", "accepted"]].sum()
         kind = frames.kind(system)
         by_draft, target, draft = count["accepted"], count["blocks"], count["proposed"]
         verified = 0 if kind in ("draft", "rsd") else draft
         target_positions = target + verified
-        if frames.rule(system).get("gate_bonus"):
+        if frames.rule(system).get("draft_at_bonus"):
             draft += target
         flops = 2.0 * (target_size * target_positions + draft_size * draft)
         rows.append(
@@ -143,22 +152,22 @@ def work(frames: Frames) -> pd.DataFrame:
     return table
 
 
-def _forwards(cell: pd.DataFrame) -> dict[str, float]:
+def _forwards(group: pd.DataFrame) -> dict[str, float]:
     """Milliseconds of one batched forward of each model."""
     found = {}
     for model in ("draft", "target"):
-        steps = cell[f"{model}_steps"].sum()
-        found[model] = 1000 * cell[f"{model}_seconds"].sum() / steps if steps else math.nan
+        steps = group[f"{model}_steps"].sum()
+        found[model] = 1000 * group[f"{model}_seconds"].sum() / steps if steps else math.nan
     return found
 
 
-def _improvement(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
-    """Baseline's seconds a token / ours, on the units that both have."""
+def _improvement(group: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
+    """Baseline's seconds a token / ours, on the chunks that both have."""
     names = ["improvement", *interval_of("improvement")]
     unknown = dict.fromkeys(names, math.nan)
     if baseline is None:
         return unknown
-    both = cell.merge(baseline, on=_UNIT, suffixes=("", "_of_baseline"))
+    both = group.merge(baseline, on=_CHUNK, suffixes=("", "_of_baseline"))
     if both.empty:
         return unknown
     ours, theirs = both["seconds"].to_numpy(), both["seconds_of_baseline"].to_numpy()
@@ -173,5 +182,49 @@ def _improvement(cell: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
 
     try:
         return columns_of("improvement", bootstrap(improvement, len(both), resamples=_RESAMPLES))
-    except InputError:  # One unit says nothing about others.
+    except InputError:  # One chunk says nothing about others.
         return {**unknown, "improvement": float(improvement(np.ones(len(both))))}
+
+
+_SPEED = ("batch", "chunks", "tokens_per_second", "improvement")
+_DRAFTING = ("acceptance", "utilisation", "block_efficiency")
+
+
+def serving(frames: Frames) -> pd.DataFrame:
+    """Throughput and waiting times of systems on servers, and drafting where a server tells it.
+
+    Columns: task, system, batch, chunks, tokens_per_second and improvement with their intervals,
+    request_p50, request_p95, acceptance, utilisation, block_efficiency and penalty_rate with their
+    intervals. Empty where no server decoded.
+    """
+    if not frames.is_remote:
+        return pd.DataFrame()
+    keys = ["task", "system"]
+    times = pd.DataFrame(
+        {
+            "task": task,
+            "system": system,
+            "request_p50": group["seconds"].quantile(0.5),
+            "request_p95": group["seconds"].quantile(0.95),
+        }
+        for task, system, group in by_task_and_system(frames.samples)
+    )
+    penalties = pd.DataFrame(
+        {
+            "task": task,
+            "system": system,
+            **share_of("penalty_rate", group["penalised"], group["examined"]),
+        }
+        for task, system, group in by_task_and_system(frames.by_problem)
+    )
+    return (
+        _with_intervals(speed(frames), _SPEED)
+        .merge(times, on=keys)
+        .merge(_with_intervals(drafting(frames), _DRAFTING), on=keys)
+        .merge(penalties, on=keys)
+    )
+
+
+def _with_intervals(table: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    wanted = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    return table[["task", "system", *(name for name in wanted if name in table)]]

@@ -17,7 +17,7 @@ from easd.engine.pair import Pair
 from easd.errors import TraceError
 from easd.runs.files import now, replace_file, write_json
 from easd.runs.provenance import surroundings
-from easd.speed.bench.room import check_memory, check_window
+from easd.speed.bench.limits import check_memory, check_window
 from easd.speed.bench.systems import LONGEST, Load, System, Timing, decode_once
 
 TIMINGS = "timings.parquet"

@@ -1,4 +1,4 @@
-"""Ways to decode, and what one timed run of each leaves behind."""
+"""The systems that a benchmark compares, and how one run of each is timed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from time import perf_counter, process_time
 from typing import Any, Literal
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import set_seed
 
-from easd.core.rules import EASD, Speculative, TargetOnly
-from easd.core.step import Rule
+from easd.core.rules import EASD, Rule, Speculative, TargetOnly
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
 from easd.engine.settings import Settings
@@ -28,13 +28,19 @@ Kind = Literal[
     "prompt-lookup",
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
-LONGEST = 8  # Draft tokens of an adaptive block at most.
+LONGEST = 8  # Maximum draft tokens of an adaptive block.
 LEAST_BLOCK_PROB = 0.4  # See docs/speed.md.
+_PROFILE_ROWS = 15
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A way to decode with blocks of `gamma` draft tokens; 0 where nothing is drafted."""
+    """A way to decode.
+
+    Attributes:
+        kind: one of `KINDS`.
+        gamma: draft tokens per block; 0 where `kind` drafts none or decides itself.
+    """
 
     kind: Kind
     gamma: int = 0
@@ -47,13 +53,13 @@ class System:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What all systems decode alike.
+    """What every system decodes.
 
     Attributes:
-        batch: texts at once.
-        tokens: of each text at most.
+        batch: texts decoded at once.
+        tokens: maximum number of new tokens per text.
         temperature: 0 decodes greedily.
-        tau_h: of the systems with a gate, in nats.
+        tau_h: entropy threshold of systems with a gate, in nats.
     """
 
     batch: int
@@ -64,19 +70,19 @@ class Load:
 
 @dataclass(slots=True, kw_only=True)
 class Timing:
-    """One run of one system.
+    """Measurements of one run of one system.
+
+    All seconds are wall time except `cpu_seconds`.
 
     Attributes:
-        seconds, cpu_seconds: of the whole run, prompts included, by the clock on the wall and by
-            the time that all threads of this process computed.
-        tokens: new ones.
-        forwards: of the target, each for the whole batch; `blocks` counts each text's own.
+        seconds, cpu_seconds: of the whole run, prefill included; `cpu_seconds` sums the processor
+            time of this process's threads.
+        tokens: new tokens.
+        forwards: target forwards of the batch; `blocks` counts them per text.
         proposed, examined, accepted, penalised: draft tokens.
-        full: steps with every row in use, and `full_draft`, `full_target` their seconds; a
-            forward's time is only comparable there.
+        full: steps with every row in use, the only ones whose forwards are comparable;
+            `full_draft`, `full_target` and `full_proposed` are their seconds and draft tokens.
         parts: seconds by part of the step.
-
-    All seconds but `cpu_seconds` are wall time.
     """
 
     seconds: float = 0.0
@@ -95,7 +101,7 @@ class Timing:
     parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
     def to_row(self) -> dict[str, float]:
-        """A flat row: parts become `<part>_s`."""
+        """Returns a flat row; parts become `<part>_s`."""
         values = asdict(self)
         return {**values, **{f"{name}_s": s for name, s in values.pop("parts").items()}}
 
@@ -103,7 +109,7 @@ class Timing:
 def decode_once(
     system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load, seed: int
 ) -> Timing:
-    """Decodes every prompt once, with both clocks running."""
+    """Decodes every prompt once and measures wall and processor time."""
     decode_all = _assisted if system.kind == "assisted" else _ours
     begin, cpu_begin = perf_counter(), process_time()
     timing = decode_all(system, pair, prompts, load, seed)
@@ -112,17 +118,37 @@ def decode_once(
     return timing
 
 
+def profiled(system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load) -> str:
+    """Returns torch.profiler's table of the operations that take longest, by self time."""
+    activities = [ProfilerActivity.CPU]
+    order = "self_cpu_time_total"
+    if pair.target.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        order = "self_cuda_time_total"
+    decode_once(system, pair, prompts, load, 0)
+    with profile(activities=activities) as found, torch.inference_mode():
+        decode_once(system, pair, prompts, load, 1)
+    table = found.key_averages().table(
+        sort_by=order,
+        row_limit=_PROFILE_ROWS,
+        max_name_column_width=40,
+        top_level_events_only=False,
+    )
+    return f"{system.name}, {load.batch} at once\n{table}"
+
+
 def _settings(system: System, load: Load, seed: int) -> Settings:
-    gate = EASD(tau_h=load.tau_h, coupling="as_published")
+    gate = EASD(tau_h=load.tau_h)
     rules: dict[str, Rule] = {
         "target": TargetOnly(),
         "easd": gate,
-        "easd-maximal": replace(gate, coupling="maximal"),
-        "easd-adaptive": replace(gate, coupling="maximal", gate_bonus=True),
+        "easd-maximal": gate,
+        "easd-adaptive": replace(gate, draft_at_bonus=True),
     }
     adaptive = system.kind in ("adaptive", "easd-adaptive")
     return Settings(
         rule=rules.get(system.kind, Speculative()),
+        coupling="maximal" if system.kind in ("easd-maximal", "easd-adaptive") else None,
         gamma=LONGEST if adaptive else max(system.gamma, 1),
         least_block_prob=LEAST_BLOCK_PROB if adaptive else 0.0,
         drafter="prompt-lookup" if system.kind == "prompt-lookup" else "model",
@@ -137,10 +163,9 @@ def _ours(
     system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load, seed: int
 ) -> Timing:
     settings = _settings(system, load, seed)
-    models = [pair.target, pair.draft]
-    requests = make_requests(models, prompts, settings, pair.tokenizer)
+    requests = make_requests(pair, prompts, settings)
     timing = Timing()
-    for record in decode(pair.target, pair.draft, requests, settings):
+    for record in decode(pair, requests, settings):
         timing.forwards += 1
         timing.tokens += sum(map(len, record.committed))
         for part, seconds in record.seconds.items():
@@ -163,7 +188,7 @@ def _ours(
 def _assisted(
     system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load, seed: int
 ) -> Timing:
-    """Transformers' own, which takes one prompt at a time; it drafts `gamma` tokens in any case."""
+    """Runs transformers' assisted generation, prompt by prompt, with fixed draft length `gamma`."""
     assert pair.draft is not None
     set_seed(seed)
     drafting = pair.draft.generation_config

@@ -1,47 +1,95 @@
-"""What a machine can move and compute."""
+"""Bandwidth, arithmetic and overheads of a device."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from easd.errors import ConfigError
-from easd.speed.plan.products import ProductTable
 
 # Over float32 entries: softmax, entropy, top tokens, noise, acceptance, residual.
 _PASSES = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """One device, and how many of them share each matrix.
+class ProductTable:
+    """Measured times of matrix products, interpolated on a log scale.
+
+    A small matrix costs its kernel launch and a large one its bytes, so the table spans both. Above
+    its range seconds grow in proportion; below it they are constant.
 
     Attributes:
-        memory_gb: of one device.
-        bandwidth_gbs: GB/s that one device reads its memory with, by its data sheet.
-        tflops: dense TFLOP/s of one device in the weights' type, by its data sheet.
-        devices: in one tensor-parallel group.
-        bandwidth_share, flops_share: what decoders reach of the two.
-        layer_us: microseconds of a layer that neither bytes nor arithmetic explain.
-        entry_ns: nanoseconds of a layer, beside its products, for each entry of each row's hidden
-            state: norms, activations, sums. None on a data sheet, where they hide in the products.
-        exchange_us: microseconds of one exchange between the devices; a layer has two.
-        forward_us: microseconds of a forward outside its layers.
-        step_us: microseconds a step spends beside the forwards and the verification.
-        draw_us, verify_us: microseconds of drawing a draft token and of verifying a block that do
-            not depend on the vocabulary.
-        text_us: microseconds for each text and each position of its block.
-        draw_ns, verify_ns: measured nanoseconds for each entry of the vocabulary to draw a draft
-            token, and to verify a position; unless given, a dozen passes over float32 in memory.
-        cached_ns: measured nanoseconds for each cached number that attention reads; unless given,
-            its bytes by the bandwidth.
-        price: of one device for an hour, in whatever currency.
-        products: measured matrix products, in the place of bandwidth and arithmetic.
+        rows: numbers of vectors multiplied at once, ascending.
+        entries: matrix sizes, ascending.
+        seconds: [rows][entries].
+    """
+
+    rows: tuple[int, ...]
+    entries: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        if [len(row) for row in self.seconds] != [len(self.entries)] * len(self.rows):
+            raise ConfigError(
+                f"products need {len(self.rows)} lists of {len(self.entries)} seconds: for each "
+                "number of rows the seconds of every size"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Sequence]) -> ProductTable:
+        """Builds a table from the lists of a YAML file."""
+        rows = tuple(tuple(float(seconds) for seconds in row) for row in values["seconds"])
+        return cls(
+            rows=tuple(map(int, values["rows"])),
+            entries=tuple(map(int, values["entries"])),
+            seconds=rows,
+        )
+
+    def product(self, entries: float, rows: float) -> float:
+        """Returns seconds to multiply `rows` vectors with a matrix of `entries` entries."""
+        by_rows = [
+            np.interp(np.log(entries), np.log(self.entries), np.log(row)) for row in self.seconds
+        ]
+        seconds = np.exp(np.interp(np.log(rows), np.log(self.rows), by_rows))
+        beyond = max(1.0, entries / self.entries[-1]) * max(1.0, rows / self.rows[-1])
+        return float(seconds * beyond)
+
+    def operations_per_second(self) -> float:
+        """Returns FLOP/s of the largest product."""
+        return 2 * self.rows[-1] * self.entries[-1] / self.seconds[-1][-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """A tensor-parallel group of equal devices, from a data sheet or measured.
+
+    Attributes:
+        memory_gb: memory per device.
+        bandwidth_gbs: memory bandwidth per device, in GB/s.
+        tflops: dense TFLOP/s per device in the weights' type.
+        devices: number of devices in the tensor-parallel group.
+        bandwidth_share, flops_share: fractions of the two that decoding reaches.
+        layer_us: fixed overhead per layer, in microseconds.
+        entry_ns: nanoseconds per layer and hidden-state entry outside matrix products (norms,
+            activations, sums). Data sheets leave it at 0.
+        exchange_us: microseconds per all-reduce between devices; a layer has two.
+        forward_us: fixed overhead per forward outside its layers, in microseconds.
+        step_us: fixed overhead per step outside forwards and verification, in microseconds.
+        draw_us, verify_us: fixed overhead, in microseconds, of drawing a draft token and of
+            verifying a block.
+        text_us: microseconds per text and position of its block.
+        draw_ns, verify_ns: nanoseconds per vocabulary entry to draw a draft token and to verify a
+            position; None assumes a dozen passes over float32 in memory.
+        cached_ns: nanoseconds per cached number that attention reads; None derives it from the
+            bandwidth.
+        price: per device and hour, in any currency.
+        products: measured matrix products, which replace bandwidth and arithmetic.
     """
 
     name: str
@@ -74,12 +122,12 @@ class Hardware:
                 raise ConfigError(f"{name} = {getattr(self, name)}; use a share in (0, 1]")
 
     def product_seconds(self, matrices: Iterable[int], width: float, rows: float) -> float:
-        """Seconds to multiply `rows` vectors with every matrix.
+        """Returns seconds to multiply `rows` vectors with each matrix.
 
         Args:
-            matrices: entries of each.
-            width: bytes of an entry.
-            rows: vectors, all texts' together.
+            matrices: entries of each matrix.
+            width: bytes per entry.
+            rows: vectors of the whole batch.
         """
         if self.products is not None:
             sizes = Counter(matrices)
@@ -91,36 +139,36 @@ class Hardware:
         )
 
     def read_seconds(self, size: float) -> float:
-        """Seconds to read `size` bytes, spread over the devices."""
+        """Returns seconds to read `size` bytes, split between the devices."""
         return size / (self.bandwidth_gbs * 1e9 * self.bandwidth_share * self.devices)
 
     def compute_seconds(self, operations: float) -> float:
-        """Seconds for floating-point `operations`, spread over the devices."""
+        """Returns seconds for floating-point `operations`, split between the devices."""
         return operations / (self.tflops * 1e12 * self.flops_share * self.devices)
 
     def vocabulary_seconds(self, entries: float, measured_ns: float | None) -> float:
-        """Seconds to draw from or to verify distributions of so many entries; on every device."""
+        """Returns seconds to draw from or verify distributions, which every device does in full."""
         if measured_ns is not None:
             return entries * measured_ns * 1e-9
         return self.read_seconds(_PASSES * 4 * entries) * self.devices
 
     def cache_seconds(self, numbers: float, width: float) -> float:
-        """Seconds for attention to read so many cached numbers of `width` bytes."""
+        """Returns seconds for attention to read `numbers` cached numbers of `width` bytes."""
         if self.cached_ns is not None:
             return numbers * self.cached_ns * 1e-9 / self.devices
         return self.read_seconds(numbers * width)
 
     def layer_seconds(self, entries: float) -> float:
-        """Seconds of a layer beside its products and its attention.
+        """Returns seconds of a layer outside its matrix products and attention.
 
         Args:
-            entries: of the hidden states of all rows.
+            entries: hidden-state entries of the whole batch.
         """
         exchanges = 2 * self.exchange_us if self.devices > 1 else 0.0
         return (self.layer_us + exchanges) * 1e-6 + entries * self.entry_ns * 1e-9
 
 
-# Data sheets of the makers: memory, memory bandwidth, dense bfloat16 arithmetic.
+# From the vendors' data sheets: memory, memory bandwidth, dense bfloat16 arithmetic.
 HARDWARE = {
     each.name: each
     for each in (
@@ -135,7 +183,7 @@ HARDWARE = {
 
 
 def parse_hardware(text: str, price: float | None = None) -> Hardware:
-    """Reads `h100`, `h100:8` for eight of them, or the path of a YAML file of `Hardware`'s fields.
+    """Parses `h100`, `h100:8` for eight of them, or the path of a YAML file of `Hardware` fields.
 
     Raises:
         ConfigError: There is no such device or file, or a field does not fit.

@@ -24,7 +24,7 @@ export function card(panel, index, thresholds) {
     }),
     make("p", { text: story(token) }),
     candidates(token),
-    acceptance(token, panel.run.config.noise),
+    acceptance(token, panel.run.config.coupling),
     signals(seen, thresholds, panel.top),
     verdict(token, thresholds, panel.asked),
     favourites(token, seen, panel.vocabulary),
@@ -91,12 +91,12 @@ function candidates(token) {
   );
 }
 
-function acceptance(token, noise) {
+function acceptance(token, coupling) {
   const row = examinedRow(token);
   if (!row || row.accept_prob === null) return null;
   const meter = make("div", { class: "meter", "aria-hidden": "true" }, share(row.accept_prob));
   let test = `uniform ${number(row.uniform, 3)}`;
-  if (noise === "shared") test += "; noise is shared, so no test";
+  if (coupling === "shared") test += "; noise is shared, so no test";
   else meter.append(tick(row.uniform));
   return make(
     "div",

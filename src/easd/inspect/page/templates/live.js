@@ -131,7 +131,7 @@ export class Live {
       temperature: elements.temperature.valueAsNumber,
       max_tokens: elements.max_tokens.valueAsNumber,
       seed: elements.seed.valueAsNumber,
-      noise: "shared",
+      coupling: "shared",
       speculative,
     };
   }

@@ -134,7 +134,7 @@ export class Panel {
     });
     jump.addEventListener("click", () => this.focus(index));
     this.difference.replaceChildren(jump);
-    const shared = [this, other].every((panel) => panel.run.config.noise === "shared");
+    const shared = [this, other].every((panel) => panel.run.config.coupling === "shared");
     if (!shared) this.difference.append(" by chance, too: noise is not shared");
   }
 

@@ -64,7 +64,7 @@ function settings(config, texts) {
     `gamma ${config.gamma}`,
     `temperature ${setting(config.temperature)}`,
     `seed ${config.seed}`,
-    `${config.noise} noise`,
+    config.coupling ? `${config.coupling} coupling` : "the rule's own coupling",
   ];
   const lines = [["rule", name], ...Object.entries(fields), ...Object.entries(rest)];
   return make(

@@ -1,0 +1,204 @@
+"""What a rule is: the law of the next token, and the facts that it declares."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from easd.core.couplings import Coupling, Procedure
+from easd.core.step import Models, NeedsRaw, Step
+from easd.errors import RuleError
+
+RULES: dict[str, type[Rule]] = {}
+"""Every rule by name. A class with a `name` enters it by being defined."""
+
+
+class Rule(ABC):
+    """What the next token is drawn from, given what both models think.
+
+    A subclass is a frozen dataclass of hyperparameters with a `name` and a `law`; accepting and
+    replacing draft tokens is derived from the law by a coupling. Everything else has a default.
+    """
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    source: ClassVar[str] = ""
+    """Where it was published."""
+    models: ClassVar[Models] = "both"
+    """Which models a decoder has to run."""
+    draft_at_bonus: bool = False  # A field of rules that leave the choice.
+    """Whether the draft must be evaluated at the bonus position too."""
+
+    def __init_subclass__(cls) -> None:
+        if "name" in cls.__dict__:
+            RULES[cls.name] = cls
+
+    @abstractmethod
+    def law(self, step: Step) -> Tensor:
+        """Distribution [B, K+1, V] of the emitted token at each position, in closed form.
+
+        It must not depend on the draft tokens. At positions where `step.has_draft()` is false the
+        draft may not have been evaluated (a row of zeros).
+        """
+
+    def signals(self, step: Step) -> Mapping[str, Tensor]:
+        """What the rule looked at, name -> [B, K+1], for traces.
+
+        `gate` is the probability that the position is gated: a refusal there counts as penalised.
+        """
+        return {}
+
+    def law_given(self, step: Step, signals: Mapping[str, Tensor]) -> Tensor:
+        """The law where `signals` have been computed already; of them `gate` at least is there."""
+        return self.law(step)
+
+    def law_of(self, step: Step, tokens: Tensor, signals: Mapping[str, Tensor]) -> Tensor:
+        """The law's probability of `tokens` [B, K+1, n]; [B, K+1, n]."""
+        return self.law_given(step, signals).gather(-1, tokens)
+
+    def published(self) -> Procedure | None:
+        """The procedure that the rule was published with, where it is not `maximal`."""
+        return None
+
+    @property
+    def default_coupling(self) -> Coupling:
+        """How blocks are verified unless the caller says otherwise."""
+        return "maximal"
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the law is the target's at every position, whatever the draft."""
+        return False
+
+    @property
+    def has_law(self) -> bool:
+        """Whether the law is a function of the step's distributions."""
+        return True
+
+    @property
+    def needs_raw(self) -> NeedsRaw:
+        """When a step must carry raw probabilities (temperature 1, no truncation)."""
+        return "never"
+
+    @classmethod
+    def example(cls) -> Rule:
+        """An instance for documentation and tests, with every branch of the law in reach."""
+        return cls()
+
+    @classmethod
+    def summary(cls) -> str:
+        """One line for tables: the first of the class's documentation."""
+        return cleandoc(cls.__doc__ or "").partition("\n")[0]
+
+
+def make_rule(name: str, **values: Any) -> Rule:
+    """The rule or preset `name` with `values` for its fields.
+
+    Raises:
+        RuleError: The name or a field is unknown, or a value is out of range.
+    """
+    kind, preset = rule_type(name), PRESETS.get(name)
+    known = field_names(kind)
+    for field in values:
+        if field not in known:
+            has = f"its fields are {', '.join(known)}" if known else "it has no fields"
+            raise RuleError(f"rule {name!r} has no field {field!r}; {has}")
+    return kind(**({} if preset is None else preset.fields) | values)
+
+
+def rule_type(name: str) -> type[Rule]:
+    """The class behind a rule's or a preset's name.
+
+    Raises:
+        RuleError: The name is unknown.
+    """
+    kind = PRESETS[name].rule if name in PRESETS else RULES.get(name)
+    if kind is None:
+        raise RuleError(f"rule {name!r} is not known; choose one of {', '.join(rule_names())}")
+    return kind
+
+
+def rule_names() -> list[str]:
+    """All rules and presets, those first that every comparison has."""
+    first = ("easd", "speculative", "target", "draft")
+    return [*first, *sorted({*RULES, *PRESETS} - {*first})]
+
+
+def rule_name(rule: Rule) -> str:
+    """The name of the rule, or of the preset whose fields it has."""
+    for name, preset in PRESETS.items():
+        fixed = all(getattr(rule, field, None) == value for field, value in preset.fields.items())
+        if type(rule) is preset.rule and fixed:
+            return name
+    return rule.name
+
+
+def field_names(kind: type[Rule]) -> list[str]:
+    """The fields of a rule."""
+    return [field.name for field in fields(kind)]  # type: ignore[arg-type]
+
+
+class Preset:
+    """A rule with some of its fields fixed, under a name of its own."""
+
+    def __init__(self, name: str, rule: type[Rule], summary: str, **values: Any) -> None:
+        self.rule, self.summary, self.fields = rule, summary, values
+        PRESETS[name] = self
+
+
+PRESETS: dict[str, Preset] = {}
+"""Ablations and controls that are another rule with other fields, by name."""
+
+
+def summary_of(name: str) -> str:
+    """One line about a rule or a preset, for tables."""
+    return PRESETS[name].summary if name in PRESETS else rule_type(name).summary()
+
+
+def load_rule_files() -> None:
+    """Runs the files that EASD_RULES names, or the files of its folders: rules of one's own.
+
+    Raises:
+        RuleError: A file cannot be read or run.
+    """
+    for place in filter(None, os.environ.get("EASD_RULES", "").split(os.pathsep)):
+        path = Path(place)
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            spec = spec_from_file_location(f"easd_rules_{file.stem}", file)
+            try:
+                assert spec is not None
+                assert spec.loader is not None
+                spec.loader.exec_module(module_from_spec(spec))
+            except Exception as error:
+                raise RuleError(f"EASD_RULES: cannot run {str(file)!r} ({error})") from error
+
+
+def check_choice(field: str, value: str, choices: object) -> None:
+    """Refuses a `value` of `field` that is none of the `choices`, a Literal type.
+
+    Raises:
+        RuleError: The value is not among them.
+    """
+    allowed = choices.__args__  # type: ignore[attr-defined]
+    if value not in allowed:
+        raise RuleError(f"{field} = {value!r} is not known; choose one of {', '.join(allowed)}")
+
+
+def check_share(field: str, value: float, *, positive: bool = False) -> None:
+    """Refuses a `value` of `field` outside [0, 1], or (0, 1] where it must be `positive`.
+
+    Raises:
+        RuleError: The value is outside.
+    """
+    if not 0 <= value <= 1 or (positive and not value):
+        allowed = "(0, 1]" if positive else "[0, 1]"
+        raise RuleError(f"{field} = {value} is not a share; use a number in {allowed}")

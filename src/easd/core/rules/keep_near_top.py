@@ -1,0 +1,56 @@
+"""Keeping a draft token that is nearly the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from easd.core.rules.base import Rule
+from easd.core.rules.pool import Pooled
+from easd.core.step import Step
+from easd.errors import RuleError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepNearTop(Pooled):
+    """Keeps the draft token if it is nearly the best, and else emits the best.
+
+    With pi the pool p^a q^b, normalised, x is kept if max pi - pi(x) <= mu. By default pi is the
+    target's own distribution.
+
+    Attributes:
+        mu: how far below the best token a draft token may be, in probability.
+        a: power of the target's probability.
+        b: power of the draft's probability.
+    """
+
+    name = "keep-near-top"
+
+    plausible: float = 0.0
+    mu: float = 0.3
+    a: float = 1.0
+    b: float = 0.0
+
+    def __post_init__(self) -> None:
+        Pooled.__post_init__(self)
+        if not 0 <= self.mu <= 1:
+            raise RuleError(f"mu = {self.mu} is not a probability; use a number in [0, 1]")
+
+    @classmethod
+    def example(cls) -> Rule:
+        return cls(tau_h=0.9, tau_o=0.6, mu=0.1)
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        return self.a, self.b
+
+    def open_law(self, step: Step) -> Tensor:
+        pool = self.scores(step).softmax(-1)
+        top, best = pool.max(-1, keepdim=True)
+        near = top - pool <= self.mu
+        evaluated = step.draft_probs.amax(-1, keepdim=True) > 0
+        refused = (step.draft_probs * ~near).sum(-1, keepdim=True)
+        law = (step.draft_probs * near).scatter_add(-1, best, refused)
+        return torch.where(evaluated, law, pool)

@@ -1,0 +1,95 @@
+"""Combining both opinions as p^a q^b over the tokens that the target finds plausible.
+
+The powers are those of a conditional logit of the right token on log p and log q. b > 0 is a
+second opinion, b < 0 a warning (contrastive decoding, arXiv:2210.15097), b = 0 adds nothing.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from easd.core.rules.base import Rule, check_choice, check_share
+from easd.core.rules.gated import EntropyGated, best_or_drawn
+from easd.core.signals import log, most_probable
+from easd.core.step import Step
+from easd.errors import RuleError
+
+Pick = Literal["argmax", "sample"]
+
+# A draft probability below this one counts as this one: a power of it must stay finite.
+LEAST_DRAFT_PROB = 1e-6
+MOST_POWER = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooled(EntropyGated):
+    """A rule that scores tokens by p^a q^b where the gate is open.
+
+    Attributes:
+        plausible: tokens below this share of the target's most probable one are left out.
+    """
+
+    plausible: float = 0.1
+
+    def __post_init__(self) -> None:
+        EntropyGated.__post_init__(self)
+        check_share("plausible", self.plausible)
+        for name, power in zip("ab", self.powers, strict=True):
+            if not abs(power) <= MOST_POWER:
+                raise RuleError(
+                    f"{name} = {power} is no sensible power; use a number in "
+                    f"[-{MOST_POWER}, {MOST_POWER}]"
+                )
+
+    @property
+    @abstractmethod
+    def powers(self) -> tuple[float, float]:
+        """a, of the target's probability, and b, of the draft's."""
+
+    def scores(self, step: Step) -> Tensor:
+        """Logarithms of p^a q^b, minus infinity at implausible tokens; [B, K+1, V]."""
+        draft_probs, target_probs = step.opinions()
+        kept = target_probs >= self.plausible * target_probs.amax(-1, keepdim=True)
+        a, b = self.powers
+        scores = a * log(target_probs) + b * draft_probs.clamp_min(LEAST_DRAFT_PROB).log()
+        return scores.masked_fill(~kept | (target_probs <= 0), -torch.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool(Pooled):
+    """Emits the best token of p^a q^b, with a and b fitted on reference text.
+
+    `easd diagnose` fits them; the default (1, 0) is the target's best token.
+
+    Attributes:
+        a: power of the target's probability.
+        b: power of the draft's probability.
+        pick: emit the best token of the pool, or draw from it; greedy rows emit the best.
+    """
+
+    name = "pool"
+
+    a: float = 1.0
+    b: float = 0.0
+    pick: Pick = "argmax"
+
+    def __post_init__(self) -> None:
+        Pooled.__post_init__(self)
+        check_choice("pick", self.pick, Pick)
+
+    @classmethod
+    def example(cls) -> Rule:
+        return cls(tau_h=0.9, tau_o=0.6, a=1.3, b=-0.7)
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        return self.a, self.b
+
+    def open_law(self, step: Step) -> Tensor:
+        scores = self.scores(step)
+        return most_probable(scores) if self.pick == "argmax" else best_or_drawn(step, scores)

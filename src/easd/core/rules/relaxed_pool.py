@@ -1,0 +1,40 @@
+"""The pool at the gate and lenience elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from easd.core.rules.base import Rule, check_share
+from easd.core.rules.keep_near_top import KeepNearTop
+from easd.core.rules.lenience import lenient_law
+from easd.core.step import Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelaxedPool(KeepNearTop):
+    """Judges by the pool at the gate and is lenient elsewhere: accuracy won there buys speed here.
+
+    Attributes:
+        lenience: l in (0, 1]; where the gate is closed, speculate against l q instead of q, as the
+            rule `lenience` does. 1 is lossless there.
+    """
+
+    name = "relaxed-pool"
+
+    plausible: float = 0.1
+    lenience: float = 0.8
+
+    def __post_init__(self) -> None:
+        KeepNearTop.__post_init__(self)
+        check_share("lenience", self.lenience, positive=True)
+
+    @classmethod
+    def example(cls) -> Rule:
+        return cls(tau_h=0.9, tau_o=0.6, lenience=0.4)
+
+    def closed_law(self, step: Step) -> Tensor:
+        lenient = lenient_law(step.draft_probs, step.target_probs, self.lenience)
+        return torch.where(step.has_draft()[..., None], lenient, step.target_probs)

@@ -1,0 +1,218 @@
+"""Fits what the draft adds at the gate: the right token as a choice with odds p^a q^b.
+
+A conditional logit (McFadden 1974) over the plausible tokens of every gated position. With b > 0
+the draft is a second opinion; with b < 0 its preference is a warning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from easd.diagnose.positions import Mask, Positions, Values
+
+LEAST_CHOICES = 50
+LEAST_TEXTS = 10
+FOLDS = 5
+MOST_POWER = 100  # The pool rule takes no more.
+
+# A standard error beyond this one says that the powers may be anything.
+_WORST_ERROR = 10.0
+_MOST_STEPS = 100
+_GREEDY = np.array([1.0, 0.0])
+
+Meaning = Literal["second opinion", "warning", "nothing that shows", "not known"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolFit:
+    """Powers of the target's and the draft's probability, fitted by maximum likelihood.
+
+    Attributes:
+        a, b: the powers; (1, 0), the target's best token, where they could not be fitted.
+        a_error, b_error: standard errors for texts like the ones given, robust to whatever holds
+            within a text (sandwich, clustered by text); None where nothing was fitted.
+        b_low, b_high: 95 % interval of b.
+        n: gated positions with a choice between plausible tokens, the right one among them.
+        n_texts: texts with such a position.
+        n_outside: gated positions whose right token is not plausible; the pool never writes it.
+        log_likelihood: of the choices; None where nothing was fitted.
+        fallback: why nothing was fitted, or None.
+    """
+
+    a: float
+    b: float
+    a_error: float | None = None
+    b_error: float | None = None
+    b_low: float | None = None
+    b_high: float | None = None
+    n: int
+    n_texts: int
+    n_outside: int
+    log_likelihood: float | None = None
+    fallback: str | None = None
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the draft's preference means at the gate."""
+        if self.b_low is None or self.b_high is None:
+            return "not known"
+        if self.b_low > 0:
+            return "second opinion"
+        return "warning" if self.b_high < 0 else "nothing that shows"
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """Alternatives of n positions, M in all.
+
+    Attributes:
+        logs: log p and log q of each, [M, 2].
+        starts: where each position's alternatives begin, [n].
+        of: the position of each alternative, [M].
+        right: the chosen one, [n]; -1 where it is not among them.
+        texts: each position's text, [n].
+    """
+
+    logs: Values
+    starts: np.ndarray
+    of: np.ndarray
+    right: np.ndarray
+    texts: np.ndarray
+
+    @classmethod
+    def at(cls, positions: Positions, chosen: Mask) -> _Choices:
+        index = np.flatnonzero(chosen)
+        first, lengths = positions.starts[index], np.diff(positions.starts)[index]
+        starts = np.cumsum(lengths) - lengths
+        of = np.repeat(np.arange(len(index)), lengths)
+        source = np.arange(lengths.sum()) + (first - starts)[of]
+        right = positions.right[index]
+        return cls(
+            np.stack([positions.target_logs[source], positions.draft_logs[source]], 1),
+            starts,
+            of,
+            np.where(right < 0, -1, right - first + starts),
+            positions.texts[index],
+        )
+
+    def shares(self, powers: Values) -> tuple[Values, Values]:
+        """Normalised p^a q^b of every alternative [M], and its logarithm."""
+        scores = self.logs @ powers
+        scores -= np.maximum.reduceat(scores, self.starts)[self.of]
+        logs = scores - np.log(np.add.reduceat(np.exp(scores), self.starts))[self.of]
+        return np.exp(logs), logs
+
+
+def fit_pool(positions: Positions, gate: Mask) -> PoolFit:
+    """Fits p^a q^b to the right tokens at gated positions."""
+    lengths = np.diff(positions.starts)
+    plausible = positions.right >= 0
+    usable = gate & plausible & (lengths > 1)
+    n, n_texts = int(usable.sum()), len(np.unique(positions.texts[usable]))
+    n_outside = int((gate & ~plausible).sum())
+
+    def fall_back(reason: str) -> PoolFit:
+        return PoolFit(a=1.0, b=0.0, n=n, n_texts=n_texts, n_outside=n_outside, fallback=reason)
+
+    if not gate.any():
+        return fall_back("the gate never opens")
+    if n < LEAST_CHOICES or n_texts < LEAST_TEXTS:
+        return fall_back(
+            f"{n} gated positions with a choice in {n_texts} texts are too few; it takes "
+            f"{LEAST_CHOICES} in {LEAST_TEXTS} texts"
+        )
+    choices = _Choices.at(positions, usable)
+    powers = _newton(choices)
+    if powers is None:
+        return fall_back(
+            "the gated positions do not tell the powers: the two models rank alike there, or one "
+            "ranking is always right"
+        )
+    scores, information = _derivatives(choices, powers)
+    bread = np.linalg.inv(information)
+    by_text = np.stack(
+        [np.bincount(choices.texts, weights=column, minlength=1) for column in scores.T], 1
+    )
+    covariance = bread @ by_text.T @ by_text @ bread * n_texts / (n_texts - 1)
+    a_error, b_error = np.sqrt(np.diag(covariance)).tolist()
+    a, b = powers.tolist()
+    half = float(stats.t.ppf(0.975, n_texts - 1)) * b_error
+    return PoolFit(
+        a=a,
+        b=b,
+        a_error=a_error,
+        b_error=b_error,
+        b_low=b - half,
+        b_high=b + half,
+        n=n,
+        n_texts=n_texts,
+        n_outside=n_outside,
+        log_likelihood=float(choices.shares(powers)[1][choices.right].sum()),
+    )
+
+
+def pool_laws(positions: Positions, gate: Mask, a: float, b: float) -> tuple[Values, Values]:
+    """Probability of the right token at gated positions under the pool: its best token, or drawn.
+
+    Both are [n] for n gated positions, as the pool rule's with `pick` argmax and sample.
+    """
+    if not gate.any():
+        return np.zeros(0), np.zeros(0)
+    choices = _Choices.at(positions, gate)
+    shares, logs = choices.shares(np.array([a, b]))
+    top = np.flatnonzero(logs == np.maximum.reduceat(logs, choices.starts)[choices.of])
+    # Of equals the first counts, as in argmax.
+    best = top[np.unique(choices.of[top], return_index=True)[1]]
+    drawn = np.where(choices.right < 0, 0.0, shares[choices.right])
+    return (best == choices.right).astype(np.float64), drawn
+
+
+def held_out_laws(positions: Positions, gate: Mask) -> tuple[Values, Values]:
+    """`pool_laws` with each text evaluated by a pool fitted on other texts (5-fold)."""
+    fold_of_text = np.random.default_rng(0).permutation(positions.n_texts) % FOLDS
+    folds = fold_of_text[positions.texts]
+    best, drawn = np.zeros(len(positions)), np.zeros(len(positions))
+    for fold in range(FOLDS):
+        fit = fit_pool(positions, gate & (folds != fold))
+        judged = gate & (folds == fold)
+        best[judged], drawn[judged] = pool_laws(positions, judged, fit.a, fit.b)
+    return best[gate], drawn[gate]
+
+
+def _newton(choices: _Choices) -> Values | None:
+    """The most likely powers, or None where the likelihood has no clear maximum."""
+
+    def likelihood(powers: Values) -> float:
+        return float(choices.shares(powers)[1][choices.right].sum())
+
+    powers, reached = _GREEDY, likelihood(_GREEDY)
+    for _ in range(_MOST_STEPS):
+        scores, information = _derivatives(choices, powers)
+        if np.linalg.cond(information) > 1e12:
+            return None
+        slope = scores.sum(0)
+        step = np.linalg.solve(information, slope)
+        if slope @ step < 1e-9:
+            errors = np.sqrt(np.diag(np.linalg.inv(information)))
+            return powers if errors.max() < _WORST_ERROR else None
+        # The likelihood is concave: a step that is short enough climbs.
+        while (climbed := likelihood(powers + step)) < reached:
+            step = step / 2
+            if np.abs(step).max() < 1e-12:
+                return None
+        powers, reached = powers + step, climbed
+        if np.abs(powers).max() > MOST_POWER:
+            return None
+    return None
+
+
+def _derivatives(choices: _Choices, powers: Values) -> tuple[Values, Values]:
+    """Each position's slope of the log-likelihood [n, 2], and the information matrix [2, 2]."""
+    weights = choices.shares(powers)[0][:, None]
+    expected = np.add.reduceat(weights * choices.logs, choices.starts)
+    around = choices.logs - expected[choices.of]
+    return choices.logs[choices.right] - expected, (weights * around).T @ around

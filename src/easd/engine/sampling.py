@@ -1,0 +1,178 @@
+"""From logits to the distributions that tokens are drawn from, the same way for draft and target.
+
+Processors that may look at the text so far run once for each row and position, with exactly that
+position's prefix. The warpers behind them (temperature, top-k, top-p, min-p) never look at the
+prefix and run on all positions at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.generation import logits_process as hf
+
+if TYPE_CHECKING:
+    from easd.engine.request import Row
+
+Processor = Callable[..., Tensor]  # a transformers LogitsProcessor: (input_ids, scores)
+
+_TRUNCATING = (
+    hf.TemperatureLogitsWarper,
+    hf.TopKLogitsWarper,
+    hf.TopPLogitsWarper,
+    hf.TopHLogitsWarper,
+    hf.MinPLogitsWarper,
+    hf.TypicalLogitsWarper,
+    hf.EpsilonLogitsWarper,
+    hf.EtaLogitsWarper,
+)
+_PREFIX_FREE = (*_TRUNCATING, hf.LogitNormalization, hf.InfNanRemoveLogitsProcessor)
+
+
+@dataclass(frozen=True, slots=True)
+class Processing:
+    """What one request does to logits before a token is drawn.
+
+    Attributes:
+        processors: applied in order.
+        greedy: whether to take the most probable token.
+        kind: equal for requests whose `warpers` can run as one batch.
+    """
+
+    processors: tuple[Processor, ...] = ()
+    greedy: bool = False
+    kind: tuple[bool, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        warpers = repr([(type(warper), vars(warper)) for warper in self.warpers])
+        object.__setattr__(self, "kind", (self.greedy, warpers))
+
+    @property
+    def warpers(self) -> tuple[Processor, ...]:
+        """The trailing processors that never look at the prefix."""
+        return self.processors[self._split :]
+
+    @property
+    def prefixed(self) -> tuple[Processor, ...]:
+        """The processors up to the last one that may look at the prefix."""
+        return self.processors[: self._split]
+
+    @property
+    def _split(self) -> int:
+        last = len(self.processors)
+        while last > 0 and isinstance(self.processors[last - 1], _PREFIX_FREE):
+            last -= 1
+        return last
+
+
+@dataclass(frozen=True, slots=True)
+class Distributions:
+    """Distributions of B rows at T positions.
+
+    Attributes:
+        probs: what tokens are drawn from, [B, T, V].
+        scores: the processed logits behind `probs`, where asked for.
+        raw: probabilities at temperature 1 without truncation, where asked for.
+    """
+
+    probs: Tensor
+    scores: Tensor | None
+    raw: Tensor | None
+
+
+def distributions(
+    logits: Tensor,
+    rows: Sequence[Row],
+    drafted: Tensor,
+    counts: Sequence[int],
+    *,
+    want_raw: bool,
+    want_scores: bool = False,
+) -> Distributions:
+    """Processes logits into distributions, in at least float32.
+
+    Args:
+        logits: [B, T, V], overwritten unless scores are wanted. The last position of a row follows
+            its prefix and all drafted tokens, the one before it all but the last of them, and so
+            on.
+        rows: the B rows.
+        drafted: int64 [B, >= T-1], the tokens drafted after the prefix.
+        counts: each row's number of drafted tokens; the rest of `drafted` is padding.
+        want_raw: whether to compute raw probabilities too.
+        want_scores: whether to keep the processed logits.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    scores = _with_prefixes(logits, rows, drafted, counts, truncate=True)
+    raw = None
+    if want_raw:
+        raw = _with_prefixes(logits, rows, drafted, counts, truncate=False).softmax(-1)
+    kinds: dict[tuple[bool, str], list[int]] = {}
+    for place, row in enumerate(rows):
+        kinds.setdefault(row.request.processing.kind, []).append(place)
+    if len(kinds) == 1:
+        processing = rows[0].request.processing
+        scores = _warp(processing, scores)
+        probs = _probs(processing, scores, in_place=not want_scores)
+        return Distributions(probs, scores if want_scores else None, raw)
+    warped, probs = torch.empty_like(scores), torch.empty_like(scores)
+    for places in kinds.values():
+        processing = rows[places[0]].request.processing
+        warped[places] = _warp(processing, scores[places])
+        probs[places] = _probs(processing, warped[places], in_place=True)
+    return Distributions(probs, warped if want_scores else None, raw)
+
+
+def _with_prefixes(
+    logits: Tensor,
+    rows: Sequence[Row],
+    drafted: Tensor,
+    counts: Sequence[int],
+    *,
+    truncate: bool,
+) -> Tensor:
+    """Applies the processors that may look at the prefix, row by row and position by position.
+
+    Positions that the text cannot reach, behind its end or its last drafted token, are left alone:
+    a grammar may have no answer there.
+    """
+    if not any(row.request.processing.prefixed for row in rows):
+        return logits
+    scores = logits.clone()
+    first = drafted.shape[1] + 1 - logits.shape[1]
+    for place, row in enumerate(rows):
+        prefix = row.text
+        text = torch.cat([torch.tensor(prefix, device=logits.device), drafted[place]])[None]
+        reached = row.positions(drafted[place, : counts[place]].tolist())
+        for position in range(first, min(reached, drafted.shape[1] + 1)):
+            seen = text[:, : len(prefix) + position]
+            at = scores[place, position - first][None]
+            for processor in row.request.processing.prefixed:
+                if truncate or not isinstance(processor, _TRUNCATING):
+                    at = processor(seen, at)
+            scores[place, position - first] = at[0]
+    return scores
+
+
+def _warp(processing: Processing, scores: Tensor) -> Tensor:
+    """Applies the warpers to scores [b, T, V]; greedy rows have none."""
+    flat = scores.flatten(0, 1)
+    no_ids = flat.new_zeros(flat.shape[0], 0, dtype=torch.long)
+    for warper in () if processing.greedy else processing.warpers:
+        flat = warper(no_ids, flat)
+    return flat.view_as(scores)
+
+
+def _probs(processing: Processing, scores: Tensor, *, in_place: bool) -> Tensor:
+    """Probabilities [b, T, V] of processed scores; `in_place` reuses the memory of the scores."""
+    if processing.greedy:
+        best, token = scores.max(-1)
+        probs = torch.zeros_like(scores).scatter_(-1, token[..., None], 1.0)
+        # A one-hot row would hide scores that are NaN or all -inf.
+        probs[..., 0].masked_fill_(~best.isfinite(), float("nan"))
+        return probs
+    # Allocating memory for a large batch costs more than the softmax itself.
+    return torch.softmax(scores, -1, out=scores) if in_place else scores.softmax(-1)

@@ -1,0 +1,135 @@
+"""Events of /easd/decode: the rows of a text's trace, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from torch import Tensor
+
+from easd.config import RunConfig
+from easd.engine.engine import StepRecord
+from easd.engine.pair import Pair
+from easd.runs.files import now
+from easd.runs.provenance import signals
+from easd.runs.rows import token_rows, tokens_table
+from easd.runs.schema import FORMAT, TOP
+from easd.runs.tally import Tally, outcomes
+from easd.runs.texts import TokenTexts
+from easd.serve.detokenizer import Detokenizer
+from easd.serve.errors import Refusal
+from easd.serve.scheduler import Job, updates
+from easd.serve.streaming import event
+
+_Seen = tuple[list[dict[str, Any]], dict[int, str]]
+
+_KEYS = ["run", "sample", "request"]  # Equal in all rows of one text.
+
+
+class TraceEvents:
+    """Streams the trace of one text while it is being decoded.
+
+    Args:
+        pair: the models.
+        config: the server's, with the request's own settings.
+        surroundings: from `easd.runs.provenance.surroundings`.
+        texts: spells single tokens.
+    """
+
+    def __init__(
+        self, pair: Pair, config: RunConfig, surroundings: dict[str, Any], texts: TokenTexts
+    ) -> None:
+        self._pair = pair
+        self._config = config
+        self._texts = texts
+        self._top_n = getattr(config.settings.rule, "top_n", TOP)
+        self._tally = Tally()
+        self._steps = 0
+        self._run = {
+            "format": FORMAT,
+            "run": uuid4().hex[:12],
+            "status": "running",
+            "started": now(),
+            "ended": None,
+            "config": config.to_dict(),
+            "signals": signals(config),
+            **surroundings,
+        }
+
+    def observe(self, record: StepRecord, place: int) -> _Seen:
+        """Trace rows of a step and the spelling of their tokens; runs in the decoding thread."""
+        alone = only(record, place)
+        names = outcomes(alone)
+        self._tally.add(alone)
+        found = token_rows(alone, names, top_n=self._top_n)
+        size = len(found["position"])
+        found |= {"sample": np.zeros(size, int), "step": np.full(size, self._steps)}
+        self._steps += 1
+        texts = self._texts.of(found)
+        table = tokens_table(found, texts, run=self._run["run"], top_n=self._top_n)
+        return table.drop_columns(_KEYS).to_pylist(), texts
+
+    async def events(self, job: Job) -> AsyncIterator[bytes]:
+        """Server-sent events `run`, `rows` for every step, and `end`."""
+        detokenizer = Detokenizer(self._pair.tokenizer, job.settings.stop)
+        known: set[int] = set()
+        num_tokens = 0
+        try:
+            yield event({"type": "run", "run": self._run})
+            async for update in updates(job):
+                rows, texts = update.seen
+                new = {str(token): text for token, text in texts.items() if token not in known}
+                known |= texts.keys()
+                num_tokens += len(update.tokens)
+                detokenizer.add(update.tokens, update.finished)
+                yield event({"type": "rows", "tokens": rows, "vocabulary": new})
+            yield event(
+                {
+                    "type": "end",
+                    "sample": self._sample(job, detokenizer),
+                    "summary": self._tally.summary(),
+                }
+            )
+        except Refusal as refusal:
+            yield event({"type": "error", **refusal.body.model_dump()})
+
+    def _sample(self, job: Job, detokenizer: Detokenizer) -> dict[str, Any]:
+        """The text's row of the samples table."""
+        (request,) = job.requests
+        tally = self._tally
+        return {
+            "run": self._run["run"],
+            "sample": 0,
+            "request": request.number,
+            "task": None,
+            "item": None,
+            "prompt": self._pair.tokenizer.decode(list(request.prompt)),
+            "text": detokenizer.text,
+            "answer": None,
+            "correct": None,
+            "finish_reason": detokenizer.finished,
+            "prompt_tokens": len(request.prompt),
+            "draft_tokens": tally.accepted,
+            "target_tokens": tally.tokens - tally.accepted,
+            "blocks": tally.blocks,
+            "seconds": sum(tally.seconds.values()),
+        }
+
+
+def only(record: StepRecord, place: int) -> StepRecord:
+    """The record of a step, narrowed to one row."""
+    row = slice(place, place + 1)
+
+    def narrow(value: Any) -> Any:
+        if isinstance(value, Tensor | list):
+            return value[row]
+        if isinstance(value, Mapping):
+            return {name: narrow(held) for name, held in value.items()}
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{f.name: narrow(getattr(value, f.name)) for f in fields(value)})
+        return value
+
+    return narrow(record)

@@ -1,0 +1,120 @@
+"""Logits processors in blocks of draft tokens, and logits that leave nothing to draw from."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from models import (
+    fresh_pair,
+    llama_pair,
+    processing,
+    prompts,
+    requests,
+    run,
+    texts,
+)
+from transformers.generation import logits_process as hf
+
+from easd.core.rules import EASD, Speculative, TargetOnly
+from easd.engine.sampling import Processing
+from easd.errors import NumericsError
+
+GATED = EASD(tau_h=1.5, tau_o=0.8)
+TEXTS = prompts(12)
+
+
+def poisoned(model, *, after):
+    """`model` with NaN logits from the forward after `after` on."""
+    calls = []
+
+    def spoil(module, args, output):
+        calls.append(1)
+        if len(calls) > after:
+            output.logits[:] = float("nan")
+
+    model.register_forward_hook(spoil)
+    return model
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("which", ["target", "draft"])
+@pytest.mark.parametrize("rule", [Speculative(), GATED], ids=str)
+def test_nan_logits_are_one_clear_error(which, greedy, rule):
+    target, draft = fresh_pair()
+    poisoned(target if which == "target" else draft, after=5)
+    asked = requests(TEXTS[:3], processing=processing(temperature=0 if greedy else 1))
+    with pytest.raises(NumericsError, match=f"the {which}'s logits are NaN") as caught:
+        texts((target, draft), asked, rule=rule)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_processor_that_bans_everything_is_one_clear_error(greedy):
+    def ban(ids, scores):
+        return scores.fill_(float("-inf")) if ids.shape[1] > 8 else scores
+
+    asked = requests(TEXTS[:3], processing=Processing((ban,), greedy=greedy))
+    with pytest.raises(NumericsError, match="leave no token to choose"):
+        texts(llama_pair(), asked, rule=GATED)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("rule", [Speculative(), GATED], ids=str)
+def test_a_draft_that_knows_no_allowed_token_is_overruled(greedy, rule):
+    """A reduced head leaves -inf on most of the vocabulary; a grammar may allow only those."""
+    target, draft = fresh_pair()
+
+    def reduce_head(module, args, output):
+        output.logits[..., 12:] = float("-inf")
+
+    draft.register_forward_hook(reduce_head)
+    allowed = [13, 14, 15]
+
+    def grammar(ids, scores):
+        only = torch.full_like(scores, float("-inf"))
+        only[:, allowed] = scores[:, allowed]
+        return only
+
+    asked = requests(TEXTS[:3], processing=Processing((grammar,), greedy=greedy))
+    spoken = texts((target, draft), asked, rule=rule)
+    assert all(set(text) <= set(allowed) for text in spoken)
+    if greedy:
+        assert spoken == texts((target, draft), asked, rule=TargetOnly())
+
+
+@dataclass
+class Watch:
+    """A processor that records the texts it is asked about."""
+
+    seen: list
+
+    def __call__(self, ids, scores):
+        self.seen.append(tuple(ids[0].tolist()))
+        return scores
+
+
+@pytest.mark.parametrize("drafter", ["model", "prompt-lookup"])
+def test_processors_are_asked_only_about_texts_that_may_be(drafter):
+    """Never behind an end-of-sequence token, the last token allowed, or padding of the batch."""
+    seen = []
+    asked = [
+        replace(request, max_new_tokens=1 + 3 * request.number)
+        for request in requests(
+            [(5, 6, 5, 6, 5)] * 9, eos=frozenset({4, 5}), processing=Processing((Watch(seen),))
+        )
+    ]
+    target, draft = llama_pair()
+    pair = (target, draft if drafter == "model" else None)
+    done = run(pair, asked, rule=Speculative(), drafter=drafter, gamma=6)
+    assert {row.finished for row in done.values()} == {"eos", "length"}
+    new = [text[5:] for text in seen]
+    assert max(map(len, new)) < 1 + 3 * 8
+    assert not any({4, 5} & set(text) for text in new)
+
+
+def test_processors_see_the_prefix_of_their_own_position():
+    """A repetition penalty in blocks of 6 is that of one token at a time."""
+    fields = {"processing": Processing((hf.RepetitionPenaltyLogitsProcessor(1.7),))}
+    asked = requests(TEXTS[:5], **fields)
+    blocks = texts(llama_pair(), asked, rule=Speculative(), coupling="shared", gamma=6)
+    assert blocks == texts(llama_pair(), asked, rule=TargetOnly(), coupling="shared")
