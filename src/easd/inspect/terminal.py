@@ -222,7 +222,7 @@ def _lines(found: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str,
     yield (
         "decoding",
         f"{drafting if found['proposed'] else ''}temperature {_value(config['temperature'])}, "
-        f"seed {config['seed']}, noise {config['noise']}",
+        f"seed {config['seed']}, coupling {config['coupling'] or 'of the rule'}",
     )
     # The rule `draft` runs the draft in the target's place.
     model = "draft" if config["rule"]["name"] == "draft" else "target"
