@@ -22,7 +22,7 @@ from studies import Fitted, console, evaluate, fit, report
 from transformers.utils import logging
 
 from easd import load_pair
-from easd.cli.commands.calibrate import calibration_config
+from easd.cli.calibrate import calibration_config
 from easd.diagnose.calibration import SOURCES, paper_threshold, signals
 from easd.evaluate.config import StudyConfig
 from easd.pairs.loading import load_models

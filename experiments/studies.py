@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from easd import EASD
-from easd.cli.commands.diagnose import references
-from easd.cli.commands.evaluate import load_tasks, watch
+from easd.cli.diagnose import references
+from easd.cli.study import load_tasks, watch
 from easd.diagnose.diagnosis import Diagnosis, diagnose
 from easd.diagnose.reference_pass import read_positions
 from easd.engine.pair import Pair

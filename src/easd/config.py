@@ -20,8 +20,10 @@ from easd.errors import ConfigError, EasdError, RuleError
 DEFAULT_PAIR = "smollm2"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
+# Fields of rules that may be given in bits.
+IN_NATS = ("tau_h",)
+
 _BITS = re.compile(r"\s*([0-9.eE+-]+)\s*bits?\s*")
-_MODELS = ("pair", "target", "draft", "dtype", "int8_draft", "device", "chat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +31,15 @@ class RunConfig:
     """Which models decode, and how.
 
     Attributes:
-        pair: an embedded pair's name; the default one unless `target` or `draft` is given.
-        target, draft: hub ids or folders.
-        dtype, device: of the weights; chosen by the loader unless given.
-        int8_draft: round the draft's matrices to int8: a faster draft on a CPU, and another one.
-        chat: put prompts into the tokenizer's chat template; None does so where it has one.
+        pair: an embedded pair's name (see `easd pairs`); smollm2 unless `target` is given.
+        target: the target model: a hub id or a folder.
+        draft: the draft model: a hub id or a folder.
+        dtype: type of the weights: float32, bfloat16, float16 or float64. Unless given, float32 on
+            a CPU and elsewhere the checkpoint's own.
+        int8_draft: round the draft's matrices to int8, which is faster on a CPU for up to some ten
+            texts at once, and makes it another draft.
+        device: where the models run: cpu, cuda, cuda:1 or mps; unless given, a GPU if there is one.
+        chat: whether prompts go into the tokenizer's chat template; unless given, where it has one.
         settings: everything else.
     """
 
@@ -71,8 +77,8 @@ class RunConfig:
         values = dict(values)
         settings = [f.name for f in fields(Settings)]
         for name in values:
-            if name not in (*_MODELS, *settings):
-                known = ", ".join([*_MODELS, *settings])
+            if name not in (*MODEL_FIELDS, *settings):
+                known = ", ".join([*MODEL_FIELDS, *settings])
                 raise ConfigError(f"{name!r} is not a setting; choose from {known}")
         found = {}
         if values.get("rule") is not None:
@@ -84,7 +90,7 @@ class RunConfig:
         }
         models = {
             name: _convert(cls, name, values[name], ConfigError)
-            for name in _MODELS
+            for name in MODEL_FIELDS
             if name in values
         }
         return cls(**models, settings=Settings(**found))
@@ -92,9 +98,11 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The flat mapping that `from_dict` reads, in types that JSON and YAML know."""
         settings = {f.name: _plain(getattr(self.settings, f.name)) for f in fields(Settings)}
-        models = {name: getattr(self, name) for name in _MODELS}
+        models = {name: getattr(self, name) for name in MODEL_FIELDS}
         return {**models, **settings, "rule": rule_to_dict(self.settings.rule)}
 
+
+MODEL_FIELDS = tuple(each.name for each in fields(RunConfig) if each.name != "settings")
 
 Fill = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -154,7 +162,7 @@ def parse_rule(spec: str | Mapping[str, Any]) -> Rule:
     known = field_names(kind)
     for key, value in values.items():
         if key in known:
-            value = _to_nats(value) if key == "tau_h" else value
+            value = _to_nats(key, value) if key in IN_NATS else value
             values[key] = _convert(kind, key, value, RuleError)
     return make_rule(name, **values)
 
@@ -209,7 +217,7 @@ def _rule_mapping(spec: Any) -> dict[str, Any]:
     return {"name": spec}
 
 
-def _to_nats(value: Any) -> Any:
+def _to_nats(name: str, value: Any) -> Any:
     if not isinstance(value, str) or not (match := _BITS.fullmatch(value)):
         return value
     try:
@@ -217,7 +225,7 @@ def _to_nats(value: Any) -> Any:
     except ValueError:
         return value
     nats = bits * math.log(2)
-    warnings.warn(f"tau_h = {bits:g} bits is {nats:.6g} nats", stacklevel=4)
+    warnings.warn(f"{name} = {bits:g} bits is {nats:.6g} nats", stacklevel=4)
     return nats
 
 

@@ -11,19 +11,18 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import typer
 from enumeration import check_law, steps
 from http_server import running
 
 import easd
-from easd.cli import app
+from easd.cli import main
+from easd.cli.root import command_line
 from easd.config import load_config
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMANDS = typer.main.get_command(app).commands
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -65,7 +64,7 @@ def evidence(names, stack, folder):
     run = folder / "runs" / "first"
     command = ["eval", "--pair", "lab-a", "--task", "lab-a:10", "--quiet", "--out", run]
     with pytest.raises(SystemExit):
-        app(list(map(str, command)))
+        main(list(map(str, command)))
 
 
 def server(names, stack, folder):
@@ -121,7 +120,7 @@ def test_the_rule_of_the_page_has_the_law_it_says():
 )
 def test_the_commands_of_a_page_exist(page):
     for name, *arguments in commands(page, "sh", ""):
-        COMMANDS[name].make_context(f"easd {name}", list(arguments))
+        command_line([name]).parse_args([name, *arguments])
 
 
 def test_ten_minutes_do_what_they_say(easd, tmp_path, monkeypatch):

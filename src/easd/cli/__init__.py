@@ -1,4 +1,3 @@
-"""The command line: one file a command."""
+"""The command line: one file a command, `root` finds them."""
 
-from easd.cli.root import app as app
 from easd.cli.root import main as main

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from cyclopts import Group, Parameter
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 from rich.text import Text
 
-from easd.cli.commands.evaluate import load_tasks
+from easd.cli.options import MODELS, OUTPUT, ModelOptions, joined
+from easd.cli.study import load_tasks
 from easd.engine.pair import Pair
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.prompting import encode_item
+from easd.pairs import lab
 from easd.pairs.from_config import load_with_status
 from easd.runs.schema import PARTS
 from easd.speed.bench import Bench, Cell, Line, System, lines, read_timings
@@ -32,50 +36,99 @@ _WIDTH = 116
 _TOKENS = 64
 UNDRAFTED = ("target", "adaptive", "easd-adaptive")
 
+OfLoad = partial(Parameter, group=Group("Load", sort_key=11))
+OfSystems = partial(Parameter, group=Group("Systems", sort_key=12))
+Flag = partial(Parameter, group=OUTPUT, negative=(), show_default=False)
+
+
+def command(
+    *, models: ModelOptions = None, asked: Annotated[Benchmark, Parameter(name="*")]
+) -> None:
+    """Time every way to decode, in turn on the same prompts: ratios with intervals."""
+    asked.run(asked.study(models or {}))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
     """What is asked.
 
     Attributes:
-        study: the pair and the task whose prompts are decoded.
-        kinds: of systems; each that drafts blocks of one length takes part once for every gamma.
-        batches, contexts, gammas: see `easd.speed.bench.Cell`.
-        tokens: of each text; None for 64, or what the window leaves.
-        clock: that the ratios are made of.
-        profile: whether torch's profiler looks at each system once.
-        roofline: whether the machine is measured and its forwards held against it.
+        threads: torch's threads.
+        task: Whose prompts; see `easd tasks`.
+        data: A file with the task's items.
+        batches: Texts at once; may be repeated.
+        contexts: Tokens that prompts are cut or repeated to; may be repeated.
+        tokens: Tokens of each text.
+        texts: Texts for each place of the batch.
+        temperature: 0 is greedy.
+        rounds: How often each takes its turn; a finished run can be given more.
+        kinds: A system: target, assisted, speculative, adaptive, easd, easd-maximal, easd-adaptive
+            or prompt-lookup; may be repeated.
+        gammas: Draft tokens of a block; may be repeated. Each system that drafts blocks of one
+            length takes part once for every one.
+        tau_h: Entropy threshold in nats.
+        clock: What ratios are made of: wall time, or processor time, which other processes disturb
+            less. With cpu use --threads 1: threads that wait for others count.
+        profile: Let torch's profiler look at each system once, too.
+        roofline: Measure the machine and hold the forwards against it.
+        out: Folder of the run; one that was stopped goes on where it was.
     """
 
-    study: StudyConfig
-    kinds: tuple[str, ...]
-    batches: tuple[int, ...]
-    contexts: tuple[int, ...]
-    gammas: tuple[int, ...]
-    rounds: int
-    tokens: int | None
-    texts: int
-    tau_h: float
-    threads: int | None
-    clock: Clock
-    out: Path
-    profile: bool
-    roofline: bool
+    threads: Annotated[int | None, Parameter(group=MODELS)] = None
+    task: Annotated[str | None, OfLoad(show_default="a lab pair's own, else gsm8k")] = None
+    data: Annotated[Path | None, OfLoad()] = None
+    batches: Annotated[
+        tuple[int, ...], OfLoad(name="--batch", metavar="INT", show_default=joined)
+    ] = (1,)
+    contexts: Annotated[
+        tuple[int, ...], OfLoad(name="--context", metavar="INT", show_default="as they are")
+    ] = ()
+    tokens: Annotated[
+        int | None, OfLoad(show_default=f"{_TOKENS}, or what the context window leaves")
+    ] = None
+    texts: Annotated[int, OfLoad()] = 2
+    temperature: Annotated[float, OfLoad()] = 1.0
+    rounds: Annotated[int, OfLoad()] = 5
+    kinds: Annotated[
+        tuple[str, ...], OfSystems(name="--system", metavar="NAME", show_default="all")
+    ] = tuple(KINDS)
+    gammas: Annotated[
+        tuple[int, ...], OfSystems(name="--gamma", metavar="INT", show_default=joined)
+    ] = (4,)
+    tau_h: Annotated[float, OfSystems()] = 1.5
+    clock: Annotated[Clock, Parameter(group=OUTPUT)] = "wall"
+    profile: Annotated[bool, Flag()] = False
+    roofline: Annotated[bool, Flag()] = False
+    out: Annotated[Path, Parameter(group=OUTPUT)]
 
-    def run(self) -> None:
+    def study(self, models: Mapping[str, Any]) -> StudyConfig:
+        """The models, and the task whose prompts are decoded.
+
+        Raises:
+            EasdError: One of them is unknown.
+        """
+        pair = models.get("pair")
+        own = lab.ALIASES.get(pair or "", pair)
+        task = self.task or (own if own in lab.RECIPES else "gsm8k")
+        items: dict[str, Any] = {"name": task, "limit": max(self.batches) * self.texts}
+        if self.data is not None:
+            items["data"] = str(self.data)
+        return StudyConfig.from_dict({**models, "temperature": self.temperature, "tasks": [items]})
+
+    def run(self, study: StudyConfig) -> None:
         """Decodes what is missing, writes the run's folder, and prints what came of it.
 
         Raises:
             EasdError: A setting does not fit, or the folder holds something else.
         """
-        self._check()
+        self._check(study)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         console, aside = Console(), Console(stderr=True)
         console.width = max(console.width, _WIDTH)
-        pair = load_with_status(self.study.base, aside)
+        pair = load_with_status(study.base, aside)
         self._check_pair(pair, aside)
-        bench = self._bench(pair)
+        bench = self._bench(study, pair)
         total = self.rounds * len(bench.cells) * len(bench.systems)
         with Progress(console=aside, transient=True) as bar:
             task = bar.add_task("decoding", total=total)
@@ -94,13 +147,13 @@ class Benchmark:
             console.print(text, highlight=False, soft_wrap=True)
         console.print(f"the run is in {self.out}")
 
-    def _check(self) -> None:
+    def _check(self, study: StudyConfig) -> None:
         for name in ("batches", "contexts", "gammas", "rounds", "tokens", "texts"):
             values = getattr(self, name)
             each = values if isinstance(values, tuple) else (values,)
             if any(value is not None and value < 1 for value in each):
                 raise ConfigError(f"{name} = {values} holds less than 1; use 1 or more")
-        if self.roofline and self.study.base.int8_draft:
+        if self.roofline and study.base.int8_draft:
             raise ConfigError("roofline counts weights of one width; leave out it or int8_draft")
         for kind in self.kinds:
             if kind not in KINDS:
@@ -125,9 +178,9 @@ class Benchmark:
                     soft_wrap=True,
                 )
 
-    def _bench(self, pair: Pair) -> Bench:
-        (task,) = load_tasks(self.study, Console(stderr=True))
-        chat = self.study.base.chat
+    def _bench(self, study: StudyConfig, pair: Pair) -> Bench:
+        (task,) = load_tasks(study, Console(stderr=True))
+        chat = study.base.chat
         prompts = [encode_item(item, task, pair.tokenizer, chat) for item in task.items]
         window = pair.context_window
         left = window - max(self.contexts or map(len, prompts)) if window else _TOKENS
@@ -144,7 +197,7 @@ class Benchmark:
             rounds=self.rounds,
             tokens=self.tokens or max(1, min(_TOKENS, left)),
             texts=self.texts,
-            temperature=self.study.base.settings.temperature,
+            temperature=self.temperature,
             tau_h=self.tau_h,
         )
 

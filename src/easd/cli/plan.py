@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from easd.cli.options import MODELS, joined
 from easd.config import RunConfig
 from easd.errors import ConfigError
 from easd.pairs.from_config import load_with_status
@@ -28,32 +31,47 @@ from easd.speed.plan.measure import describe
 HERE = "here"
 
 
+def command(*, asked: Annotated[Plan | None, Parameter(name="*")] = None) -> None:
+    """Forecast tokens a second and their price on other hardware, and when not to draft."""
+    (asked or Plan()).run()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is asked.
 
     Attributes:
-        pair: an embedded pair; else
-        target, draft: hub ids, folders, or config.json files.
-        on: a device such as `h100:8`, a YAML file, or `here` to measure this costs.
-        price: of one device for an hour.
-        trace: a run whose acceptance is taken; else
-        acceptance: one rate for every draft token.
-        texts: how many at once.
-        gammas: draft tokens of a block.
-        context: tokens of a text, prompt included, in the middle of its decoding.
+        pair: An embedded pair; see `easd pairs`.
+        target: The target: a hub id, a folder or a config.json; its weights are not needed.
+        draft: The draft, likewise.
+        on: A device, such as h100 or h100:8; a YAML file that describes one; or here, which
+            measures this costs.
+        price: Of one device for an hour.
+        trace: A run of the pair: how many draft tokens were accepted.
+        acceptance: Without a run: the share of draft tokens that are accepted.
+        texts: Texts decoded at once; may be repeated.
+        gammas: Draft tokens of a block; may be repeated.
+        context: Tokens of a text, prompt included, halfway through its decoding.
     """
 
-    pair: str | None
-    target: str | None
-    draft: str | None
-    on: str
-    price: float | None
-    trace: Path | None
-    acceptance: float | None
-    texts: tuple[int, ...]
-    gammas: tuple[int, ...]
-    context: int
+    pair: Annotated[str | None, Parameter(group=MODELS)] = None
+    target: Annotated[str | None, Parameter(group=MODELS)] = None
+    draft: Annotated[str | None, Parameter(group=MODELS)] = None
+    on: str = HERE
+    price: float | None = None
+    trace: Path | None = None
+    acceptance: float | None = None
+    texts: Annotated[tuple[int, ...], Parameter(metavar="INT", show_default=joined)] = (
+        1,
+        8,
+        32,
+        128,
+        512,
+    )
+    gammas: Annotated[
+        tuple[int, ...], Parameter(name="--gamma", metavar="INT", show_default=joined)
+    ] = (1, 3, 5, 8)
+    context: int = 1024
 
     def run(self) -> None:
         """Prints tokens a second against texts at once and gamma.

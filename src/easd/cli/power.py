@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,27 +15,27 @@ from easd.stats import Spread
 _DIFFERENCES = (0.5, 1.0, 2.0, 5.0)
 
 
-def show_power(
-    runs: Sequence[Path],
-    system: str,
-    baseline: str,
-    difference: float | None,
-    problems: int | None,
-    seeds: int,
-    chance: float,
+def command(
+    runs: list[Path],
+    /,
+    *,
+    system: str = "easd",
+    baseline: str = "target",
+    difference: float | None = None,
+    problems: int | None = None,
+    seeds: int = 1,
+    chance: float = 0.8,
 ) -> None:
-    """Prints, for each task, what it takes to see a difference between two systems.
+    """How many problems and seeds does it take? From the variance of a pilot run of the pair.
 
     Args:
-        runs: folders of evaluations that hold both.
-        system, baseline: names of the systems.
-        difference: in points; without one, a few.
-        problems: whose smallest visible difference is wanted, too; the pilot's unless given.
-        seeds: texts a problem.
-        chance: the wanted power.
-
-    Raises:
-        InputError: A system is missing, or has other items than the other.
+        runs: Folders of a pilot run that holds both systems.
+        system: The system in question, as named in the run.
+        baseline: What it is compared with.
+        difference: A difference in points: how many problems does it take to see it?
+        problems: A number of problems: what difference can they show?
+        seeds: Texts a problem.
+        chance: The wanted probability of seeing it.
     """
     samples = pd.concat([open_run(run, "evaluation").samples.to_pandas() for run in runs])
     table = Table("task", "differ on", f"problems for a power of {chance:.0%}", "can be seen")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from easd.cli.commands.generate import Stream
+from easd.cli.texts import Stream
 from easd.engine.request import Request, Row
 
 

@@ -1,0 +1,168 @@
+"""`easd calibrate`: a validation set in, thresholds out."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from easd.cli.options import (
+    GRID,
+    OUTPUT,
+    RULE,
+    ModelOptions,
+    Options,
+    Quiet,
+    fields_of,
+    options,
+)
+from easd.cli.study import (
+    Config,
+    Data,
+    Seeds,
+    SetValue,
+    SharedDecoding,
+    TaskNames,
+    load_tasks,
+    settings,
+    watch,
+)
+from easd.core.rules import EASD
+from easd.diagnose.calibration import (
+    SOURCES,
+    Signals,
+    Source,
+    firing,
+    paper_threshold,
+    rate_threshold,
+    signals,
+    warnings_of,
+)
+from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
+from easd.engine.pair import fingerprints
+from easd.errors import ConfigError
+from easd.evaluate.config import StudyConfig, read_study
+from easd.evaluate.engine import Evaluation
+from easd.pairs.from_config import load_with_status
+from easd.runs import open_run
+from easd.stats import Estimate
+
+# Fields of the gate that the thresholds hold for.
+_GATE = ("tau_o", "top_n", "entropy_of")
+
+if TYPE_CHECKING:
+    GateOptions = Options
+else:
+    GateOptions = options(fields_of(EASD, *_GATE), RULE)
+
+
+def command(
+    config: Config = None,
+    /,
+    *,
+    models: ModelOptions = None,
+    task: TaskNames = None,
+    data: Data = None,
+    seed: Seeds = None,
+    set_: SetValue = None,
+    source: Annotated[str, Parameter(group=GRID, metavar="|".join(SOURCES))] = "pooled",
+    rate: Annotated[float | None, Parameter(group=GRID)] = None,
+    gate: GateOptions = None,
+    decoding: SharedDecoding = None,
+    out: Annotated[Path, Parameter(group=OUTPUT)] = Path("calibration.json"),
+    run: Annotated[Path, Parameter(group=OUTPUT)] = Path("runs/calibration"),
+    quiet: Quiet = False,
+) -> None:
+    """Find tau_h for a pair: the paper's mean of the top 5 % entropies, or a wanted firing rate.
+
+    The file names the pair (by hash), the sampling settings and the data; `--calibration` refuses
+    it where they differ.
+
+    Args:
+        source: Whose entropies the paper's rule takes.
+        rate: Find the tau_h at which the gate opens at this share of positions, instead of the
+            paper's rule.
+        out: The file to write.
+        run: Folder of the texts decoded for it; one that was stopped goes on.
+    """
+    if source not in SOURCES:
+        raise ConfigError(f"source = {source!r} is not known; choose one of {', '.join(SOURCES)}")
+    given = settings(models, decoding, task=task, data=data, seed=seed, set_=set_)
+    study = calibration_config(read_study(config, given), dict(gate or {}))
+    console = Console(stderr=True, quiet=quiet)
+    tasks = load_tasks(study, console)
+    pair = load_with_status(study.base, console)
+    watch(Evaluation(study, pair, tasks, run), console)
+    rule: Any = study.systems[0].settings.rule
+    found = signals(open_run(run, "evaluation").tokens, top_n=rule.top_n)
+    by_source: dict[Source, Estimate] = {each: paper_threshold(found, each) for each in SOURCES}
+    chosen = by_source[source] if rate is None else rate_threshold(found, rate, rule.tau_o)
+    rates = firing(found, chosen.value, rule.tau_o)
+    told = warnings_of(rates)
+    CalibrationFile(
+        kind="calibration",
+        fields={"tau_h": chosen.value, **{name: getattr(rule, name) for name in _GATE}},
+        pair=pair.name,
+        fingerprints=fingerprints(pair),
+        sampling=sampling(study.base.settings),
+        data=[data_of(task) for task in tasks],
+        estimates={
+            "method": "mean of the top 5 % entropies" if rate is None else "firing rate",
+            "source": source if rate is None else None,
+            "wanted_rate": rate,
+            "tau_h": asdict(chosen),
+            "paper_rule": {name: asdict(value) for name, value in by_source.items()},
+            "rates": {name: asdict(value) for name, value in rates.items()},
+            "texts": found.texts,
+            "positions": len(found.text),
+            "warnings": told,
+        },
+    ).save(out)
+    _show(console, chosen, by_source, rates, found)
+    for line in told:
+        console.print(Text(f"warning: {line}", "yellow"), soft_wrap=True)
+    console.print(Text(f"written to {out}; use it with --calibration {out}"))
+
+
+def _show(
+    console: Console,
+    chosen: Estimate,
+    by_source: Mapping[Source, Estimate],
+    rates: dict[str, Estimate],
+    found: Signals,
+) -> None:
+    table = Table("estimate", "value", "95 % interval", title="calibration")
+    for source, value in by_source.items():
+        table.add_row(f"mean of the top 5 %, {source}", *_nats(value))
+    table.add_section()
+    table.add_row("tau_h chosen", *_nats(chosen))
+    for name, value in rates.items():
+        label = "gate open" if name == "gate" else f"{name.replace('_', ' ')} met"
+        table.add_row(label, f"{value.value:.3%}", f"{value.low:.3%} to {value.high:.3%}")
+    table.caption = f"{len(found.text):,} positions of {found.texts:,} texts"
+    console.print(table)
+
+
+def _nats(value: Estimate) -> tuple[str, str]:
+    return f"{value.value:.3f} nats", f"{value.low:.3f} to {value.high:.3f}"
+
+
+def calibration_config(values: dict[str, Any], gate: dict[str, Any]) -> StudyConfig:
+    """A lossless system that asks the draft at every position and records every token.
+
+    Args:
+        values: models, tasks and settings, as in an evaluation.
+        gate: tau_o, top_n and entropy_of of the rule to calibrate.
+    """
+    lossless = {"tau_h": math.inf, "draft_at_bonus": True}
+    system = {"name": "calibration", "rule": {"name": "easd", **gate, **lossless}}
+    grid = {"systems": [system], "baselines": False, "trace": sys.maxsize}
+    return StudyConfig.from_dict({**values, **grid})

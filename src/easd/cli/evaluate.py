@@ -1,0 +1,99 @@
+"""`easd eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from easd.cli.options import (
+    GRID,
+    CalibrationOption,
+    Force,
+    ModelOptions,
+    Quiet,
+)
+from easd.cli.study import (
+    AllowCode,
+    Config,
+    Data,
+    Out,
+    Seeds,
+    SetValue,
+    SharedDecoding,
+    TaskNames,
+    run_grid,
+    settings,
+)
+
+_ENDPOINT = Group("Endpoint", sort_key=10)
+
+
+def command(
+    config: Config = None,
+    /,
+    *,
+    models: ModelOptions = None,
+    task: TaskNames = None,
+    data: Data = None,
+    system: Annotated[
+        list[str] | None,
+        Parameter(
+            group=GRID,
+            metavar="RULE[:FIELD=VALUE,...]",
+            show_default="target, speculative, easd; with --endpoint served",
+        ),
+    ] = None,
+    seed: Seeds = None,
+    set_: SetValue = None,
+    allow_code_execution: AllowCode = False,
+    calibration: CalibrationOption = None,
+    force: Force = False,
+    decoding: SharedDecoding = None,
+    endpoint: Annotated[str | None, Parameter(group=_ENDPOINT, metavar="URL")] = None,
+    model: Annotated[str | None, Parameter(group=_ENDPOINT, show_default="its only one")] = None,
+    api_key_env: Annotated[str | None, Parameter(group=_ENDPOINT, metavar="NAME")] = None,
+    dialect: Annotated[
+        str | None, Parameter(group=_ENDPOINT, show_default="whichever the server understands")
+    ] = None,
+    concurrency: Annotated[int | None, Parameter(group=_ENDPOINT, show_default="16")] = None,
+    out: Out = Path("runs/eval"),
+    quiet: Quiet = False,
+) -> None:
+    """Decode and grade tasks with several systems: who is right how often?
+
+    Every system sees the same items with the same random numbers (`--coupling shared`), so that
+    two of them differ only where their rules acted. A target at temperature 0.5 and one decoding
+    greedily are always among them. A run that was stopped goes on where it was.
+
+    With --endpoint a server decodes. Noise is then independent, and systems are only those named.
+
+    Args:
+        system: A rule with fields and settings, such as easd:tau_h=1.2,coupling=maximal, or
+            rsd:delta=0.7. With --endpoint also `served`: the server's own. May be repeated.
+        endpoint: Evaluate this OpenAI-compatible server, such as http://127.0.0.1:8000/v1, instead
+            of a pair.
+        model: The server's name for the model.
+        api_key_env: The environment variable that holds the server's key.
+        dialect: How a request names its rule: easd (easd serve) or vllm (the plugin).
+        concurrency: Requests under way at once.
+    """
+    given = settings(models, decoding, task=task, data=data, seed=seed, set_=set_)
+    server = {
+        "url": endpoint,
+        "model": model,
+        "api_key_env": api_key_env,
+        "dialect": dialect,
+        "concurrency": concurrency,
+    }
+    given |= {f"endpoint.{name}": value for name, value in server.items() if value is not None}
+    if system:
+        given["systems"] = system
+    run_grid(
+        *(config, given, out),
+        calibration=calibration,
+        force=force,
+        allow_code_execution=allow_code_execution,
+        quiet=quiet,
+    )

@@ -1,0 +1,37 @@
+"""`easd report`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from easd.report import write_report
+from easd.runs import open_run
+
+
+def command(
+    runs: list[Path],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(show_default="report in the first run")] = None,
+    baseline: Annotated[str | None, Parameter(show_default="target")] = None,
+    margin: float = 1.0,
+) -> None:
+    """Write what runs show: one HTML page, the same as Markdown, and every table.
+
+    Args:
+        runs: Folders that `easd eval` wrote.
+        out: Folder of the report.
+        baseline: The system the others are compared with.
+        margin: Accuracies this close, in points, count as no difference worth having.
+    """
+    page = write_report(
+        [open_run(run, "evaluation") for run in runs],
+        out or runs[0] / "report",
+        baseline=baseline,
+        margin=margin / 100,
+    )
+    print(f"written to {page}", file=sys.stderr)

@@ -1,0 +1,109 @@
+"""`easd sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from easd.cli.options import OUTPUT, RULE, CalibrationOption, Force, ModelOptions, Quiet
+from easd.cli.study import (
+    AllowCode,
+    Config,
+    Data,
+    Out,
+    Seeds,
+    SetValue,
+    SharedDecoding,
+    TaskNames,
+    run_grid,
+    settings,
+)
+from easd.diagnose.calibration import firing_grid, signals
+from easd.diagnose.calibration_file import read_calibration
+from easd.errors import InputError
+from easd.evaluate import presets
+from easd.runs import open_run
+
+_AROUND = (0.75, 1.0, 1.25)
+_LOSSLESS = ("calibration", "speculative")
+
+
+def command(
+    config: Config = None,
+    /,
+    *,
+    models: ModelOptions = None,
+    task: TaskNames = None,
+    data: Data = None,
+    seed: Seeds = None,
+    set_: SetValue = None,
+    allow_code_execution: AllowCode = False,
+    tau_h: Annotated[
+        list[float] | None,
+        Parameter(
+            group=RULE,
+            show_default="1.5 2.0 2.5, or 0.75, 1 and 1.25 times the calibration's",
+        ),
+    ] = None,
+    tau_o: Annotated[list[float] | None, Parameter(group=RULE, show_default="0.6 0.8 1.0")] = None,
+    calibration: CalibrationOption = None,
+    force: Force = False,
+    decoding: SharedDecoding = None,
+    replay: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    out: Out = Path("runs/sweep"),
+    quiet: Quiet = False,
+) -> None:
+    """Try thresholds: accuracy by decoding every pair of them, firing rates also by replay.
+
+    Args:
+        tau_h: Entropy threshold in nats; may be repeated.
+        tau_o: Overlap threshold; may be repeated.
+        replay: Only say how often the gate would open, from the recorded tokens of this run;
+            nothing is decoded.
+    """
+    centre = read_calibration(calibration).fields["tau_h"] if calibration else None
+    around = [round(centre * factor, 4) for factor in _AROUND] if centre else None
+    grid_h = tau_h or around or presets.SWEEP_TAU_H
+    grid_o = tau_o or presets.SWEEP_TAU_O
+    if replay is not None:
+        show_replay(replay, grid_h, grid_o)
+        return
+    given = settings(models, decoding, task=task, data=data, seed=seed, set_=set_)
+    run_grid(
+        *(config, given | {"systems": presets.sweep(grid_h, grid_o, {})}, out),
+        calibration=calibration,
+        force=force,
+        allow_code_execution=allow_code_execution,
+        quiet=quiet,
+    )
+
+
+def show_replay(folder: Path, tau_h: Sequence[float], tau_o: Sequence[float]) -> None:
+    """Prints the gate's opening rate for every pair of thresholds.
+
+    Raises:
+        EasdError: The folder is no run, or recorded no tokens of a lossless system.
+    """
+    run = open_run(folder, "evaluation")
+    recorded = run.tokens["system"].cast(pa.string()).unique().to_pylist()
+    system = next((name for name in _LOSSLESS if name in recorded), None)
+    if system is None:
+        raise InputError(
+            f"{str(folder)!r} recorded tokens of {', '.join(recorded) or 'no system'}; a replay "
+            f"needs those of {' or '.join(_LOSSLESS)}, so evaluate one of them with trace > 0"
+        )
+    tokens = run.tokens.filter(pc.field("system").cast(pa.string()) == system)
+    found = signals(tokens)
+    grid = firing_grid(found, tau_h, tau_o).pivot(index="tau_h", columns="tau_o", values="rate")
+    table = Table("tau_h", *(f"tau_o {o:g}" for o in grid.columns))
+    table.title = f"gate open, replayed from {len(found.text):,} positions of {system}"
+    for height, rates in grid.iterrows():
+        table.add_row(f"{height:g} nats", *(f"{rate:.3%}" for rate in rates))
+    Console().print(table)
