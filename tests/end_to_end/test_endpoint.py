@@ -114,7 +114,7 @@ def test_run_json_says_who_decoded(server, run):
         "context": None,
     }
     assert run.run["status"] == "finished"
-    assert run.run["config"]["noise"] == "independent"
+    assert run.run["config"]["coupling"] is None
 
 
 def test_a_chat_has_the_tasks_system_message_and_a_body_may_add_and_take_out(server, tmp_path):

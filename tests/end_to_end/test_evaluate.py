@@ -235,7 +235,7 @@ def test_rules_without_a_law_and_reward_guided_decoding_are_systems_too(pair, tm
         pair, tmp_path / "run", systems=["fly:tau_h=0.2", "rsd:delta=0.7", "draft", "target"]
     )
     kinds = {system["name"]: system for system in run.run["systems"]}
-    assert kinds["fly:tau_h=0.2"]["settings"] == {"noise": "independent"}
+    assert kinds["fly:tau_h=0.2"]["settings"] == {"coupling": "published"}
     assert kinds["rsd:delta=0.7"]["kind"] == "rsd"
     frame = run.samples.to_pandas()
     rsd = frame[frame["system"] == "rsd:delta=0.7"]
