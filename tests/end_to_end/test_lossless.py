@@ -26,7 +26,7 @@ def margin(target, ids, number):
     with torch.inference_mode():
         logits = target(torch.tensor([ids])).logits[0, -1]
     keys, start = torch.tensor([request_key(0, number)]), torch.tensor([len(ids)])
-    noise = Noise(keys=keys, start=start, coupling="shared")
+    noise = Noise(keys=keys, start=start, shared=True)
     clocks = noise.emit(torch.zeros(1, dtype=torch.long), logits.shape[-1])[0]
     first, second = (logits.double().softmax(-1) / clocks).topk(2).values.tolist()
     return first / second - 1
