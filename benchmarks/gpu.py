@@ -191,6 +191,7 @@ def turns(
     pair: Any, prompts: list[list[int]], *, batches: tuple[int, ...], **of: Any
 ) -> dict[str, Any]:
     """Every system in turn at every batch size: tokens a second, their ratios, parts of a step."""
+    from easd.runs import Tally
     from easd.speed.bench.systems import Load, System, Timing, decode_once
 
     found: dict[str, Any] = {}
@@ -206,20 +207,21 @@ def turns(
                     runs[kind].append(timing)
         for kind, timings in runs.items():
             steps = sum(timing.forwards for timing in timings)
-            speeds = [timing.tokens / timing.seconds for timing in timings]
-            base = [timing.tokens / timing.seconds for timing in runs["target"]]
+            speeds = [timing.tally.tokens / timing.seconds for timing in timings]
+            base = [timing.tally.tokens / timing.seconds for timing in runs["target"]]
             told = {
                 "tok/s": median(speeds),
                 "over target": median(a / b for a, b in zip(speeds, base, strict=True)),
             }
             if steps:
-                examined = sum(timing.examined for timing in timings)
+                total = Tally()
+                for timing in timings:
+                    total += timing.tally
                 told |= {
                     "ms a step": 1e3 * sum(timing.seconds for timing in timings) / steps,
-                    "tokens a forward": sum(t.tokens for t in timings)
-                    / sum(t.blocks for t in timings),
-                    "accepted": sum(t.accepted for t in timings) / examined if examined else None,
-                    "penalised": sum(t.penalised for t in timings) / examined if examined else None,
+                    "tokens a forward": total.block_efficiency,
+                    "accepted": total.acceptance_rate,
+                    "penalised": total.penalty_rate,
                 }
             found[f"{kind}, {batch} at once"] = told
     return found

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from easd.report.metrics import COLUMNS
-from easd.runs import SCHEMAS
-from easd.runs import samples_schema as study
+from easd.runs import TABLES
+from easd.runs.schema import Kind
 
 PAGE = Path(__file__).with_name("columns.md")
 
@@ -15,23 +15,25 @@ HEAD = """<!-- Written by docs/make_columns.py from the schemas of the tables. -
 
 # Columns of the tables
 
-Every Parquet file carries these units and definitions in its schema's metadata, too.
+`easd.runs.open_run` reads any run folder. Every Parquet file carries these units and definitions in
+its schema's metadata, too.
 """
 
 
+KINDS: dict[Kind, tuple[str, str]] = {
+    "trace": ("A trace", "`easd generate --trace`"),
+    "evaluation": ("An evaluation", "`easd eval`, `ablate`, `sweep` or `calibrate`"),
+    "bench": ("A benchmark", "`easd bench`"),
+}
+
+
 def page() -> str:
-    """The tables of a trace, of an evaluation, and of a report."""
-    lines = [
-        HEAD,
-        "## A trace\n\nA folder that `--trace` wrote; `easd.runs.read_trace` reads it.\n",
-    ]
-    for name, schema in SCHEMAS.items():
-        lines += table(name, schema)
-    lines.append(
-        "## An evaluation\n\nA folder that `easd eval` wrote; `easd.runs.store.read_run`.\n"
-    )
-    for name in ("samples", "units", "tokens", "items"):
-        lines += table(f"{name} of an evaluation", getattr(study, name.upper()))
+    """The tables of every kind of run, and the columns of a report."""
+    lines = [HEAD]
+    for kind, (title, about) in KINDS.items():
+        lines.append(f"## {title}\n\nThe tables of a folder that {about} wrote.\n")
+        for name, schema in TABLES[kind].items():
+            lines += table(f"{name} of {title[0].lower()}{title[1:]}", schema)
     lines.append("## A report\n\n| column | heading | definition |\n|---|---|---|")
     lines += [f"| `{n}` | {c.heading} | {cell(c.definition)} |" for n, c in COLUMNS.items()]
     return "\n".join(lines).strip() + "\n"

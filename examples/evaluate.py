@@ -7,7 +7,7 @@ from easd.evaluate.config import load_study
 from easd.evaluate.engine import Evaluation
 from easd.pairs.from_config import load
 from easd.report.metrics import accuracy, differences, frames
-from easd.runs.store import read_run
+from easd.runs import open_run
 
 folder = sys.argv[1]
 study = load_study(Path(__file__).with_name("evaluate.yaml"))
@@ -15,7 +15,7 @@ tasks = [spec.load() for spec in study.tasks]
 # A folder that was begun goes on where it was.
 Evaluation(study, load(study.base), tasks, folder).run()
 
-tables = frames(read_run(folder))
+tables = frames(open_run(folder))
 columns = ["system", "samples", "accuracy", "accuracy_low", "accuracy_high"]
 print(accuracy(tables)[columns].round(3).to_string(), "\n")
 columns = ["system", "difference", "difference_low", "difference_high", "p_holm", "gained", "lost"]

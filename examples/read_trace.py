@@ -2,9 +2,9 @@
 
 import sys
 
-from easd.runs import read_trace, summary
+from easd.runs import open_run, summary
 
-trace = read_trace(sys.argv[1])
+trace = open_run(sys.argv[1])
 tokens = trace.tokens.to_pandas()
 texts = trace.vocabulary.to_pandas().set_index("token")["text"]
 

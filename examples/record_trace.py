@@ -4,8 +4,8 @@ import sys
 
 from easd import EASD, Settings, generate, load_pair
 from easd.config import RunConfig
+from easd.engine.trace import TraceWriter
 from easd.pairs.lab import problems
-from easd.runs.writer import TraceWriter
 
 folder = sys.argv[1]
 pair = load_pair("lab-a")

@@ -27,7 +27,7 @@ from easd.diagnose.calibration import SOURCES, paper_threshold, signals
 from easd.evaluate.config import StudyConfig
 from easd.pairs.loading import load_models
 from easd.report.metrics import frames
-from easd.runs.store import read_run
+from easd.runs import open_run
 from easd.stats import bootstrap, compare_all
 from easd.tasks import load_task
 
@@ -148,7 +148,7 @@ def main() -> None:
     texts = {"name": name, "limit": CALIBRATION_TEXTS, "split": "calibration"}
     lossless = calibration_config({**shared, "tasks": [texts]}, {"tau_o": 0.8, "top_n": 5})
     evaluate(pair, lossless, out / "calibration")
-    found = signals(read_run(out / "calibration").tokens)
+    found = signals(open_run(out / "calibration").tokens)
     paper = {source: paper_threshold(found, source) for source in SOURCES}
     rate = float(found.met(fitted[0.02].tau_h, 0.8)["gate"].mean())
     console.print(f"{name}: {fitted}, paper's rule {paper['pooled']}, 2 % fires at {rate:.2%}")
@@ -170,8 +170,8 @@ def main() -> None:
 
 def summary(out: Path) -> pd.DataFrame:
     """Accuracy and paired difference to the target, and tokens per target forward as deployed."""
-    paired = frames(read_run(out / "paired")).samples
-    deployed = frames(read_run(out / "deployed")).samples
+    paired = frames(open_run(out / "paired")).samples
+    deployed = frames(open_run(out / "deployed")).samples
     forwards = efficiency(deployed)
     foretold = diagnosed(out / "diagnosis.json")
     rows = []
@@ -195,7 +195,7 @@ def summary(out: Path) -> pd.DataFrame:
     base = compare_all(paired, "target")[0].baseline_accuracy
     first = {"system": "target", "accuracy": 100 * base.value, "accuracy_low": 100 * base.low}
     first |= {"accuracy_high": 100 * base.high, **forwards["target"]}
-    order = [str(system["name"]) for system in read_run(out / "paired").run["systems"]]
+    order = [str(system["name"]) for system in open_run(out / "paired").run["systems"]]
     table = pd.DataFrame([first, *rows])
     return table.sort_values("system", key=lambda names: names.map(order.index))
 

@@ -19,7 +19,7 @@ from easd.engine.pair import Pair
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
 from easd.report import write_report
-from easd.runs.store import read_run
+from easd.runs import open_run
 from easd.tasks import Task
 
 console = Console(stderr=True)
@@ -64,5 +64,5 @@ def evaluate(pair: Pair, config: StudyConfig, folder: Path) -> None:
 
 def report(folders: Sequence[Path], out: Path) -> None:
     """Writes the report of finished runs."""
-    page = write_report([read_run(folder) for folder in folders], out)
+    page = write_report([open_run(folder) for folder in folders], out)
     console.print(Text(f"written to {page}"))

@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from easd.runs.samples_schema import ITEMS, SAMPLES, TOKENS, UNITS
-from easd.runs.store import Run
+from easd.runs import TABLES, Run
 
 EASD = {
     "name": "easd",
@@ -20,6 +19,8 @@ EASD = {
     "redraw": "exclude",
     "draft_at_bonus": False,
 }
+
+_TABLES = TABLES["evaluation"]
 
 
 def rule_of(system: str) -> dict[str, Any]:
@@ -34,7 +35,7 @@ class Evaluation:
     systems: Mapping[str, Mapping[str, Any]]
     tasks: Mapping[str, int]
     seeds: Sequence[int] = (0,)
-    noise: str = "shared"
+    coupling: str | None = "shared"
     skipped: Sequence[str] = ()
     status: str = "finished"
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -144,7 +145,12 @@ class Evaluation:
             "status": self.status,
             "started": "2026-01-02T03:04:05+00:00",
             "ended": None,
-            "config": {"pair": "made", "gamma": 4, "noise": self.noise, "seeds": list(self.seeds)},
+            "config": {
+                "pair": "made",
+                "gamma": 4,
+                "coupling": self.coupling,
+                "seeds": list(self.seeds),
+            },
             "systems": [
                 {"name": name, "kind": "rule", "rule": dict(rule), "settings": {}}
                 for name, rule in self.systems.items()
@@ -158,10 +164,10 @@ class Evaluation:
         return Run(
             folder=Path(folder),
             run=run,
-            samples=_by_system(self.samples, SAMPLES),
-            units=_by_system(self.units, UNITS),
-            tokens=_by_system(self.tokens, TOKENS),
-            items=pa.Table.from_pylist(items, ITEMS),
+            samples=_by_system(self.samples, _TABLES["samples"]),
+            chunks=_by_system(self.units, _TABLES["chunks"]),
+            tokens=_by_system(self.tokens, _TABLES["tokens"]),
+            items=pa.Table.from_pylist(items, _TABLES["items"]),
         )
 
 

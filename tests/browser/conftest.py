@@ -8,11 +8,11 @@ import pytest
 
 from easd.config import RunConfig
 from easd.engine.generate import generate
+from easd.engine.trace import TraceWriter
 from easd.inspect.page import write_page
 from easd.pairs.lab import problems
 from easd.pairs.loading import load_pair
-from easd.runs import read_trace
-from easd.runs.writer import TraceWriter
+from easd.runs import open_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Without these, Chromium calls home at every start.
@@ -99,7 +99,7 @@ def traces(tmp_path_factory):
                 settings=config.settings,
                 on_step=trace.add,
             )
-        found[name] = read_trace(folder)
+        found[name] = open_run(folder)
     return found
 
 

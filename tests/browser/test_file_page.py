@@ -10,7 +10,7 @@ import pytest
 
 from easd.core.gate import Gate
 from easd.runs.schema import EMITTED, EXAMINED
-from easd.runs.visible import visible
+from easd.runs.texts import visible
 
 expect = pytest.importorskip("playwright.sync_api").expect
 TOP_N = 5
@@ -267,7 +267,7 @@ def test_the_same_rule_twice_has_two_names(show, traces):
 
 def test_differences_by_chance_are_called_so(show, traces):
     run = traces["target"].run
-    independent = {**run, "config": {**run["config"], "noise": "independent"}}
+    independent = {**run, "config": {**run["config"], "coupling": "maximal"}}
     page = show(traces["easd"], replace(traces["target"], run=independent))
     for text in range(6):
         page.locator("#texts").select_option(str(text))

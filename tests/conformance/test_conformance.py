@@ -295,7 +295,7 @@ def token_by_token(model, request):
         noise = Noise(
             keys=torch.tensor([request_key(request.seed, request.number)]),
             start=torch.tensor([len(ids)]),
-            coupling="shared",
+            shared=True,
         )
         ids.append(int(race(scores.softmax(-1), noise.emit(torch.tensor([0]), scores.shape[-1]))))
     return ids[len(request.prompt) :]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from easd.pairs.lab import folder, grade, problems
-from easd.runs import read_trace, summary
+from easd.runs import open_run, summary
 
 PROMPT = "28 - 28 + 6 * 25 * 2 ?"
 LAB = ["generate", "--pair", "lab"]
@@ -126,7 +126,7 @@ def test_a_stop_string_ends_the_text(easd):
 
 def test_a_trace_is_written_and_inspected(easd, tmp_path):
     _, err = easd(*LAB, PROMPT, "--trace", tmp_path / "run", "--tau-h", 0.05, "--tau-o", 0.2)
-    trace = read_trace(tmp_path / "run")
+    trace = open_run(tmp_path / "run")
     assert trace.run["status"] == "finished"
     found = summary(trace)
     assert f"{found['penalised']} penalised" in err
@@ -275,7 +275,7 @@ def test_a_refused_run_leaves_its_trace_folder_free(easd, refused, tmp_path):
 
 
 def test_a_folder_without_a_trace_is_refused(refused, tmp_path):
-    assert "holds no trace" in refused("inspect", tmp_path)
+    assert "holds no run" in refused("inspect", tmp_path)
 
 
 def test_help_is_fast_because_it_imports_no_torch():
@@ -311,7 +311,7 @@ def test_ctrl_c_leaves_a_valid_trace(long_run):
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "interrupted after" in err
-    trace = read_trace(run)
+    trace = open_run(run)
     assert trace.run["status"] == "interrupted"
     printed = 20 + len(out.splitlines())
     assert 20 <= printed <= trace.samples.num_rows < 5000
@@ -325,7 +325,7 @@ def test_a_kill_leaves_what_was_flushed(long_run):
         process.stdout.readline()
     process.kill()
     process.communicate()
-    trace = read_trace(run)
+    trace = open_run(run)
     assert trace.run["status"] == "running"
     assert trace.samples.num_rows > 0
     assert summary(trace)["tokens"] > 0

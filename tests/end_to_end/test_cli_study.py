@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from easd.runs.store import read_run
+from easd.runs import open_run
 
 FAST = ["--pair", "lab-a", "--device", "cpu", "--batch", "50", "--set", "chunk=50"]
 
@@ -50,7 +50,7 @@ def test_calibrate_writes_what_generate_and_eval_take(easd, refused, calibration
         *("eval", *FAST, "--task", "lab-a:50", "--calibration", calibration),
         *("--system", "easd", "--system", "easd:tau_h=2", "--out", folder / "filled"),
     )
-    rules = [system["rule"] for system in read_run(folder / "filled").run["systems"]]
+    rules = [system["rule"] for system in open_run(folder / "filled").run["systems"]]
     assert [rule.get("tau_h") for rule in rules[:2]] == [found["fields"]["tau_h"], 2]
 
 
@@ -97,7 +97,7 @@ def test_sweep_around_a_calibration_and_ablate_with_its_control(easd, calibratio
     )
     heights = {
         system["rule"]["tau_h"]
-        for system in read_run(folder / "sweep").run["systems"]
+        for system in open_run(folder / "sweep").run["systems"]
         if system["rule"]["name"] == "easd"
     }
     assert heights == {round(centre * factor, 4) for factor in (0.75, 1.0, 1.25)}
@@ -105,7 +105,7 @@ def test_sweep_around_a_calibration_and_ablate_with_its_control(easd, calibratio
         *("ablate", *FAST, "--task", "lab-a:50", "--calibration", calibration),
         *("--out", folder / "ablation"),
     )
-    run = read_run(folder / "ablation").run
+    run = open_run(folder / "ablation").run
     control = next(s for s in run["systems"] if s["rule"]["name"] == "random-refusal")
     assert 0.01 < control["rule"]["rate"] < 0.2
 

@@ -20,7 +20,7 @@ from easd.evaluate.endpoint import client
 from easd.evaluate.endpoint.client import read_answer, seed_of
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
 from easd.evaluate.endpoint.settings import EndpointStudy
-from easd.runs.store import read_run
+from easd.runs import open_run
 from easd.tasks import load_task
 
 SYSTEMS = ["speculative", "easd:tau_h=0.2"]
@@ -37,15 +37,15 @@ def short_waits(monkeypatch):
     monkeypatch.setattr(client, "FIRST_WAIT", 0.02)
 
 
-def evaluate(url, folder, on_unit=None, **changes):
+def evaluate(url, folder, on_chunk=None, **changes):
     link = {n: changes.pop(n) for n in ("timeout", "retries", "concurrency") if n in changes}
     link = {"concurrency": 8, **link}
     values = {"tasks": ["lab-a:30"], "chunk": 10, "systems": SYSTEMS, **changes}
     study = EndpointStudy.from_dict({"endpoint": {"url": url, **link}, **values})
     tasks = [task.load() for task in study.tasks]
     said = []
-    EndpointEvaluation(study, tasks, folder, said.append).run(on_unit)
-    return read_run(folder), said
+    EndpointEvaluation(study, tasks, folder, said.append).run(on_chunk)
+    return open_run(folder), said
 
 
 def rows(run, *names):
@@ -114,7 +114,7 @@ def test_run_json_says_who_decoded(server, run):
         "context": None,
     }
     assert run.run["status"] == "finished"
-    assert run.run["config"]["noise"] == "independent"
+    assert run.run["config"]["coupling"] is None
 
 
 def test_a_chat_has_the_tasks_system_message_and_a_body_may_add_and_take_out(server, tmp_path):
@@ -163,7 +163,7 @@ def test_a_server_that_stays_broken_ends_the_run_and_a_better_one_goes_on(server
 
         with pytest.raises(EasdError, match=r"item '.*' of lab-a as .* after 3 tries: status 500"):
             evaluate(proxy.url, tmp_path / "run", break_at_3, seeds=[0, 3], retries=2)
-        stopped = read_run(tmp_path / "run")
+        stopped = open_run(tmp_path / "run")
         assert stopped.run["status"] == "failed"
         assert "status 500" in stopped.run["error"]
         assert len(rows(stopped)) == 30
@@ -204,10 +204,10 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(run, tmp_path):
             _, err = process.communicate(timeout=30)
             assert process.returncode != 0
             assert b"Traceback" not in err
-        assert 0 < len(rows(read_run(tmp_path / "killed"))) < 120
+        assert 0 < len(rows(open_run(tmp_path / "killed"))) < 120
         subprocess.run(arguments, env=environment, check=True, timeout=300)
         assert other.most_under_way <= 4
-    assert rows(read_run(tmp_path / "killed")) == rows(run)
+    assert rows(open_run(tmp_path / "killed")) == rows(run)
 
 
 def wait_for_units(folder: Path, *, more: int, process: subprocess.Popen) -> None:
@@ -236,7 +236,7 @@ def test_two_servers_are_one_paired_study_with_a_report(easd, server, tmp_path, 
         easd("eval", tmp_path / "grid.yaml", "--out", tmp_path / "run")
         assert all("speculative" not in request for _, request in plain.seen)
         assert len(plain.seen) == 60 + 1
-    run = read_run(tmp_path / "run")
+    run = open_run(tmp_path / "run")
     assert "secret" not in (tmp_path / "run/run.json").read_text()
     assert run.run["systems"][0]["settings"]["url"] == plain.url
     easd("report", tmp_path / "run")
@@ -328,7 +328,7 @@ def test_a_run_of_another_endpoint_or_of_a_pair_is_refused(server, refused, tmp_
         *("--set", "chunk=10", "--out", tmp_path / "run"),
     )
     assert "holds a run with another pair" in line
-    assert rows(read_run(tmp_path / "run")) == before
+    assert rows(open_run(tmp_path / "run")) == before
 
 
 def test_a_request_that_is_refused_names_the_item_and_keeps_what_is_there(
@@ -346,7 +346,7 @@ def test_a_request_that_is_refused_names_the_item_and_keeps_what_is_there(
     says = r"answers item 'lab-a/test/20/25' of lab-a as 'served' with status 400 \(the prompt is"
     with pytest.raises(EasdError, match=says):
         evaluate(server.url, tmp_path / "run", systems=["served"])
-    assert len(rows(read_run(tmp_path / "run"))) == 20
+    assert len(rows(open_run(tmp_path / "run"))) == 20
 
 
 def test_the_vllm_dialect_speaks_as_the_plugin_listens():

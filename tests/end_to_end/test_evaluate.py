@@ -19,7 +19,7 @@ from easd.errors import ConfigError, EasdError, InputError, TraceError
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
 from easd.evaluate.presets import ablation, matched_refusal, sweep
-from easd.runs.store import read_run
+from easd.runs import open_run
 from easd.tasks import Grade, load_task
 
 GRID = {
@@ -39,11 +39,11 @@ def pair():
     return load_pair("lab-a", device="cpu")
 
 
-def evaluate(pair, folder, on_unit=None, **changes):
+def evaluate(pair, folder, on_chunk=None, **changes):
     config = StudyConfig.from_dict({**GRID, "systems": SYSTEMS, **changes})
     tasks = [task.load() for task in config.tasks]
-    Evaluation(config, pair, tasks, folder).run(on_unit)
-    return read_run(folder)
+    Evaluation(config, pair, tasks, folder).run(on_chunk)
+    return open_run(folder)
 
 
 def rows(run, *columns):
@@ -169,10 +169,10 @@ def test_systems_can_be_added_to_a_run(pair, tmp_path):
 )
 def test_a_run_with_other_settings_is_refused(pair, tmp_path, changes, says):
     evaluate(pair, tmp_path / "run", systems=["target"])
-    before = rows(read_run(tmp_path / "run"))
+    before = rows(open_run(tmp_path / "run"))
     with pytest.raises(TraceError, match=says):
         evaluate(pair, tmp_path / "run", **{"systems": ["target"], **changes})
-    assert rows(read_run(tmp_path / "run")) == before
+    assert rows(open_run(tmp_path / "run")) == before
 
 
 def test_a_run_of_another_pair_is_refused(pair, tmp_path):
@@ -196,7 +196,7 @@ def test_a_foreign_folder_another_version_and_a_second_process_are_refused(pair,
     first.run()
     description = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**description, "format": 99}))
-    for reading in (lambda: read_run(folder), lambda: evaluate(pair, folder, systems=["target"])):
+    for reading in (lambda: open_run(folder), lambda: evaluate(pair, folder, systems=["target"])):
         with pytest.raises(TraceError, match="format 99"):
             reading()
 
@@ -235,7 +235,7 @@ def test_rules_without_a_law_and_reward_guided_decoding_are_systems_too(pair, tm
         pair, tmp_path / "run", systems=["fly:tau_h=0.2", "rsd:delta=0.7", "draft", "target"]
     )
     kinds = {system["name"]: system for system in run.run["systems"]}
-    assert kinds["fly:tau_h=0.2"]["settings"] == {"noise": "independent"}
+    assert kinds["fly:tau_h=0.2"]["settings"] == {"coupling": "published"}
     assert kinds["rsd:delta=0.7"]["kind"] == "rsd"
     frame = run.samples.to_pandas()
     rsd = frame[frame["system"] == "rsd:delta=0.7"]
@@ -296,8 +296,8 @@ def test_killed_at_any_moment_it_loses_repeats_and_mixes_nothing(pair, tmp_path)
     assert 0 < done < 2 * 40 * 3
     subprocess.run(arguments, env=environment, check=True, timeout=300)
     whole = evaluate(pair, tmp_path / "whole", **grid)
-    assert rows(read_run(tmp_path / "killed")) == rows(whole)
-    assert read_run(tmp_path / "killed").tokens.num_rows == whole.tokens.num_rows
+    assert rows(open_run(tmp_path / "killed")) == rows(whole)
+    assert open_run(tmp_path / "killed").tokens.num_rows == whole.tokens.num_rows
 
 
 def wait_for_units(folder: Path, *, more: int, process: subprocess.Popen) -> None:
@@ -319,6 +319,6 @@ def test_failed_gradings_and_skipped_rows_are_counted(pair, tmp_path):
     broken = replace(task, skipped=("line 3: no answer",), grader=failing)
     config = StudyConfig.from_dict({**GRID, "systems": ["target"]})
     Evaluation(config, pair, [broken], tmp_path / "run").run()
-    run = read_run(tmp_path / "run")
+    run = open_run(tmp_path / "run")
     assert pc.sum(pc.equal(run.samples["failure"], "time-out")).as_py() == 6
     assert run.run["tasks"]["lab-a"]["skipped"] == ["line 3: no answer"]

@@ -15,11 +15,11 @@ from easd import generate
 from easd.config import load_config, parse_rule
 from easd.core.rules import make_rule, rule_names
 from easd.engine.models.slots import context_window
+from easd.engine.trace import TraceWriter
 from easd.pairs.lab import problems
-from easd.runs import read_trace
+from easd.runs import open_run
 from easd.runs.schema import SAMPLES, TOKENS
 from easd.runs.tally import summary
-from easd.runs.writer import TraceWriter
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SOLUTION = "+ 7 = 89 - 8 = 81 - 11 = 70 + 27 = 97 # 97"
@@ -292,7 +292,7 @@ def test_the_page_gets_the_trace_that_a_file_would_hold(server, tmp_path):
             settings=config.settings,
             on_step=writer.add,
         )
-    trace = read_trace(tmp_path / "trace")
+    trace = open_run(tmp_path / "trace")
     assert [event["type"] for event in told] == ["run", *["rows"] * (len(told) - 2), "end"]
     run, own = told[0]["run"], trace.run
     assert run.keys() == own.keys()
@@ -314,8 +314,9 @@ def test_the_page_gets_the_trace_that_a_file_would_hold(server, tmp_path):
         k: v for k, v in own_sample.items() if k not in changing
     }
     counts, own_counts = told[-1]["summary"], summary(trace)
+    assert counts.pop("conditions") == pytest.approx(own_counts.pop("conditions"))
     assert {k: v for k, v in counts.items() if k != "seconds"} == pytest.approx(
-        {k: v for k, v in own_counts.items() if k not in ("seconds", "conditions")}
+        {k: v for k, v in own_counts.items() if k != "seconds"}
     )
 
 

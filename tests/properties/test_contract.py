@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from easd.core.couplings import COUPLINGS, procedure
@@ -337,6 +337,8 @@ def test_decisions_are_possible(name, values, step, coupling):
 @given(values=values, step=steps())
 def test_single_precision_is_close_to_double(name, values, step, coupling):
     rule = rule_of(name, values)
+    best, second = (step.raw_target_probs + step.raw_draft_probs).topk(2).values.unbind(-1)
+    assume((best - second).min() > 1e-6)  # or rounding decides which is an ensemble's best token
 
     def halve(name, tensor):
         return tensor.float() if name.endswith("probs") else tensor

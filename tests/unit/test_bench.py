@@ -15,17 +15,23 @@ import pytest
 from easd.cli.root import command_line
 from easd.errors import ConfigError, TraceError
 from easd.pairs.loading import load_pair
+from easd.runs import Tally
 from easd.runs.schema import PARTS
+from easd.runs.tally import COUNTED
 from easd.speed.bench import System, lines, read_timings
 from easd.speed.bench.limits import check_memory
 from easd.speed.bench.roofline import rooflines
 from easd.speed.bench.systems import KINDS, Timing
 from easd.speed.plan import CostModel, Hardware, Shape
 
+COUNTS = ("tokens", *COUNTED)
+
 
 def row(number, system, *, batch=1, context=None, **values):
     own = {"round": number, "batch": batch, "context": context, "system": system, "gamma": 0}
-    return own | Timing(**values).to_row()
+    counts = {name: values.pop(name) for name in list(values) if name in COUNTS}
+    counts["seconds"] = values.pop("parts", dict.fromkeys(PARTS, 0.0))
+    return own | Timing(tally=Tally(**counts), **values).to_row()
 
 
 def by_name(rows, clock="wall"):
@@ -166,7 +172,7 @@ def test_a_run_leaves_a_folder_with_every_system_in_every_round(tmp_path, capsys
     ours = timings[~timings["system"].str.startswith("assisted")]
     parts = ours[[column for column in ours if column.endswith("_s")]].sum(axis=1)
     assert (parts <= ours["seconds"]).all()
-    assert json.loads((out / "bench.json").read_text())["rounds"] == 2
+    assert json.loads((out / "run.json").read_text())["config"]["rounds"] == 2
     assert (out / "ratios.svg").stat().st_size > 1000
     assert "/ target" in capsys.readouterr().out
 
@@ -192,10 +198,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     command = [sys.executable, "-m", "easd", *ARGUMENTS, *grid, "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while not (out / "timings.parquet").exists():
+        while not list(out.glob("timings/*.parquet")):
             assert process.poll() is None
             time.sleep(0.01)
-        time.sleep(0.3)  # The file is replaced over and over now.
+        time.sleep(0.3)  # One part after the other is written now.
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -212,13 +218,13 @@ def test_a_finished_run_can_be_given_more_rounds(tmp_path):
     out = tmp_path / "run"
     invoke(out, "--rounds", "2", "--system", "target")
     before = read_timings(out)
-    started = json.loads((out / "bench.json").read_text())["started"]
+    started = json.loads((out / "run.json").read_text())["started"]
     invoke(out, "--rounds", "3", "--system", "target")
     after = read_timings(out)
     assert list(after["round"]) == [0, 1, 2]
     pd.testing.assert_frame_equal(after[:2], before)
-    run = json.loads((out / "bench.json").read_text())
-    assert (run["rounds"], run["started"]) == (3, started)
+    run = json.loads((out / "run.json").read_text())
+    assert (run["config"]["rounds"], run["started"]) == (3, started)
 
 
 @pytest.mark.parametrize(
@@ -234,10 +240,10 @@ def test_a_folder_of_a_run_with_other_settings_is_one_clear_error(tmp_path, more
     out = tmp_path / "run"
     asked = ["--rounds", "1", "--system", "target"]
     invoke(out, *asked)
-    before = (out / "bench.json").read_bytes()
+    before = (out / "run.json").read_bytes()
     with pytest.raises(TraceError, match=re.escape(says)):
         invoke(out, *asked, *more)
-    assert (out / "bench.json").read_bytes() == before
+    assert (out / "run.json").read_bytes() == before
 
 
 def test_processor_time_of_several_threads_is_warned_of(tmp_path, capsys):
@@ -276,7 +282,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     with pytest.raises(TraceError):
         run_command([*ARGUMENTS, "--out", str(tmp_path)])
     assert (tmp_path / "mine").read_text() == "mine"
-    with pytest.raises(TraceError, match="no benchmark"):
+    with pytest.raises(TraceError, match="holds no bench"):
         read_timings(tmp_path)
 
 

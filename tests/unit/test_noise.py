@@ -113,7 +113,7 @@ def test_seeds_are_independent():
 
 def test_shared_coupling_drafts_with_the_emitted_tokens_numbers():
     at = torch.arange(4).expand(3, -1)
-    shared, independent = (noise(range(3), coupling=c) for c in ("shared", "independent"))
+    shared, independent = (noise(range(3), shared=shared) for shared in (True, False))
     assert torch.equal(shared.draft(at, 50), shared.emit(at, 50))
     assert torch.equal(shared.emit(at, 50), independent.emit(at, 50))
     assert not torch.equal(independent.draft(at, 50), independent.emit(at, 50))

@@ -14,12 +14,13 @@ import pytest
 
 from easd.config import RunConfig
 from easd.engine.generate import generate
+from easd.engine.trace import TraceWriter
 from easd.errors import TraceError
 from easd.inspect.page import content_security_policy, data, live_page, write_page
 from easd.pairs.lab import problems
 from easd.pairs.loading import load_pair
-from easd.runs import TOKENS, read_trace, summary
-from easd.runs.writer import TraceWriter
+from easd.runs import open_run, summary
+from easd.runs.schema import TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def trace(tmp_path_factory):
             settings=config.settings,
             on_step=writer.add,
         )
-    return read_trace(folder)
+    return open_run(folder)
 
 
 def written(*traces, path, **options):

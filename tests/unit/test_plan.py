@@ -14,12 +14,12 @@ from easd.config import RunConfig
 from easd.core.rules import TargetOnly
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
+from easd.engine.record import outcomes
 from easd.engine.settings import Settings
+from easd.engine.trace import TraceWriter
 from easd.errors import ConfigError, ModelError, TraceError
 from easd.pairs.smollm2 import ReducedHead
-from easd.runs import read_trace
-from easd.runs.tally import outcomes
-from easd.runs.writer import TraceWriter
+from easd.runs import open_run
 from easd.speed.plan import (
     HARDWARE,
     Acceptance,
@@ -278,7 +278,7 @@ def test_rates_of_a_trace_are_those_of_its_blocks(tmp_path):
             settings=replace(config.settings, max_new_tokens=20),
             on_step=watch,
         )
-    rates = Acceptance.of(read_trace(tmp_path / "run")).rates
+    rates = Acceptance.of(open_run(tmp_path / "run")).rates
     assert rates == pytest.approx([kept[place] / examined[place] for place in range(3)])
 
 
@@ -289,7 +289,7 @@ def test_a_trace_without_a_draft_is_one_clear_error(tmp_path):
     with TraceWriter(tmp_path / "run", pair, config) as trace:
         generate(pair.target, None, [[1, 2]], settings=settings, on_step=trace.add)
     with pytest.raises(TraceError, match="nothing was drafted"):
-        Acceptance.of(read_trace(tmp_path / "run"))
+        Acceptance.of(open_run(tmp_path / "run"))
 
 
 def test_a_device_by_name_by_number_and_by_file(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from easd.core.rules import EASD
+from easd.core.gate import Gate
 from easd.core.signals import (
     entropy,
     exclude,
@@ -102,8 +102,7 @@ def test_overlap_counts_shared_members():
 
 
 def test_four_of_five_meets_an_overlap_of_point_eight():
-    assert EASD(tau_o=0.8).required_shared <= 4
-    assert EASD(tau_o=0.8).required_shared > 3
+    assert Gate(tau_o=0.8).required_shared == 4
 
 
 @pytest.mark.parametrize("vocab_size", [8, 2000])

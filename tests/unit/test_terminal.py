@@ -8,8 +8,8 @@ from rich.console import Console
 
 from easd.errors import TraceError
 from easd.inspect.terminal import render
-from easd.runs import SCHEMAS, Trace
-from easd.runs.visible import visible
+from easd.runs import TABLES, Run
+from easd.runs.texts import visible
 
 RULE = {"name": "easd", "tau_h": 1.0, "tau_o": 0.8, "top_n": 5}
 CONFIG = {
@@ -18,7 +18,7 @@ CONFIG = {
     "drafter": "model",
     "temperature": 1.0,
     "seed": 0,
-    "noise": "independent",
+    "coupling": None,
 }
 VOCABULARY = {1: " one", 2: " [b]two[/]", 3: "\x1b[2J", 4: " four", 5: "\u202eevil", 6: "\n"}
 
@@ -56,10 +56,10 @@ def trace(rows, status="finished"):
     step |= {"verify_ms": 1.0, "commit_ms": 0.0}
     words = [{"token": token, "text": text} for token, text in VOCABULARY.items()]
     tables = {"tokens": rows, "steps": [step], "samples": [sample], "vocabulary": words}
-    return Trace(
+    return Run(
         folder=None,
         run={"status": status, "config": CONFIG, "models": {"pair": "toy"}},
-        **{n: pa.Table.from_pylist(t, schema=SCHEMAS[n]) for n, t in tables.items()},
+        **{n: pa.Table.from_pylist(t, schema=TABLES["trace"][n]) for n, t in tables.items()},
     )
 
 

@@ -1,6 +1,7 @@
 """The trace: what it says of each token, and that it stays readable whatever ends a run."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -12,13 +13,16 @@ import pytest
 
 from easd.config import RunConfig
 from easd.core.noise import Noise, request_key
+from easd.engine import trace as writer
 from easd.engine.generate import generate
+from easd.engine.record import Recorder
+from easd.engine.trace import TraceWriter
 from easd.errors import TraceError
 from easd.pairs.lab import problems
 from easd.pairs.loading import load_pair
-from easd.runs import SCHEMAS, Tally, read_trace, summary, writer
+from easd.runs import TABLES, RunFolder, Tally, open_run, summary
+from easd.runs.files import write_json
 from easd.runs.schema import OUTCOMES, PARTS
-from easd.runs.writer import TraceWriter
 
 PROMPTS = [problem.prompt for problem in problems("lab-a", 12, seed=0)]
 EMITTED = ("accepted", "replacement", "bonus")
@@ -36,11 +40,11 @@ def run(pair, tmp_path):
 
     def decode(rule="easd", prompts=PROMPTS, **settings):
         config = RunConfig.from_dict({"pair": "lab", "rule": rule, "batch_size": 5, **settings})
-        tally = Tally()
+        recorder = Recorder(config.settings.rule)
         with TraceWriter(tmp_path / "run", pair, config) as trace:
 
             def watch(record):
-                tally.add(record)
+                recorder.add(record)
                 trace.add(record)
 
             texts = generate(
@@ -51,7 +55,7 @@ def run(pair, tmp_path):
                 settings=config.settings,
                 on_step=watch,
             )
-        return texts, tally, read_trace(tmp_path / "run")
+        return texts, recorder.total, open_run(tmp_path / "run")
 
     return decode
 
@@ -72,9 +76,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_every_column_has_a_unit_and_a_definition(name):
-    for field in SCHEMAS[name]:
+@pytest.mark.parametrize(
+    "schema", [pytest.param(s, id=f"{k} {n}") for k, t in TABLES.items() for n, s in t.items()]
+)
+def test_every_column_has_a_unit_and_a_definition(schema):
+    for field in schema:
         assert field.metadata[b"unit"]
         assert field.metadata[b"definition"]
 
@@ -99,12 +105,13 @@ def test_emitted_rows_spell_the_texts(run, case):
 def test_counts_from_the_tables_are_the_live_ones(run, case):
     texts, tally, trace = run(**case)
     found = Tally.of(trace)
-    assert found.outcomes == tally.outcomes
+    assert found.conditions == tally.conditions
     assert found.blocks == tally.blocks == sum(text.counts.blocks for text in texts)
     for name in ("proposed", "examined", "accepted", "penalised"):
-        assert getattr(found, name) == sum(getattr(text.counts, name) for text in texts), name
+        counted = sum(getattr(text.counts, name) for text in texts)
+        assert getattr(found, name) == getattr(tally, name) == counted, name
     assert found.gate_open == pytest.approx(tally.gate_open)
-    assert found.tokens == sum(len(text.token_ids) for text in texts)
+    assert found.tokens == tally.tokens == sum(len(text.token_ids) for text in texts)
     steps = trace.steps.to_pydict()
     for column in ("proposed", "examined", "accepted", "penalised"):
         assert sum(steps[column]) == getattr(tally, column)
@@ -148,7 +155,7 @@ def test_every_part_of_a_row_is_recomputed_from_the_step(run, pair, tmp_path):
             settings=config.settings,
             on_step=watch,
         )
-    rows = read_trace(tmp_path / "again").tokens.to_pylist()
+    rows = open_run(tmp_path / "again").tokens.to_pylist()
     assert len(rows) > 50
     for row in rows:
         record = records[row["step"]]
@@ -241,22 +248,13 @@ def test_run_json_says_what_ran_and_reads_back_as_the_config(run):
 def test_reading_needs_no_torch(run):
     _, _, trace = run(LOOSE)
     code = (
-        "import sys; from rich.console import Console; from easd.runs import read_trace, summary\n"
+        "import sys; from rich.console import Console; from easd.runs import open_run, summary\n"
         "from easd.inspect.terminal import render\n"
-        f"trace = read_trace({str(trace.folder)!r}); summary(trace)\n"
+        f"trace = open_run({str(trace.folder)!r}); summary(trace)\n"
         "render(trace, 0, Console(quiet=True))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_grades_go_into_the_samples(pair, tmp_path):
-    config = RunConfig(pair="lab")
-    grade = {"task": "lab", "item": "0", "answer": "42", "correct": False}
-    with TraceWriter(tmp_path / "run", pair, config, grade=lambda number, text: grade) as trace:
-        decode_one(pair, config, trace.add)
-    (sample,) = read_trace(tmp_path / "run").samples.to_pylist()
-    assert grade.items() <= sample.items()
 
 
 def decode_one(pair, config, on_step):
@@ -284,7 +282,7 @@ def test_a_run_cut_short_reads_up_to_there(pair, tmp_path, error, status):
 
     with pytest.raises(type(error)), trace:
         decode_one(pair, config, stop_at_second)
-    found = read_trace(tmp_path / "run")
+    found = open_run(tmp_path / "run")
     assert found.run["status"] == status
     assert found.steps.num_rows == 2
     assert set(found.tokens["step"].to_pylist()) == {0, 1}
@@ -307,13 +305,13 @@ def test_parts_read_while_the_run_goes_on(pair, tmp_path, monkeypatch):
     def look(record):
         trace.add(record)
         (tmp_path / "run/tokens/.part-00099.parquet.unfinished").write_bytes(b"cut")
-        seen.append(read_trace(tmp_path / "run"))
+        seen.append(open_run(tmp_path / "run"))
 
     with TraceWriter(tmp_path / "run", pair, config) as trace:
         decode_one(pair, config, look)
     assert [found.steps.num_rows for found in seen] == list(range(1, len(seen) + 1))
     assert seen[0].run["status"] == "running"
-    assert read_trace(tmp_path / "run").steps.num_rows == len(seen)
+    assert open_run(tmp_path / "run").steps.num_rows == len(seen)
 
 
 def test_a_part_cut_short_by_an_interrupt_is_written_again_once(pair, tmp_path, monkeypatch):
@@ -332,7 +330,7 @@ def test_a_part_cut_short_by_an_interrupt_is_written_again_once(pair, tmp_path, 
     trace = TraceWriter(tmp_path / "run", pair, config)
     with pytest.raises(KeyboardInterrupt), trace:
         decode_one(pair, config, trace.add)
-    found = read_trace(tmp_path / "run")
+    found = open_run(tmp_path / "run")
     assert found.run["status"] == "interrupted"
     assert found.steps["step"].to_pylist() == [0]
     rows = [(r["position"], r["outcome"]) for r in found.tokens.to_pylist()]
@@ -348,7 +346,7 @@ def test_a_full_disk_is_one_clear_line(pair, tmp_path, monkeypatch):
     trace = TraceWriter(tmp_path / "run", pair, config)
     with pytest.raises(TraceError, match=r"No space left on device.*stays readable"), trace:
         decode_one(pair, config, trace.add)
-    assert read_trace(tmp_path / "run").run["status"] == "failed"
+    assert open_run(tmp_path / "run").run["status"] == "failed"
 
 
 def test_a_folder_that_will_not_do_is_refused(tmp_path):
@@ -361,18 +359,48 @@ def test_a_folder_that_will_not_do_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_trace_or_with_a_damaged_one_is_refused(run, tmp_path):
-    with pytest.raises(TraceError, match="holds no trace"):
-        read_trace(tmp_path)
+    with pytest.raises(TraceError, match="holds no run"):
+        open_run(tmp_path)
     _, _, trace = run(LOOSE)
     part = trace.folder / "tokens/part-00000.parquet"
     part.write_bytes(part.read_bytes()[:200])
     with pytest.raises(TraceError, match=r"damaged.*remove that file"):
-        read_trace(trace.folder)
+        open_run(trace.folder)
     part.unlink()
-    assert read_trace(trace.folder).steps.num_rows
+    assert open_run(trace.folder).steps.num_rows
     (trace.folder / "run.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(TraceError, match="trace format 99"):
-        read_trace(trace.folder)
+    with pytest.raises(TraceError, match="format 99"):
+        open_run(trace.folder)
     (trace.folder / "run.json").write_text("{")
     with pytest.raises(TraceError, match="damaged"):
-        read_trace(trace.folder)
+        open_run(trace.folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "run", "called"),
+    [
+        ("run.json", {"format": 1, "run": "abc"}, "a trace of format 1"),
+        ("run.json", {"format": 1, "kind": "evaluation"}, "an evaluation of format 1"),
+        ("bench.json", {"rounds": 2}, r"a benchmark \(bench.json\) of format 1"),
+    ],
+)
+def test_a_folder_of_the_old_format_is_refused_by_name(tmp_path, file, run, called):
+    (tmp_path / file).write_text(json.dumps(run))
+    for reading in (open_run, lambda folder: RunFolder(folder, "evaluation")):
+        with pytest.raises(TraceError, match=rf"holds {called}.*run it again"):
+            reading(tmp_path)
+
+
+def test_a_run_of_another_kind_says_what_it_is(run):
+    _, _, trace = run("target")
+    with pytest.raises(TraceError, match=r"holds a trace, not an evaluation; .*easd inspect"):
+        open_run(trace.folder, "evaluation")
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    happened = []
+    synced, renamed = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda f: (happened.append("sync"), synced(f)))
+    monkeypatch.setattr(os, "replace", lambda *p: (happened.append("rename"), renamed(*p)))
+    write_json(tmp_path / "run.json", {})
+    assert happened == ["sync", "rename", "sync"]

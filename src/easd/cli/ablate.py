@@ -29,7 +29,7 @@ from easd.cli.study import (
 )
 from easd.core.rules import EASD
 from easd.evaluate.presets import ablation, matched_refusal
-from easd.runs.store import read_run
+from easd.runs import open_run
 
 # The systems differ in these, or the control does not have them.
 _DECIDED = ("conditions", "redraw", "penalise", "gate_on", "entropy_of")
@@ -66,7 +66,7 @@ def command(
     cells = ablation(fields)
 
     def with_control() -> list[Any]:
-        return [*cells, matched_refusal(read_run(out), fields)]
+        return [*cells, matched_refusal(open_run(out, "evaluation"), fields)]
 
     given = settings(models, decoding, task=task, data=data, seed=seed, set_=set_)
     run_grid(

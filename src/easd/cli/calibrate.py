@@ -47,12 +47,12 @@ from easd.diagnose.calibration import (
     warnings_of,
 )
 from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
+from easd.engine.pair import fingerprints
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.engine import Evaluation
 from easd.pairs.from_config import load_with_status
-from easd.runs.provenance import fingerprints
-from easd.runs.store import read_run
+from easd.runs import open_run
 from easd.stats import Estimate
 
 # Fields of the gate that the thresholds hold for.
@@ -102,7 +102,7 @@ def command(
     pair = load_with_status(study.base, console)
     watch(Evaluation(study, pair, tasks, run), console)
     rule: Any = study.systems[0].settings.rule
-    found = signals(read_run(run).tokens, top_n=rule.top_n)
+    found = signals(open_run(run, "evaluation").tokens, top_n=rule.top_n)
     by_source: dict[Source, Estimate] = {each: paper_threshold(found, each) for each in SOURCES}
     chosen = by_source[source] if rate is None else rate_threshold(found, rate, rule.tau_o)
     rates = firing(found, chosen.value, rule.tau_o)

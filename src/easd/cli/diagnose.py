@@ -20,13 +20,12 @@ from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
 from easd.diagnose.diagnosis import diagnose
 from easd.diagnose.printing import render
 from easd.diagnose.reference_pass import ReferenceText, read_positions
-from easd.engine.pair import Pair
+from easd.engine.pair import Pair, fingerprints
 from easd.errors import InputError
 from easd.evaluate.config import StudyConfig, load_study
 from easd.evaluate.prompting import encode_item
 from easd.pairs.from_config import load_with_status
 from easd.runs.files import replace_file
-from easd.runs.provenance import fingerprints
 from easd.tasks import Task
 
 _RATES = (0.02, 0.005, 0.08)

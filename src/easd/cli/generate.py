@@ -33,15 +33,15 @@ from easd.diagnose.calibration_file import read_calibration
 from easd.engine.chat import encode
 from easd.engine.engine import StepRecord
 from easd.engine.generate import generate
-from easd.engine.pair import Pair
+from easd.engine.pair import Pair, fingerprints
+from easd.engine.record import Recorder
+from easd.engine.trace import TraceWriter, claim_folder
 from easd.errors import InputError
 from easd.inspect.terminal import summary_panel
 from easd.pairs.from_config import load_with_status
 from easd.pairs.lab import ALIASES
 from easd.pairs.loading import PAIRS
-from easd.runs.provenance import fingerprints
 from easd.runs.tally import Tally
-from easd.runs.writer import TraceWriter, claim_folder
 
 Watcher = Callable[[StepRecord], None]
 
@@ -116,9 +116,9 @@ def decode(
     Raises:
         EasdError: A prompt, or the folder of the trace, cannot be used.
     """
-    tally = Tally()
+    recorder = Recorder(run.settings.rule)
     with ExitStack() as stack:
-        watchers: list[Watcher] = [tally.add]
+        watchers: list[Watcher] = [recorder.add]
         if trace is not None:
             watchers.append(stack.enter_context(TraceWriter(trace, pair, run)).add)
         watchers.append(stack.enter_context(printer).add)
@@ -138,9 +138,9 @@ def decode(
             )
         except KeyboardInterrupt:
             kept = f"; the trace in {trace} reads up to here" if trace else ""
-            console.print(Text(f"interrupted after {tally.tokens} tokens{kept}"))
+            console.print(Text(f"interrupted after {recorder.total.tokens} tokens{kept}"))
             raise
-    return tally
+    return recorder.total
 
 
 def notes(tally: Tally, config: RunConfig) -> list[str]:

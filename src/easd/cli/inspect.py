@@ -9,33 +9,44 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from easd.errors import ConfigError
+from easd.errors import ConfigError, TraceError
+from easd.inspect.overview import overview
 from easd.inspect.page import write_page
 from easd.inspect.terminal import render
-from easd.runs import read_trace
+from easd.runs import open_run, traces
 
 
 def command(
     folders: list[Path],
     /,
     *,
-    sample: Annotated[int | None, Parameter(show_default="0; with --html all")] = None,
+    sample: Annotated[int | None, Parameter(show_default="0 of a trace; with --html all")] = None,
     html: Path | None = None,
 ) -> None:
-    """Show a trace: tokens by outcome, entropies, what each penalty replaced, and the summary.
+    """Show what any run holds: a trace's tokens, an evaluation's systems, a benchmark's speeds.
+
+    Recorded tokens are shown by outcome, with entropies, what each penalty replaced, and a summary.
 
     Args:
-        folders: A folder that `--trace` wrote; with --html several to compare.
-        sample: Which text, counted from 0.
+        folders: A run's folder; with --html several to compare.
+        sample: Show this recorded text, counted from 0.
         html: Write a page for the browser to this file; it needs no other.
     """
-    traces = [read_trace(folder) for folder in folders]
+    runs = [open_run(folder) for folder in folders]
     if html is not None:
-        write_page(traces, html, sample=sample)
+        write_page([trace for run in runs for trace in traces(run)], html, sample=sample)
         print(f"wrote {html}", file=sys.stderr)
         return
-    if len(traces) > 1:
+    if len(runs) > 1:
         raise ConfigError(
-            f"the terminal shows one trace, not {len(traces)}; name one, or compare with --html"
+            f"the terminal shows one run, not {len(runs)}; name one, or compare with --html"
         )
-    render(traces[0], sample or 0, Console())
+    (run,) = runs
+    if sample is None and run.kind != "trace":
+        overview(run, Console())
+        return
+    recorded = traces(run)
+    if not recorded:
+        raise TraceError(f"{str(run.folder)!r} recorded no tokens; leave out --sample to see it")
+    for trace in recorded:
+        render(trace, sample or 0, Console())

@@ -15,7 +15,7 @@ from easd.cli.options import MODELS, joined
 from easd.config import RunConfig
 from easd.errors import ConfigError
 from easd.pairs.from_config import load_with_status
-from easd.runs import read_trace
+from easd.runs import open_run
 from easd.speed.plan import (
     Acceptance,
     CostModel,
@@ -91,7 +91,7 @@ class Plan:
 
     def _acceptance(self) -> Acceptance:
         if self.trace is not None and self.acceptance is None:
-            return Acceptance.of(read_trace(self.trace))
+            return Acceptance.of(open_run(self.trace, "trace"))
         if self.acceptance is not None and self.trace is None:
             return Acceptance(rates=(self.acceptance,))
         raise ConfigError(

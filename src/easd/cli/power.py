@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from easd.errors import InputError
-from easd.runs.store import read_run
+from easd.runs import open_run
 from easd.stats import Spread
 
 _DIFFERENCES = (0.5, 1.0, 2.0, 5.0)
@@ -37,7 +37,7 @@ def command(
         seeds: Texts a problem.
         chance: The wanted probability of seeing it.
     """
-    samples = pd.concat([read_run(run).samples.to_pandas() for run in runs])
+    samples = pd.concat([open_run(run, "evaluation").samples.to_pandas() for run in runs])
     table = Table("task", "differ on", f"problems for a power of {chance:.0%}", "can be seen")
     table.title = f"{system} against {baseline}, {seeds} text(s) a problem, level 5 %"
     for task, rows in samples.groupby("task", observed=True, sort=False):

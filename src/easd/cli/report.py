@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from easd.report import write_report
-from easd.runs.store import read_run
+from easd.runs import open_run
 
 
 def command(
@@ -29,7 +29,7 @@ def command(
         margin: Accuracies this close, in points, count as no difference worth having.
     """
     page = write_report(
-        [read_run(run) for run in runs],
+        [open_run(run, "evaluation") for run in runs],
         out or runs[0] / "report",
         baseline=baseline,
         margin=margin / 100,

@@ -16,7 +16,7 @@ from easd.errors import EasdError
 COMMANDS = {
     "generate": ("generate", "Continue a prompt, or answer it; say what was accepted."),
     "pairs": ("pairs", "List the embedded pairs, and what is missing to use one."),
-    "inspect": ("inspect", "Show a trace token by token, and its summary."),
+    "inspect": ("inspect", "Show what any run holds; a trace token by token."),
     "eval": ("evaluate", "Decode and grade tasks with several systems."),
     "ablate": ("ablate", "Take EASD apart: the paper's ablation, with controls."),
     "sweep": ("sweep", "Try thresholds: accuracies, or firing rates by replay."),

@@ -23,6 +23,7 @@ from rich.text import Text
 from easd.cli.options import DECODING, GRID, OUTPUT, Options, fields_of, options
 from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
+from easd.engine.pair import fingerprints
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig, read_study
@@ -30,10 +31,9 @@ from easd.evaluate.endpoint.evaluate import EndpointEvaluation
 from easd.evaluate.endpoint.settings import EndpointStudy
 from easd.evaluate.engine import Evaluation
 from easd.evaluate.grid import Grid
-from easd.evaluate.runner import Progress, UnitRun
+from easd.evaluate.runner import GridRun, Progress
 from easd.pairs.from_config import load_with_status
 from easd.presets import PRESETS
-from easd.runs.provenance import fingerprints
 from easd.tasks import Task
 
 # A grid has the rules of its systems, and its own seeds.
@@ -200,12 +200,12 @@ def load_tasks(
     return tasks
 
 
-def watch(evaluation: UnitRun[Any], console: Console) -> None:
+def watch(evaluation: GridRun[Any], console: Console) -> None:
     """Runs an evaluation behind a progress bar and prints a table of accuracies."""
     tally: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     texts = tokens = 0
     seconds = 0.0
-    total = len(evaluation.units())
+    total = len(evaluation.chunks())
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -222,14 +222,14 @@ def watch(evaluation: UnitRun[Any], console: Console) -> None:
 
         def show(progress: Progress) -> None:
             nonlocal texts, tokens, seconds
-            unit = progress.unit
-            seen = tally[unit.task.name, unit.system.name]
+            chunk = progress.chunk
+            seen = tally[chunk.task.name, chunk.system.name]
             seen[0] += progress.correct
             seen[1] += progress.texts
             texts += progress.texts
             tokens += progress.tokens
             seconds += progress.seconds
-            note = f"{unit.task.name} · {unit.system.name}"
+            note = f"{chunk.task.name} · {chunk.system.name}"
             if seen[1]:
                 note += f" · {seen[0] / seen[1]:.1%} of {seen[1]} right"
             if seconds:

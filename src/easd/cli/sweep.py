@@ -29,7 +29,7 @@ from easd.diagnose.calibration import firing_grid, signals
 from easd.diagnose.calibration_file import read_calibration
 from easd.errors import InputError
 from easd.evaluate import presets
-from easd.runs.store import read_run
+from easd.runs import open_run
 
 _AROUND = (0.75, 1.0, 1.25)
 _LOSSLESS = ("calibration", "speculative")
@@ -91,7 +91,7 @@ def show_replay(folder: Path, tau_h: Sequence[float], tau_o: Sequence[float]) ->
     Raises:
         EasdError: The folder is no run, or recorded no tokens of a lossless system.
     """
-    run = read_run(folder)
+    run = open_run(folder, "evaluation")
     recorded = run.tokens["system"].cast(pa.string()).unique().to_pylist()
     system = next((name for name in _LOSSLESS if name in recorded), None)
     if system is None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from easd.engine.engine import StepRecord
 from easd.engine.request import Row
-from easd.runs.visible import visible
+from easd.runs.texts import visible
 
 
 class Stream:

@@ -1,6 +1,6 @@
 """Thresholds from the entropies of a pair's own texts, as arXiv:2512.23765 calibrates tau_h.
 
-Everything here is a function of a tokens table (`easd.runs.samples_schema`), decoded losslessly
+Everything here is a function of a tokens table (`easd.runs.schema`), decoded losslessly
 with the draft evaluated at bonus positions too, so that every token of a text has both entropies.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easd.core.rules import Rule
 from easd.engine.models.slots import context_window
 from easd.errors import ConfigError, ModelError
+from easd.runs.provenance import environment
 
 # Vocabularies are padded to suit the hardware; a larger difference means other tokens.
 _MAX_PADDING = 1024
@@ -111,3 +113,30 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of the vocabulary and the chat template."""
     what = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
     return hashlib.blake2b(json.dumps(what).encode(), digest_size=12).hexdigest()
+
+
+def fingerprints(pair: Pair) -> dict[str, str | None]:
+    """Hashes of the pair's weights and tokenizer."""
+    return {
+        "target": model_fingerprint(pair.target),
+        "draft": None if pair.draft is None else model_fingerprint(pair.draft),
+        "tokenizer": tokenizer_fingerprint(pair.tokenizer),
+    }
+
+
+def provenance(pair: Pair) -> dict[str, Any]:
+    """The models, versions, hardware and checkout of a run, in types that JSON knows."""
+    device = pair.target.device
+    return {
+        "models": {
+            "pair": pair.name,
+            "dtype": str(pair.target.dtype).removeprefix("torch."),
+            "target_parameters": pair.target.num_parameters(),
+            "draft_parameters": None if pair.draft is None else pair.draft.num_parameters(),
+            "fingerprints": fingerprints(pair),
+        },
+        **environment(
+            threads=torch.get_num_threads(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        ),
+    }

@@ -1,4 +1,4 @@
-"""Decode one unit of an evaluation, by a rule or reward-guided, and count what it took."""
+"""Decode one chunk of an evaluation, by a rule or reward-guided, and count what it took."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easd.core.rules.gated import GatedRule
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
+from easd.engine.record import Columns, Recorder
 from easd.engine.request import Row
 from easd.engine.settings import Settings
 from easd.evaluate.reward_guided import RewardGuided, Round, generate_reward_guided
 from easd.evaluate.rewards import Scorer
-from easd.runs.recorder import Recorder, has_conditions
-from easd.runs.rows import Columns
 from easd.runs.schema import PARTS
+from easd.runs.tally import COUNTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +23,7 @@ class Batch:
 
     Attributes:
         texts: in the order of the prompts; columns of the samples table that decoding decides.
-        timing: columns of the units table that it decides.
+        timing: columns of the chunks table that it decides.
         tokens: rows of the tokens table, or None where none were kept.
     """
 
@@ -134,19 +133,10 @@ def _counts(recorder: Recorder, row: Row) -> dict[str, Any]:
     new = len(row.new_ids)
     if recorder.rule.models == "draft":
         return {"blocks": 0, "proposed": new, "examined": new, "accepted": new, "penalised": 0}
-    counts = row.counts
-    found: dict[str, Any] = {
-        name: getattr(counts, name)
-        for name in ("blocks", "proposed", "examined", "accepted", "penalised")
-    }
-    if not isinstance(recorder.rule, GatedRule):
-        return found
-    gate, *conditions = recorder.gates[row.request.number].tolist()
-    found["gate_open"] = gate
-    if has_conditions(recorder.rule):
-        names = ("over_draft_entropy", "over_target_entropy", "over_overlap")
-        found |= dict(zip(names, map(round, conditions), strict=True))
-    return found
+    found = recorder.of(row.request.number)
+    counts = {name: getattr(found, name) for name in COUNTED}
+    met = {f"over_{name}": count for name, count in (found.conditions or {}).items()}
+    return {**counts, "gate_open": found.gate_open, **met}
 
 
 def _timing(recorder: Recorder) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from easd.engine.pair import Pair
+import pyarrow as pa
+
+from easd.engine.pair import Pair, provenance
+from easd.engine.record import tokens_table
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 from easd.evaluate.config import StudyConfig, System
@@ -15,16 +18,14 @@ from easd.evaluate.decoding import Batch, decode_by_rule, decode_reward_guided
 from easd.evaluate.prompting import encode_item
 from easd.evaluate.reward_guided import RewardGuided
 from easd.evaluate.rewards import Scorer, load_reward_model
-from easd.evaluate.runner import Decoded, Unit, UnitRun
+from easd.evaluate.runner import Chunk, Decoded, GridRun
 from easd.pairs.lab import STEP_TOKENS
-from easd.runs.provenance import surroundings
-from easd.runs.rows import tokens_table
-from easd.runs.schema import TOP
+from easd.runs.schema import TOP, VOCABULARY
 from easd.runs.texts import TokenTexts
 from easd.tasks import Task
 
 
-class Evaluation(UnitRun[System]):
+class Evaluation(GridRun[System]):
     """A study of a pair in a folder, to be run or to be gone on with."""
 
     config: StudyConfig
@@ -49,47 +50,49 @@ class Evaluation(UnitRun[System]):
         super().__init__(config, tasks, folder)
 
     def about(self) -> dict[str, Any]:
-        return surroundings(self.pair)
+        return provenance(self.pair)
 
-    def decode(self, unit: Unit[System]) -> Decoded:
-        batch = self._decode(unit)
-        tokens = None
+    def decode(self, chunk: Chunk[System]) -> Decoded:
+        batch = self._decode(chunk)
+        tokens = vocabulary = None
         if batch.tokens is not None:
-            top_n = getattr(unit.system.settings.rule, "top_n", TOP)
+            top_n = getattr(chunk.system.settings.rule, "top_n", TOP)
             texts = self._texts.of(batch.tokens)
-            tokens = tokens_table(batch.tokens, texts, run=unit.name, top_n=top_n)
-        size = min(unit.system.settings.batch_size, len(batch.texts))
+            vocabulary = pa.table([list(texts), list(texts.values())], VOCABULARY)
+            tokens = tokens_table(batch.tokens, texts, run=chunk.name, top_n=top_n)
+        size = min(chunk.system.settings.batch_size, len(batch.texts))
         return Decoded(
             texts=[{**text, **self._written(text["token_ids"])} for text in batch.texts],
             timing={"batch": size, **batch.timing},
             tokens=tokens,
+            vocabulary=vocabulary,
         )
 
     def _written(self, token_ids: list[int]) -> dict[str, Any]:
         text = str(self.pair.tokenizer.decode(token_ids, skip_special_tokens=True))
         return {"text": text, "new_tokens": len(token_ids)}
 
-    def _decode(self, unit: Unit[System]) -> Batch:
-        prompts = self._prompts[unit.task.name][unit.first : unit.first + len(unit.items)]
-        settings, reward = self.settings(unit), unit.system.reward
+    def _decode(self, chunk: Chunk[System]) -> Batch:
+        prompts = self._prompts[chunk.task.name][chunk.first : chunk.first + len(chunk.items)]
+        settings, reward = self.settings(chunk), chunk.system.reward
         if reward is None:
-            traced = unit.first < self.config.trace
+            traced = chunk.first < self.config.trace
             return decode_by_rule(
-                self.pair, prompts, settings, first=unit.first, with_tokens=traced
+                self.pair, prompts, settings, first=chunk.first, with_tokens=traced
             )
-        system, scorer = self._rewards[unit.system.name]
+        system, scorer = self._rewards[chunk.system.name]
         return decode_reward_guided(
-            self.pair, prompts, settings, first=unit.first, system=system, scorer=scorer
+            self.pair, prompts, settings, first=chunk.first, system=system, scorer=scorer
         )
 
-    def settings(self, unit: Unit[System]) -> Settings:
-        """How a unit is decoded: the system's settings, with the task's budget and stops."""
-        settings = unit.system.settings
+    def settings(self, chunk: Chunk[System]) -> Settings:
+        """How a chunk is decoded: the system's settings, with the task's budget and stops."""
+        settings = chunk.system.settings
         return replace(
             settings,
-            seed=unit.seed,
-            max_new_tokens=settings.max_new_tokens or unit.task.max_new_tokens,
-            stop=settings.stop or unit.task.stop,
+            seed=chunk.seed,
+            max_new_tokens=settings.max_new_tokens or chunk.task.max_new_tokens,
+            stop=settings.stop or chunk.task.stop,
         )
 
     def _load_reward(self, system: System) -> tuple[RewardGuided, Scorer]:

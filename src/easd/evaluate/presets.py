@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from easd.runs.store import Run
+from easd.runs import Run
 
 SWEEP_TAU_H = (1.5, 2.0, 2.5)
 SWEEP_TAU_O = (0.6, 0.8, 1.0)

@@ -1,14 +1,13 @@
-"""A grid of systems, tasks and seeds becomes a folder, unit by unit, whoever decodes.
+"""Decode a grid of systems, tasks and seeds into a run folder, chunk by chunk, whoever decodes.
 
-A unit is one system on one chunk of a task's items with one seed. Units of different systems on the
-same chunk follow each other, so that whatever else the machine does hits all systems alike. Each
-unit is written when it is finished; a run that was stopped goes on with the first unit missing.
+Different systems decode the same items one after the other, so that whatever else the machine does
+hits all systems alike. Each chunk is written when it is finished; a run that was stopped goes on
+with the first one missing. All randomness is keyed, so a chunk cut short comes out the same again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +18,15 @@ from typing import Any, Generic
 import numpy as np
 import pyarrow as pa
 
-from easd.errors import EasdError, TraceError
 from easd.evaluate.grid import Grid, S
-from easd.runs import store
-from easd.runs.files import now
-from easd.runs.samples_schema import FORMAT, ITEMS, SAMPLES, TOKENS, UNITS
+from easd.runs import TABLES, RunFolder, describe
 from easd.tasks import Item, Task
+
+_TABLES = TABLES["evaluation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unit(Generic[S]):
+class Chunk(Generic[S]):
     """One system on one chunk of a task's items with one seed."""
 
     system: S
@@ -45,17 +43,17 @@ class Unit(Generic[S]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What an evaluation says after each unit.
+    """What an evaluation says after each chunk.
 
     Attributes:
-        unit: the unit.
-        done, total: units finished, from earlier runs too, and units in all.
-        resumed: whether the unit had been finished before.
-        texts, correct, tokens: of the unit.
+        chunk: the chunk.
+        done, total: chunks finished, from earlier runs too, and chunks in all.
+        resumed: whether the chunk had been finished before.
+        texts, correct, tokens: of the chunk.
         seconds: wall time of its decoding.
     """
 
-    unit: Unit[Any]
+    chunk: Chunk[Any]
     done: int
     total: int
     resumed: bool
@@ -67,20 +65,22 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """What decoding a unit gave.
+    """What decoding a chunk gave.
 
     Attributes:
         texts: in the order of the items; columns of the samples table that decoding decides.
-        timing: columns of the units table that it decides.
+        timing: columns of the chunks table that it decides.
         tokens: rows of the tokens table without their cell, or None where none were kept.
+        vocabulary: the texts of all tokens that these name, likewise.
     """
 
     texts: list[dict[str, Any]]
     timing: dict[str, Any]
     tokens: pa.Table | None = None
+    vocabulary: pa.Table | None = None
 
 
-class UnitRun(ABC, Generic[S]):
+class GridRun(ABC, Generic[S]):
     """A grid in a folder, to be run or to be gone on with."""
 
     def __init__(self, config: Grid[S], tasks: Sequence[Task], folder: str | Path) -> None:
@@ -91,20 +91,16 @@ class UnitRun(ABC, Generic[S]):
         """
         self.config = config
         self.tasks = tasks
-        self.folder = Path(folder)
-        self._lock = store.claim(self.folder)
+        self._out = RunFolder(folder, "evaluation")
         try:
-            self._run = self._describe()
-            for task in tasks:
-                store.write_items(self.folder, task.name, _items_table(task))
-            store.write_description(self.folder, self._run)
+            self._begin()
         except BaseException:
-            os.close(self._lock)
+            self._out.release()
             raise
 
     @abstractmethod
-    def decode(self, unit: Unit[S]) -> Decoded:
-        """Writes the unit's texts.
+    def decode(self, chunk: Chunk[S]) -> Decoded:
+        """Writes the chunk's texts.
 
         Raises:
             EasdError: They cannot be written.
@@ -114,54 +110,45 @@ class UnitRun(ABC, Generic[S]):
     def about(self) -> dict[str, Any]:
         """What run.json says of models, versions and hardware; `models` tells runs apart."""
 
-    def units(self) -> list[Unit[S]]:
-        """All units in the order of decoding."""
-        chunk = self.config.chunk
+    def chunks(self) -> list[Chunk[S]]:
+        """All chunks in the order of decoding."""
+        size = self.config.chunk
         return [
-            Unit(
+            Chunk(
                 system=system,
                 task=task,
                 seed=seed,
                 first=first,
-                items=task.items[first : first + chunk],
+                items=task.items[first : first + size],
             )
             for seed in self.config.seeds
             for task in self.tasks
-            for first in range(0, len(task.items), chunk)
+            for first in range(0, len(task.items), size)
             for system in self.config.systems
         ]
 
-    def run(self, on_unit: Callable[[Progress], None] | None = None) -> None:
-        """Decodes every unit that is not finished yet.
+    def run(self, on_chunk: Callable[[Progress], None] | None = None) -> None:
+        """Decodes every chunk that is not finished yet.
 
         Raises:
             EasdError: A model, a prompt or the folder does not do; what is finished stays.
         """
-        try:
+        with self._out:
             for progress in self._progress():
-                if on_unit is not None:
-                    on_unit(progress)
-            self._close("finished")
-        except KeyboardInterrupt:
-            self._close("interrupted")
-            raise
-        except EasdError as error:
-            self._close("failed", error=str(error))
-            raise
-        finally:
-            os.close(self._lock)
+                if on_chunk is not None:
+                    on_chunk(progress)
 
     def _progress(self) -> Iterator[Progress]:
-        units = self.units()
-        for done, unit in enumerate(units, 1):
-            if store.is_written(self.folder, unit.name):
-                yield Progress(unit=unit, done=done, total=len(units), resumed=True)
+        chunks = self.chunks()
+        for done, chunk in enumerate(chunks, 1):
+            if self._out.has("samples", chunk.name):
+                yield Progress(chunk=chunk, done=done, total=len(chunks), resumed=True)
                 continue
-            samples, timing = self._finish(unit)
+            samples, timing = self._finish(chunk)
             yield Progress(
-                unit=unit,
+                chunk=chunk,
                 done=done,
-                total=len(units),
+                total=len(chunks),
                 resumed=False,
                 texts=len(samples),
                 correct=sum(sample["correct"] for sample in samples),
@@ -169,33 +156,35 @@ class UnitRun(ABC, Generic[S]):
                 seconds=timing["seconds"],
             )
 
-    def _finish(self, unit: Unit[S]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Decodes, grades and writes a unit; returns its samples and its timing."""
-        decoded = self.decode(unit)
-        cell = {"system": unit.system.name, "task": unit.task.name, "seed": unit.seed}
+    def _finish(self, chunk: Chunk[S]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Decodes, grades and writes a chunk; returns its samples and its timing."""
+        decoded = self.decode(chunk)
+        cell = {"system": chunk.system.name, "task": chunk.task.name, "seed": chunk.seed}
         samples = [
-            {**cell, "index": unit.first + place, **self._graded(unit, item, text)}
-            for place, (item, text) in enumerate(zip(unit.items, decoded.texts, strict=True))
+            {**cell, "index": chunk.first + place, **self._graded(chunk, item, text)}
+            for place, (item, text) in enumerate(zip(chunk.items, decoded.texts, strict=True))
         ]
         tokens = [s["new_tokens"] for s in samples if s["new_tokens"] is not None]
         timing = {
             **cell,
-            "first": unit.first,
+            "first": chunk.first,
             "texts": len(samples),
             "tokens": sum(tokens) if tokens else None,
             **decoded.timing,
         }
         tables = {
-            "samples": pa.Table.from_pylist(samples, SAMPLES),
-            "units": pa.Table.from_pylist([timing], UNITS),
+            "samples": pa.Table.from_pylist(samples, _TABLES["samples"]),
+            "chunks": pa.Table.from_pylist([timing], _TABLES["chunks"]),
         }
         if decoded.tokens is not None:
             tables["tokens"] = _with_cell(decoded.tokens, cell)
-        store.write_unit(self.folder, unit.name, tables)
+        if decoded.vocabulary is not None:
+            tables["vocabulary"] = decoded.vocabulary
+        self._out.write(chunk.name, tables)
         return samples, timing
 
-    def _graded(self, unit: Unit[S], item: Item, text: dict[str, Any]) -> dict[str, Any]:
-        grade = unit.task.grade(item, text["text"])
+    def _graded(self, chunk: Chunk[S], item: Item, text: dict[str, Any]) -> dict[str, Any]:
+        grade = chunk.task.grade(item, text["text"])
         return {
             "item": item.id,
             "answer": grade.answer,
@@ -204,46 +193,37 @@ class UnitRun(ABC, Generic[S]):
             **text,
         }
 
-    def _describe(self) -> dict[str, Any]:
-        run = {
-            "format": FORMAT,
-            "kind": "evaluation",
-            "status": "running",
-            "started": now(),
-            "ended": None,
-            "config": self.config.to_dict(),
-            "systems": [system.to_dict() for system in self.config.systems],
-            "tasks": {task.name: _task_dict(task) for task in self.tasks},
+    def _begin(self) -> None:
+        run = describe(
+            "evaluation",
+            self.config.to_dict(),
+            systems=[system.to_dict() for system in self.config.systems],
+            tasks={task.name: _task_dict(task) for task in self.tasks},
             **self.about(),
-        }
-        if not (self.folder / "run.json").exists():
-            return run
-        earlier = store.read_description(self.folder)
-        self._check_same(earlier, run)
-        wanted = {system["name"] for system in run["systems"]}
-        kept = [system for system in earlier["systems"] if system["name"] not in wanted]
-        return {**run, "systems": kept + run["systems"], "started": earlier["started"]}
-
-    def _check_same(self, earlier: dict[str, Any], run: dict[str, Any]) -> None:
-        known = {system["name"]: system for system in earlier["systems"]}
-        wanted = {system["name"]: system for system in run["systems"]}
-        pairs = [
-            *((key, earlier["config"].get(key), value) for key, value in run["config"].items()),
-            *((f"system {name}", known[name], wanted[name]) for name in known.keys() & wanted),
-            ("tasks", earlier["tasks"], run["tasks"]),
-            ("models", earlier["models"].get("fingerprints"), run["models"].get("fingerprints")),
-        ]
-        for name, before, after in pairs:
-            if before != after:
-                raise TraceError(
-                    f"{str(self.folder)!r} holds a run with another {name} ({_short(before)}, now "
-                    f"{_short(after)}); name another folder, or the settings it was begun with"
-                )
-
-    def _close(self, status: str, **more: Any) -> None:
-        store.write_description(
-            self.folder, {**self._run, "status": status, "ended": now(), **more}
         )
+        earlier = self._out.earlier
+        if earlier is not None:
+            wanted = _must_agree(run)
+            # Systems can be added to a run, and left out when it goes on.
+            known = {name: value for name, value in _must_agree(earlier).items() if name in wanted}
+            added = {f"system {system['name']}" for system in run["systems"]} - known.keys()
+            self._out.check_same(known, {n: v for n, v in wanted.items() if n not in added})
+            names = {system["name"] for system in run["systems"]}
+            kept = [system for system in earlier["systems"] if system["name"] not in names]
+            run["systems"] = kept + run["systems"]
+        for task in self.tasks:
+            self._out.write(task.name, {"items": _items_table(task)})
+        self._out.begin(run)
+
+
+def _must_agree(run: dict[str, Any]) -> dict[str, Any]:
+    """What cannot change within a run, by name."""
+    return {
+        **run["config"],
+        **{f"system {system['name']}": system for system in run["systems"]},
+        "data of the tasks": run["tasks"],
+        "models": run["models"].get("fingerprints"),
+    }
 
 
 def slug(name: str) -> str:
@@ -258,10 +238,10 @@ def _with_cell(tokens: pa.Table, cell: dict[str, Any]) -> pa.Table:
         pa.array(np.full(size, cell[f.name])).cast(f.type)
         if f.name == "seed"
         else pa.DictionaryArray.from_arrays(np.zeros(size, dtype=np.int32), [cell[f.name]])
-        for f in TOKENS
+        for f in _TABLES["tokens"]
         if f.name in cell
     ]
-    return pa.table([*columns, *tokens.columns], TOKENS)
+    return pa.table([*columns, *tokens.columns], _TABLES["tokens"])
 
 
 def _items_table(task: Task) -> pa.Table:
@@ -275,7 +255,7 @@ def _items_table(task: Task) -> pa.Table:
         }
         for index, item in enumerate(task.items)
     ]
-    return pa.Table.from_pylist(rows, ITEMS)
+    return pa.Table.from_pylist(rows, _TABLES["items"])
 
 
 def _task_dict(task: Task) -> dict[str, Any]:
@@ -288,8 +268,3 @@ def _task_dict(task: Task) -> dict[str, Any]:
         "system": task.system,
         "unique_solution": task.unique_solution,
     }
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

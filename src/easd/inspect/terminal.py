@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.errors import TraceError
-from easd.runs import Trace, summary
+from easd.runs import Run, summary
 from easd.runs.schema import EMITTED
-from easd.runs.visible import visible
+from easd.runs.texts import visible
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a mark goes with each colour.
 _PLAIN = "default"
@@ -37,7 +37,7 @@ _NUMBERS = 75  # What the table of penalties takes beside context and favourites
 _LEAST_FAVOURITES = 20
 
 
-def render(trace: Trace, sample: int, console: Console) -> None:
+def render(trace: Run, sample: int, console: Console) -> None:
     """Prints one text of a trace, and the summary of the whole run.
 
     Raises:
@@ -45,7 +45,7 @@ def render(trace: Trace, sample: int, console: Console) -> None:
     """
     rule = trace.run["config"]["rule"]
     rows = _rows(trace, sample)
-    console.print(Line(f"text {sample}", align="left", style="dim"))
+    console.print(Line(_heading(trace, sample), align="left", style="dim"))
     console.print(_prompt(trace, sample))
     console.print(_decoded(rows))
     console.print(_legend())
@@ -75,14 +75,20 @@ def describe_rule(rule: dict[str, Any]) -> str:
     return f"{rule['name']}: {', '.join(fields)}" if fields else rule["name"]
 
 
-def _title(trace: Trace) -> str:
+def _heading(trace: Run, sample: int) -> str:
+    cell = trace.run.get("cell")
+    where = f": {cell['system']}, {cell['task']}, seed {cell['seed']}" if cell else ""
+    return visible(f"text {sample}{where}")
+
+
+def _title(trace: Run) -> str:
     status = trace.run["status"]
     name = trace.run["models"]["pair"]
     ended = "" if status == "finished" else f" ({status})"
     return f"{name}: {_count(trace.samples.num_rows, 'finished text')}{ended}"
 
 
-def _rows(trace: Trace, sample: int) -> list[dict[str, Any]]:
+def _rows(trace: Run, sample: int) -> list[dict[str, Any]]:
     rows = trace.tokens.filter(pc.field("sample") == sample).to_pylist()
     if not rows:
         known = len(set(trace.tokens["sample"].to_pylist()))
@@ -91,7 +97,7 @@ def _rows(trace: Trace, sample: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _prompt(trace: Trace, sample: int) -> Text:
+def _prompt(trace: Run, sample: int) -> Text:
     found = trace.samples.filter(pc.field("sample") == sample).to_pylist()
     if not found:
         return Text("(this text was cut off before it ended)", style="dim")
@@ -168,7 +174,7 @@ def _gate_mark(row: dict[str, Any], penalised: set[int], tau_h: float) -> str:
     return "·" if both > tau_h else " "
 
 
-def _penalties(rows: list[dict[str, Any]], trace: Trace, width: int) -> Table | Text:
+def _penalties(rows: list[dict[str, Any]], trace: Run, width: int) -> Table | Text:
     context = max(min(_CONTEXT, width - _NUMBERS), 1)
     favourites = width - _NUMBERS - _CONTEXT
     table = Table(title="penalties", title_justify="left", box=box.SIMPLE_HEAD)

@@ -14,7 +14,7 @@ from easd.engine.pair import Pair
 from easd.errors import ConfigError
 from easd.pairs.loading import load_models, load_pair
 from easd.pairs.packaged import Report, silent
-from easd.runs.visible import visible
+from easd.runs.texts import visible
 
 
 def load(config: RunConfig, report: Report = silent) -> Pair:

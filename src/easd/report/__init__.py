@@ -1,9 +1,9 @@
 """A report of one or several evaluations: an HTML page, Markdown, and every table.
 
 from easd.report import write_report
-from easd.runs.store import read_run
+from easd.runs import open_run
 
-write_report([read_run("my-run")], "my-report")
+write_report([open_run("my-run")], "my-report")
 """
 
 from easd.errors import ConfigError

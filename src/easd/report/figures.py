@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from easd.report.metrics.frames import records
-from easd.runs.visible import visible
+from easd.runs.texts import visible
 
 # Okabe and Ito's palette; hatches and markers repeat what colours say.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"

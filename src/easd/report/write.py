@@ -26,8 +26,8 @@ from easd.report.page import (
     counted,
     heading_unit,
 )
-from easd.runs.store import Run
-from easd.runs.visible import visible
+from easd.runs import Run
+from easd.runs.texts import visible
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _IDS = re.compile(r'(id="|href="#|url\(#)([^")]+)')
@@ -261,7 +261,7 @@ def write_report(
     Runs stand side by side, each with its own comparisons: their systems are never mixed.
 
     Args:
-        runs: as `easd.runs.store.read_run` returns them.
+        runs: as `easd.runs.open_run` returns them.
         out: the folder; files of an earlier report in it are replaced.
         baseline: the system that others are compared with; without, target-only.
         margin: the greatest difference of no consequence, as a fraction.

@@ -1,28 +1,16 @@
-"""A run's trace: a folder of tables that every figure and inspector is computed from.
+"""Run folders: what every command that decodes leaves behind, and every report reads.
 
-    DIR/run.json                      what was run, with what, and how it ended
-    DIR/tokens/part-00000.parquet     one row per drafted position, replacement and bonus token
-    DIR/steps/part-00000.parquet      one row per verification step
-    DIR/samples/part-00000.parquet    one row per finished text
-    DIR/vocabulary/part-00000.parquet the texts of all tokens that these tables name
+    DIR/run.json             kind, format, config, provenance, when it began and how it ended
+    DIR/TABLE/PART.parquet   rows of one of the tables that `schema.TABLES` has for the kind
 
-Parts are complete Parquet files that appear by renaming, a few seconds apart, so whatever ends a
-run leaves a trace that reads; what a kill can cost is the time since the last part. Reading needs
-no torch; the writer is `easd.runs.writer.TraceWriter`.
+A part is a complete Parquet file that appears by renaming, so whatever ends a run leaves a folder
+that reads; what a kill can cost is the part in work. Reading needs no torch.
 """
 
-from easd.runs.reader import Trace, read_trace
-from easd.runs.schema import SAMPLES, SCHEMAS, STEPS, TOKENS, VOCABULARY
+from easd.runs.cells import traces
+from easd.runs.reader import Run, open_run
+from easd.runs.schema import TABLES
 from easd.runs.tally import Tally, summary
+from easd.runs.writer import RunFolder, describe
 
-__all__ = [
-    "SAMPLES",
-    "SCHEMAS",
-    "STEPS",
-    "TOKENS",
-    "VOCABULARY",
-    "Tally",
-    "Trace",
-    "read_trace",
-    "summary",
-]
+__all__ = ["TABLES", "Run", "RunFolder", "Tally", "describe", "open_run", "summary", "traces"]

@@ -13,7 +13,7 @@ from easd.errors import TraceError
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the path and renames, so that a reader sees a whole file or none.
+    """Writes beside the path, syncs and renames: readers see a whole file or none.
 
     Raises:
         TraceError: It cannot be written.
@@ -22,7 +22,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         write(unfinished)
+        _sync(unfinished)
         os.replace(unfinished, path)
+        _sync(path.parent)
     except OSError as error:
         raise TraceError(
             f"cannot write {str(path)!r} ({error.strerror or error}); what was written before "
@@ -30,8 +32,17 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         ) from None
 
 
+def _sync(path: Path) -> None:
+    """Has the disk keep a file, or a folder's names, before anything relies on it."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON to be read by people, too.
+    """Writes `value` as indented JSON.
 
     Raises:
         TraceError: It cannot be written.
@@ -41,5 +52,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def now() -> str:
-    """The time as run descriptions have it."""
+    """The time as run.json has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

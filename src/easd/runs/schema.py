@@ -1,10 +1,18 @@
-"""Columns of the tables of a trace, with unit and definition in each field's metadata."""
+"""Tables of every kind of run; each field's metadata has its unit and definition.
+
+A *trace* is what `easd generate --trace` decoded, token by token. An *evaluation* is a grid of
+cells: one system on one task with one seed each; its tokens are those of each task's first items.
+A *bench* is one row for each timed run of a system.
+"""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
+Kind = Literal["trace", "evaluation", "bench"]
 TOP = 5  # Most probable tokens kept per position for inspectors.
 
 OUTCOMES = (
@@ -205,4 +213,136 @@ VOCABULARY = pa.schema(
     ]
 )
 
-SCHEMAS = {"tokens": TOKENS, "steps": STEPS, "samples": SAMPLES, "vocabulary": VOCABULARY}
+_CELL = (
+    column("system", _NAME, "name", "the rule with its fields and settings, as named in run.json"),
+    column("task", _NAME, "name", "the task, as named in run.json"),
+    column(
+        "seed", pa.int32(), "number", "decides, with the item's index, all randomness of a text"
+    ),
+)
+
+_GRADED = pa.schema(
+    [
+        *_CELL,
+        column("item", pa.string(), "name", "the problem's id within its task"),
+        column("index", pa.int32(), "index", "the problem's place in its task"),
+        column("text", pa.string(), "text", "the decoded text without special tokens"),
+        column(
+            "token_ids",
+            pa.list_(pa.int32()),
+            "token ids",
+            "the decoded tokens; null from an endpoint, which tells no tokens",
+        ),
+        column("answer", pa.string(), "text", "the answer read from the text, or null"),
+        column("correct", pa.bool_(), "yes or no", "whether the answer is right"),
+        column("failure", pa.string(), "text", "why grading failed (counted as wrong), or null"),
+        column("finish_reason", _NAME, "name", "eos, stop or length; an endpoint's own word"),
+        column("prompt_tokens", pa.int32(), "tokens", "length of the prompt"),
+        column("new_tokens", pa.int32(), "tokens", "length of the text"),
+        column("blocks", pa.int32(), "forwards", "target forwards the text took part in"),
+        column("proposed", pa.int32(), "tokens", "draft tokens proposed"),
+        column("examined", pa.int32(), "tokens", "draft positions up to the first refusal of each"),
+        column("accepted", pa.int32(), "tokens", "draft tokens kept"),
+        column("penalised", pa.int32(), "tokens", "draft tokens refused by the gate"),
+        column("gate_open", pa.float64(), "tokens", "sum of the gate over examined positions"),
+        column(
+            "over_draft_entropy",
+            pa.int32(),
+            "tokens",
+            "examined positions that meet the draft-entropy condition; null for a rule without it",
+        ),
+        column(
+            "over_target_entropy",
+            pa.int32(),
+            "tokens",
+            "examined positions that meet the target-entropy condition; null likewise",
+        ),
+        column(
+            "over_overlap",
+            pa.int32(),
+            "tokens",
+            "examined positions that meet the overlap condition; null likewise",
+        ),
+        column(
+            "seconds",
+            pa.float64(),
+            "s",
+            "from request to answer, with what was sent again; null unless from an endpoint",
+        ),
+        column("steps", pa.int32(), "steps", "reasoning steps drafted; null unless reward-guided"),
+        column("rewritten", pa.int32(), "steps", "steps the target rewrote; null likewise"),
+    ]
+)
+
+_CHUNKS = pa.schema(
+    [
+        *_CELL,
+        column("first", pa.int32(), "index", "index of the chunk's first item"),
+        column("texts", pa.int32(), "texts", "texts decoded"),
+        column("batch", pa.int32(), "texts", "most texts decoded at once"),
+        column("tokens", pa.int64(), "tokens", "tokens decoded"),
+        column("target_steps", pa.int64(), "forwards", "batched target forwards"),
+        column("draft_steps", pa.int64(), "forwards", "batched draft forwards"),
+        *(
+            column(f"{part}_seconds", pa.float64(), "s", f"wall time of the engine's part {part}")
+            for part in PARTS
+        ),
+        column("seconds", pa.float64(), "s", "wall time of decoding, recording left out"),
+    ]
+)
+
+_ITEMS = pa.schema(
+    [
+        _CELL[1],
+        column("item", pa.string(), "name", "the problem's id within its task"),
+        column("index", pa.int32(), "index", "the problem's place in its task"),
+        column(
+            "prompt", pa.string(), "text", "what was asked, without system message and template"
+        ),
+        column("answers", pa.list_(pa.string()), "texts", "answers that count as right"),
+    ]
+)
+
+_COUNTS = {
+    "tokens": "new tokens",
+    "forwards": "target forwards, each for the whole batch",
+    "blocks": "target forwards, counted for each text",
+    "proposed": "draft tokens proposed",
+    "examined": "draft positions up to the first refusal of each block",
+    "accepted": "draft tokens accepted",
+    "penalised": "draft tokens refused by the gate",
+    "full": "steps with every row of the batch in use",
+    "full_proposed": "longest draft of each of those steps, summed",
+}
+
+_TIMINGS = pa.schema(
+    [
+        column("round", pa.int32(), "index", "the repetition"),
+        column("batch", pa.int32(), "texts", "texts decoded at once"),
+        column("context", pa.int32(), "tokens", "length of the prompts; null: as they are"),
+        column("system", pa.string(), "name", "the way to decode, with its gamma"),
+        column("gamma", pa.int32(), "tokens", "draft tokens asked for; 0 where not fixed"),
+        column("seconds", pa.float64(), "s", "wall time of the whole run, prompts included"),
+        column("cpu_seconds", pa.float64(), "s", "processor time of all threads"),
+        *(column(name, pa.int64(), "count", about) for name, about in _COUNTS.items()),
+        column("full_draft", pa.float64(), "s", "wall time of drafting in full steps"),
+        column("full_target", pa.float64(), "s", "wall time of the target in full steps"),
+        *(
+            column(f"{part}_s", pa.float64(), "s", f"wall time of the engine's part {part}")
+            for part in PARTS
+        ),
+    ]
+)
+
+# In the order of writing: a chunk of an evaluation counts as finished once its samples are there.
+TABLES: dict[Kind, dict[str, pa.Schema]] = {
+    "trace": {"vocabulary": VOCABULARY, "tokens": TOKENS, "steps": STEPS, "samples": SAMPLES},
+    "evaluation": {
+        "items": _ITEMS,
+        "vocabulary": VOCABULARY,
+        "tokens": pa.schema([*_CELL, *TOKENS]),
+        "chunks": _CHUNKS,
+        "samples": _GRADED,
+    },
+    "bench": {"timings": _TIMINGS},
+}

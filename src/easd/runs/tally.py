@@ -1,91 +1,83 @@
-"""Counts of what became of draft tokens, live from step records or from a trace; no torch."""
+"""Counts of what became of draft tokens, and the rates defined on them."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from easd.core.gate import Gate
-from easd.runs.reader import Trace
+from easd.runs.reader import Run
 from easd.runs.schema import EMITTED, EXAMINED, PARTS
 
-if TYPE_CHECKING:
-    from easd.engine.engine import StepRecord
+COUNTED = ("blocks", "proposed", "examined", "accepted", "penalised")
 
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over steps, and the rates defined on them; a rate without a denominator is None.
+    """Sums over steps; a rate without a denominator is None.
 
     Attributes:
-        outcomes: rows by outcome, as in the tokens table.
+        tokens: emitted.
         blocks: target forwards, counted for each text.
+        proposed, accepted, penalised: draft tokens.
+        examined: positions up to and including the first refusal of each block.
         gate_open: sum of the gate over examined positions; None for a rule without gate.
+        conditions: examined positions that meet each of the gate's conditions; None likewise.
         seconds: wall time by part.
     """
 
-    outcomes: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
     blocks: int = 0
+    proposed: int = 0
+    examined: int = 0
+    accepted: int = 0
+    penalised: int = 0
     gate_open: float | None = None
+    conditions: dict[str, int] | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
-    def add(self, record: StepRecord) -> None:
-        """Counts one step of the engine."""
-        names = outcomes(record)
-        self.outcomes.update(name for row in names for name in row)
-        self.blocks += len(record.rows)
-        for part, seconds in record.seconds.items():
+    def __iadd__(self, other: Tally) -> Tally:
+        """Adds another's counts and seconds."""
+        for name in ("tokens", *COUNTED):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if other.gate_open is not None:
+            self.gate_open = (self.gate_open or 0.0) + other.gate_open
+        if other.conditions is not None:
+            mine = self.conditions or {}
+            self.conditions = {n: mine.get(n, 0) + met for n, met in other.conditions.items()}
+        for part, seconds in other.seconds.items():
             self.seconds[part] += seconds
-        gate = record.decision.judgement.signals.get("gate")
-        if gate is None:
-            return
-        opened = sum(
-            value
-            for row, values in zip(names, gate.tolist(), strict=True)
-            for name, value in zip(row, values, strict=False)
-            if name in EXAMINED
-        )
-        self.gate_open = (self.gate_open or 0.0) + opened
+        return self
 
     @classmethod
-    def of(cls, trace: Trace) -> Tally:
-        """Counts a whole trace."""
-        tokens = trace.tokens
-        counts = tokens["outcome"].cast(pa.string()).value_counts().to_pylist()
-        gates = _examined(tokens)["gate"].drop_null()
+    def of_outcomes(cls, count: dict[str, int]) -> Tally:
+        """Counts from rows of the tokens table by outcome."""
+        examined = sum(count.get(name, 0) for name in EXAMINED)
         return cls(
-            outcomes=Counter({entry["values"]: entry["counts"] for entry in counts}),
-            blocks=int(_array(trace.steps, "batch").sum()),
-            gate_open=float(gates.to_numpy().sum()) if len(gates) else None,
-            seconds={p: float(_array(trace.steps, f"{p}_ms").sum()) / 1000 for p in PARTS},
+            tokens=sum(count.get(name, 0) for name in EMITTED),
+            proposed=examined + count.get("discarded", 0),
+            examined=examined,
+            accepted=count.get("accepted", 0),
+            penalised=count.get("penalised", 0),
         )
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that the texts gained."""
-        return sum(self.outcomes[name] for name in EMITTED)
-
-    @property
-    def proposed(self) -> int:
-        return self.examined + self.outcomes["discarded"]
-
-    @property
-    def examined(self) -> int:
-        """Positions up to and including the first refusal of each block."""
-        return sum(self.outcomes[name] for name in EXAMINED)
-
-    @property
-    def accepted(self) -> int:
-        return self.outcomes["accepted"]
-
-    @property
-    def penalised(self) -> int:
-        return self.outcomes["penalised"]
+    @classmethod
+    def of(cls, trace: Run) -> Tally:
+        """Counts a whole trace."""
+        counts = trace.tokens["outcome"].cast(pa.string()).value_counts().to_pylist()
+        found = cls.of_outcomes({row["values"]: row["counts"] for row in counts})
+        examined = _examined(trace.tokens)
+        gates = examined["gate"].drop_null().to_numpy()
+        steps = trace.steps
+        found.blocks = _forwards(trace.tokens)
+        found.gate_open = float(gates.sum()) if len(gates) else None
+        found.seconds = {part: float(_array(steps, f"{part}_ms").sum()) / 1000 for part in PARTS}
+        found.conditions = _conditions(examined, trace.run["config"]["rule"])
+        return found
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -109,62 +101,37 @@ class Tally:
         return _share(self.tokens, self.blocks)
 
     def summary(self) -> dict[str, Any]:
-        """Every count and rate by name."""
+        """Every count and rate by name; a condition's is its share of examined positions."""
+        met = self.conditions
         return {
             "tokens": self.tokens,
-            "blocks": self.blocks,
-            "proposed": self.proposed,
-            "examined": self.examined,
-            "accepted": self.accepted,
-            "penalised": self.penalised,
+            **{name: getattr(self, name) for name in COUNTED},
             "gate_open": self.gate_open,
             "acceptance_rate": self.acceptance_rate,
             "draft_utilisation": self.draft_utilisation,
             "penalty_rate": self.penalty_rate,
             "gate_opening_rate": self.gate_opening_rate,
             "block_efficiency": self.block_efficiency,
+            "conditions": met and {n: _share(count, self.examined) for n, count in met.items()},
             "seconds": dict(self.seconds),
         }
 
 
-def summary(trace: Trace) -> dict[str, Any]:
-    """A trace's counts and rates; with `conditions`, how often each of the gate's would be met.
-
-    A condition's share is that of examined positions, like the gate's own opening rate.
-    """
-    rule = trace.run["config"]["rule"]
-    return {**Tally.of(trace).summary(), "conditions": _conditions(_examined(trace.tokens), rule)}
-
-
-def outcomes(record: StepRecord) -> list[list[str]]:
-    """What became of each row's draft tokens, and then of the token drawn at its end, if any."""
-    decision = record.decision
-    names = []
-    for committed, accepted, drafted, penalised in zip(
-        record.committed,
-        decision.num_accepted.tolist(),
-        record.step.num_draft_tokens.tolist(),
-        decision.penalised.tolist(),
-        strict=True,
-    ):
-        kept = min(accepted, len(committed))
-        row = ["accepted"] * kept
-        if len(committed) > accepted:  # No stop cut the block: a token was drawn at its end.
-            if accepted < drafted:
-                row.append("penalised" if penalised else "rejected")
-            row += ["discarded"] * (drafted - len(row))
-            row.append("replacement" if accepted < drafted else "bonus")
-        else:
-            row += ["discarded"] * (drafted - kept)
-        names.append(row)
-    return names
+def summary(trace: Run) -> dict[str, Any]:
+    """A trace's counts and rates by name."""
+    return Tally.of(trace).summary()
 
 
 def _examined(tokens: pa.Table) -> pa.Table:
     return tokens.filter(pc.field("outcome").cast(pa.string()).isin(EXAMINED))
 
 
-def _conditions(examined: pa.Table, rule: dict[str, Any]) -> dict[str, float | None] | None:
+def _forwards(tokens: pa.Table) -> int:
+    """Pairs of a text and a step that it took part in."""
+    return tokens.select(["sample", "step"]).group_by(["sample", "step"]).aggregate([]).num_rows
+
+
+def _conditions(examined: pa.Table, rule: dict[str, Any]) -> dict[str, int] | None:
     if "tau_o" not in rule:
         return None
     gate = Gate(tau_h=float(rule["tau_h"]), tau_o=rule["tau_o"], top_n=rule["top_n"])
@@ -175,7 +142,7 @@ def _conditions(examined: pa.Table, rule: dict[str, Any]) -> dict[str, float | N
             "shared_top": np.rint(_array(examined, "overlap") * rule["top_n"]),
         }
     )
-    return {name: _share(int(held.sum()), len(held)) for name, held in met.items()}
+    return {name: int(held.sum()) for name, held in met.items()}
 
 
 def _array(table: pa.Table, column: str) -> np.ndarray:

@@ -1,14 +1,16 @@
-"""What tokens read like in the middle of a text."""
+"""Text of tokens, and text fit to be shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from easd.runs.rows import Columns
-
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
 _NAMED = ("token", "draft_top_tokens", "target_top_tokens")
 
 
@@ -20,7 +22,7 @@ class TokenTexts:
         self._anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
         self._known: dict[int, str] = {}
 
-    def of(self, columns: Columns) -> dict[int, str]:
+    def of(self, columns: Mapping[str, np.ndarray]) -> dict[int, str]:
         """Texts of every token that rows of the tokens table name."""
         return self.texts(np.unique(np.concatenate([columns[n].ravel() for n in _NAMED])).tolist())
 
@@ -40,3 +42,8 @@ class TokenTexts:
             for ids in (self._anchor, [*self._anchor, token], [token])
         )
         return both.removeprefix(before) if both.startswith(before) else alone
+
+
+def visible(text: str) -> str:
+    """The text with control, bidirectional and zero-width characters spelt out."""
+    return _UNSEEN.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)

@@ -1,94 +1,119 @@
-"""Write a trace while the engine runs."""
+"""Write a run folder, new or gone on with."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from time import monotonic
 from types import TracebackType
 from typing import Any
-from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from easd.config import RunConfig
-from easd.engine.engine import StepRecord
-from easd.engine.pair import Pair
-from easd.engine.request import Row
-from easd.errors import TraceError
+from easd.errors import EasdError, TraceError
 from easd.runs.files import now, replace_file, write_json
-from easd.runs.provenance import provenance
-from easd.runs.rows import Columns, token_rows, tokens_table
-from easd.runs.schema import FORMAT, PARTS, SCHEMAS, TOP
-from easd.runs.tally import Tally, outcomes
-from easd.runs.texts import TokenTexts
+from easd.runs.reader import CALLED, read_description
+from easd.runs.schema import FORMAT, TABLES, Kind
 
-Grade = Callable[[int, str], Mapping[str, object]]
-
-_FLUSH_SECONDS = 5.0
-_FLUSH_SHARE = 0.02  # Of the run so far: long runs write fewer, larger parts.
-_FLUSH_STEPS = 4096
+_LOCK = ".lock"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rows:
-    """What one step adds to the tables."""
-
-    tokens: Columns
-    step: dict[str, Any]
-    samples: list[dict[str, Any]]
+def describe(kind: Kind, config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What run.json says of a run that begins now; `more` is its provenance and what it asks."""
+    begun = {"format": FORMAT, "kind": kind, "status": "running", "started": now(), "ended": None}
+    return {**begun, "config": dict(config), **more}
 
 
-class TraceWriter:
-    """Feeds a trace folder with step records; leave it as a context manager to close the run.
+class RunFolder:
+    """A folder that this process alone writes; leave it as a context manager to close the run.
 
-    Args:
-        folder: new or empty.
-        pair: the models that decode.
-        config: what the run was asked to do.
-        grade: called with a finished request's number and text; returns any of the samples'
-            `task`, `item`, `answer` and `correct`.
-
-    Raises:
-        TraceError: The folder cannot be written, or already holds something.
+    Attributes:
+        run: the content of run.json.
+        earlier: what run.json said before this process, if the run goes on.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        pair: Pair,
-        config: RunConfig,
-        *,
-        grade: Grade | None = None,
-    ) -> None:
-        self.folder = claim_folder(folder)
-        self._tokenizer: Any = pair.tokenizer
-        self._grade = grade
-        self._top_n = getattr(config.settings.rule, "top_n", TOP)
-        self._id = uuid4().hex[:12]
-        self._samples: dict[int, int] = {}
-        self._tallies: dict[int, Tally] = {}
-        self._texts = TokenTexts(pair.tokenizer)
-        self._written: set[int] = set()  # Tokens that the vocabulary on disk has.
-        self._steps = 0
-        self._part = 0
-        self._pending: list[_Rows] = []
-        self._begin = self._flushed = monotonic()
-        self._run = {
-            "format": FORMAT,
-            "run": self._id,
-            "status": "running",
-            "started": now(),
-            "ended": None,
-            **provenance(pair, config),
-        }
-        self._save_run()
+    def __init__(self, folder: str | Path, kind: Kind) -> None:
+        """Takes a new folder, an empty one, or one that holds a run of the same kind.
 
-    def __enter__(self) -> TraceWriter:
+        Raises:
+            TraceError: It cannot be written, holds something else, or another process is at work
+                in it.
+        """
+        self.folder = Path(folder)
+        self.kind: Kind = kind
+        self.run: dict[str, Any] = {}
+        self.earlier: dict[str, Any] | None = None
+        self._lock = self._claim()
+        try:
+            if (self.folder / "run.json").exists():
+                self.earlier = read_description(self.folder, kind)
+        except BaseException:
+            self.release()
+            raise
+
+    def _claim(self) -> int:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            taken = any(self.folder.iterdir()) and not (self.folder / _LOCK).exists()
+            if taken:
+                if any((self.folder / name).exists() for name in ("run.json", "bench.json")):
+                    read_description(self.folder, self.kind)  # Says what it holds.
+                raise TraceError(
+                    f"{str(self.folder)!r} holds something else; {CALLED[self.kind]} needs a folder of "
+                    "its own"
+                )
+            lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise TraceError(
+                f"cannot write {CALLED[self.kind]} to {str(self.folder)!r} ({error.strerror}); name "
+                "another folder"
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise TraceError(
+                f"another process is at work in {str(self.folder)!r}; wait for it, or name another "
+                "folder"
+            ) from None
+        return lock
+
+    def begin(self, run: dict[str, Any]) -> None:
+        """Writes run.json; a run that goes on keeps the time at which it was begun."""
+        begun = {"started": self.earlier["started"]} if self.earlier else {}
+        self.run = {**run, **begun}
+        self._save()
+
+    def write(self, name: str, tables: Mapping[str, pa.Table]) -> None:
+        """Writes one part of some tables, each in the order in which `TABLES` has them."""
+        for table in TABLES[self.kind]:
+            if table in tables:
+                write_part(self.folder, table, name, tables[table])
+
+    def has(self, table: str, name: str) -> bool:
+        """Whether a part of a table is written."""
+        return (self.folder / table / f"{name}.parquet").exists()
+
+    def check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuses to go on with settings that cannot change within a run.
+
+        Args:
+            before, now: the settings by name; those that `now` lacks may be anything.
+
+        Raises:
+            TraceError: A setting differs.
+        """
+        for name, value in now.items():
+            if before.get(name) != value:
+                raise TraceError(
+                    f"{str(self.folder)!r} holds a run with another {name} "
+                    f"({_short(before.get(name))}, now {_short(value)}); name another folder, or "
+                    "the settings it was begun with"
+                )
+
+    def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(
@@ -97,147 +122,40 @@ class TraceWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        status = "finished"
-        if kind is not None:
-            status = "failed" if issubclass(kind, Exception) else "interrupted"
-            self._run["error"] = str(error) or kind.__name__
-        if status == "failed" and not self._steps:
-            # Refused before the first step: the folder stays free for the next try.
-            (self.folder / "run.json").unlink()
-            return
+        """Says in run.json how the run ended."""
         try:
-            self._flush()
-        except TraceError:
-            status = "failed"
-            raise
+            if kind is None:
+                self.end("finished")
+            elif issubclass(kind, EasdError):
+                self.end("failed", error=str(error))
+            elif issubclass(kind, (KeyboardInterrupt, GeneratorExit)):
+                self.end("interrupted")
         finally:
-            self._run |= {"status": status, "ended": now()}
-            self._save_run()
+            self.release()
 
-    def add(self, record: StepRecord) -> None:
-        """Takes in one step; writes a part when the last one is old enough."""
-        names = outcomes(record)
-        # One append, so that an interrupt leaves a step whole or out.
-        self._pending.append(
-            _Rows(
-                tokens=self._token_rows(record, names),
-                step=self._step_row(record, names),
-                samples=[self._sample_row(row) for row in self._tallied(record, names)],
-            )
-        )
-        self._steps += 1
-        moment = monotonic()
-        wait = max(_FLUSH_SECONDS, _FLUSH_SHARE * (moment - self._begin))
-        if moment - self._flushed >= wait or len(self._pending) >= _FLUSH_STEPS:
-            self._flush()
+    def end(self, status: str, **more: Any) -> None:
+        """Writes how the run ended."""
+        self.run |= {"status": status, "ended": now(), **more}
+        self._save()
 
-    def _tallied(self, record: StepRecord, names: list[list[str]]) -> list[Row]:
-        """Adds the step to its texts' counts; returns the texts that ended."""
-        for row, row_names in zip(record.rows, names, strict=True):
-            tally = self._tallies.setdefault(row.request.number, Tally())
-            tally.outcomes.update(row_names)
-            tally.blocks += 1
-            for part, seconds in record.seconds.items():
-                tally.seconds[part] += seconds
-        return [row for row in record.rows if row.finished]
+    def release(self) -> None:
+        """Lets other processes write."""
+        os.close(self._lock)
 
-    def _token_rows(self, record: StepRecord, names: list[list[str]]) -> Columns:
-        found = token_rows(record, names, top_n=self._top_n)
-        requests = found["request"].tolist()
-        samples = [self._samples.setdefault(number, len(self._samples)) for number in requests]
-        return found | {
-            "sample": np.array(samples),
-            "step": np.full(len(samples), self._steps),
-        }
-
-    def _step_row(self, record: StepRecord, names: list[list[str]]) -> dict[str, Any]:
-        tally = Tally()
-        tally.outcomes.update(name for row in names for name in row)
-        return {
-            "step": self._steps,
-            "batch": len(record.rows),
-            "proposed": tally.proposed,
-            "examined": tally.examined,
-            "accepted": tally.accepted,
-            "penalised": tally.penalised,
-            "emitted": tally.tokens,
-            **{f"{part}_ms": 1000 * record.seconds.get(part, 0.0) for part in PARTS},
-        }
-
-    def _sample_row(self, row: Row) -> dict[str, Any]:
-        number = row.request.number
-        tally = self._tallies.pop(number)
-        text = self._tokenizer.decode(row.new_ids, skip_special_tokens=True)
-        return {
-            "sample": self._samples[number],
-            "request": number,
-            "prompt": self._tokenizer.decode(list(row.request.prompt)),
-            "text": text,
-            "finish_reason": row.finished,
-            "prompt_tokens": len(row.request.prompt),
-            "draft_tokens": tally.accepted,
-            "target_tokens": tally.tokens - tally.accepted,
-            "blocks": tally.blocks,
-            "seconds": sum(tally.seconds.values()),
-            **(self._grade(number, text) if self._grade else {}),
-        }
-
-    def _flush(self) -> None:
-        self._flushed = monotonic()
-        if not self._pending:
-            return
-        columns = self._token_columns()
-        texts = self._texts.of(columns)
-        new = {token: text for token, text in texts.items() if token not in self._written}
-        tables = {
-            "vocabulary": pa.table([list(new), list(new.values())], SCHEMAS["vocabulary"]),
-            "tokens": tokens_table(columns, texts, run=self._id, top_n=self._top_n),
-            "steps": self._table("steps", [rows.step for rows in self._pending]),
-            "samples": self._table("samples", [s for rows in self._pending for s in rows.samples]),
-        }
-        for name, table in tables.items():
-            if table.num_rows:
-                path = self.folder / name / f"part-{self._part:05d}.parquet"
-                replace_file(
-                    path, lambda to, table=table: pq.write_table(table, to, compression="zstd")
-                )
-        # Not before all are written: what was cut short is then written again, to the same files.
-        self._pending = []
-        self._part += 1
-        self._written |= new.keys()
-
-    def _table(self, name: str, rows: list[dict[str, Any]]) -> pa.Table:
-        rows = [{"run": self._id, **row} for row in rows]
-        return pa.Table.from_pylist(rows, schema=SCHEMAS[name])
-
-    def _token_columns(self) -> Columns:
-        chunks = [rows.tokens for rows in self._pending]
-        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-    def _save_run(self) -> None:
-        write_json(self.folder / "run.json", self._run)
+    def _save(self) -> None:
+        write_json(self.folder / "run.json", self.run)
 
 
-def claim_folder(folder: str | Path) -> Path:
-    """Makes a folder for a trace, or takes an empty one.
+def write_part(folder: Path, table: str, name: str, rows: pa.Table) -> None:
+    """Writes one Parquet file of a table.
 
     Raises:
-        TraceError: It cannot be written, or is not empty.
+        TraceError: It cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
-    except OSError as error:
-        raise TraceError(
-            f"cannot write a trace to {str(folder)!r} ({error.strerror}); name another folder"
-        ) from None
-    if taken:
-        raise TraceError(
-            f"{str(folder)!r} is not empty; a trace needs a folder of its own, so name a new one"
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise TraceError(
-            f"cannot write a trace to {str(folder)!r} (no permission); name another folder"
-        )
-    return folder
+    path = folder / table / f"{name}.parquet"
+    replace_file(path, lambda to: pq.write_table(rows, to, compression="zstd"))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

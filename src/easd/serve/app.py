@@ -19,10 +19,9 @@ from easd.config import rule_to_dict
 from easd.core.rules import make_rule, rule_names, summary_of
 from easd.engine.engine import Engine
 from easd.engine.generate import make_engine
-from easd.engine.pair import Pair
+from easd.engine.pair import Pair, provenance
 from easd.engine.settings import Settings
 from easd.inspect.page import content_security_policy, live_page
-from easd.runs.provenance import surroundings
 from easd.runs.texts import TokenTexts
 from easd.serve.completions import Builder, ChatCompletionBuilder, CompletionBuilder
 from easd.serve.decode_events import TraceEvents
@@ -83,7 +82,7 @@ class App:
         )
         self._reader = Reader(pair, serving)
         self._texts = TokenTexts(pair.tokenizer)
-        self._surroundings = surroundings(pair)
+        self._provenance = provenance(pair)
         self._started = int(time.time())
         # Tokenizing a long prompt takes a while and must not block the event loop.
         self._reading = ThreadPoolExecutor(1, "easd-tokenizer")
@@ -167,7 +166,7 @@ class App:
             self._check_name(body.model)
         settings = self._reader.settings(body, n=1, coupling=body.coupling)
         config = replace(self.serving.config, settings=settings)
-        decoding = TraceEvents(self.pair, config, self._surroundings, self._texts)
+        decoding = TraceEvents(self.pair, config, self._provenance, self._texts)
 
         def read() -> Job:
             if body.prompt is not None:

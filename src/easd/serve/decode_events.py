@@ -11,13 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from easd.config import RunConfig
-from easd.engine.engine import StepRecord
+from easd.engine.batch import StepRecord
 from easd.engine.pair import Pair
-from easd.runs.files import now
-from easd.runs.provenance import signals
-from easd.runs.rows import token_rows, tokens_table
-from easd.runs.schema import FORMAT, TOP
-from easd.runs.tally import Tally, outcomes
+from easd.engine.record import Recorder, outcomes, signals_of, token_columns, tokens_table
+from easd.engine.trace import sample_counts
+from easd.runs import describe
+from easd.runs.schema import TOP
 from easd.runs.texts import TokenTexts
 from easd.serve.detokenizer import Detokenizer
 from easd.serve.errors import Refusal
@@ -35,36 +34,33 @@ class TraceEvents:
     Args:
         pair: the models.
         config: the server's, with the request's own settings.
-        surroundings: from `easd.runs.provenance.surroundings`.
+        provenance: from `easd.engine.pair.provenance`.
         texts: spells single tokens.
     """
 
     def __init__(
-        self, pair: Pair, config: RunConfig, surroundings: dict[str, Any], texts: TokenTexts
+        self, pair: Pair, config: RunConfig, provenance: dict[str, Any], texts: TokenTexts
     ) -> None:
         self._pair = pair
         self._config = config
         self._texts = texts
         self._top_n = getattr(config.settings.rule, "top_n", TOP)
-        self._tally = Tally()
+        self._recorder = Recorder(config.settings.rule)
         self._steps = 0
-        self._run = {
-            "format": FORMAT,
-            "run": uuid4().hex[:12],
-            "status": "running",
-            "started": now(),
-            "ended": None,
-            "config": config.to_dict(),
-            "signals": signals(config),
-            **surroundings,
-        }
+        self._run = describe(
+            "trace",
+            config.to_dict(),
+            run=uuid4().hex[:12],
+            signals=signals_of(config.settings),
+            **provenance,
+        )
 
     def observe(self, record: StepRecord, place: int) -> _Seen:
         """Trace rows of a step and the spelling of their tokens; runs in the decoding thread."""
         alone = only(record, place)
         names = outcomes(alone)
-        self._tally.add(alone)
-        found = token_rows(alone, names, top_n=self._top_n)
+        self._recorder.add(alone)
+        found = token_columns(alone, names, top_n=self._top_n)
         size = len(found["position"])
         found |= {"sample": np.zeros(size, int), "step": np.full(size, self._steps)}
         self._steps += 1
@@ -90,7 +86,7 @@ class TraceEvents:
                 {
                     "type": "end",
                     "sample": self._sample(job, detokenizer),
-                    "summary": self._tally.summary(),
+                    "summary": self._recorder.total.summary(),
                 }
             )
         except Refusal as refusal:
@@ -99,23 +95,19 @@ class TraceEvents:
     def _sample(self, job: Job, detokenizer: Detokenizer) -> dict[str, Any]:
         """The text's row of the samples table."""
         (request,) = job.requests
-        tally = self._tally
+        total = self._recorder.total
         return {
             "run": self._run["run"],
             "sample": 0,
-            "request": request.number,
             "task": None,
             "item": None,
             "prompt": self._pair.tokenizer.decode(list(request.prompt)),
             "text": detokenizer.text,
             "answer": None,
             "correct": None,
+            **sample_counts(self._recorder.rows[request.number]),
             "finish_reason": detokenizer.finished,
-            "prompt_tokens": len(request.prompt),
-            "draft_tokens": tally.accepted,
-            "target_tokens": tally.tokens - tally.accepted,
-            "blocks": tally.blocks,
-            "seconds": sum(tally.seconds.values()),
+            "seconds": sum(total.seconds.values()),
         }
 
 

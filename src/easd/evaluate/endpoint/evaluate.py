@@ -1,4 +1,4 @@
-"""Evaluates systems on servers: checks them first, then sends a unit's requests together."""
+"""Evaluates systems on servers: checks them first, then sends a chunk's requests together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from easd.evaluate.endpoint.client import (
 )
 from easd.evaluate.endpoint.servers import DIALECTS, Server
 from easd.evaluate.endpoint.settings import EndpointStudy, EndpointSystem
-from easd.evaluate.runner import Decoded, Progress, Unit, UnitRun
+from easd.evaluate.runner import Chunk, Decoded, GridRun, Progress
 from easd.tasks import Item, Task
 
 _SHOWN = 10
@@ -154,7 +154,7 @@ async def _describe(
     }
 
 
-class EndpointEvaluation(UnitRun[EndpointSystem]):
+class EndpointEvaluation(GridRun[EndpointSystem]):
     """An evaluation of servers in a run folder, new or resumed."""
 
     config: EndpointStudy
@@ -191,9 +191,9 @@ class EndpointEvaluation(UnitRun[EndpointSystem]):
         self._loop.run(self._client.close())
         self._loop.close()
 
-    def run(self, on_unit: Callable[[Progress], None] | None = None) -> None:
+    def run(self, on_chunk: Callable[[Progress], None] | None = None) -> None:
         try:
-            super().run(on_unit)
+            super().run(on_chunk)
         finally:
             self.close()
 
@@ -209,34 +209,34 @@ class EndpointEvaluation(UnitRun[EndpointSystem]):
             "versions": {"python": platform.python_version(), "easd": version("easd")},
         }
 
-    def decode(self, unit: Unit[EndpointSystem]) -> Decoded:
-        return self._loop.run(self._decode(unit))
+    def decode(self, chunk: Chunk[EndpointSystem]) -> Decoded:
+        return self._loop.run(self._decode(chunk))
 
-    async def _decode(self, unit: Unit[EndpointSystem]) -> Decoded:
+    async def _decode(self, chunk: Chunk[EndpointSystem]) -> Decoded:
         places = asyncio.Semaphore(self.config.link.concurrency)
 
         async def one(item: Item) -> dict[str, Any]:
             async with places:
-                return await self._text(unit, item)
+                return await self._text(chunk, item)
 
         started = perf_counter()
         try:
             async with asyncio.TaskGroup() as group:
-                texts = [group.create_task(one(item)) for item in unit.items]
+                texts = [group.create_task(one(item)) for item in chunk.items]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return Decoded(
             texts=[text.result() for text in texts],
             timing={
-                "batch": min(self.config.link.concurrency, len(unit.items)),
+                "batch": min(self.config.link.concurrency, len(chunk.items)),
                 "seconds": perf_counter() - started,
             },
         )
 
-    async def _text(self, unit: Unit[EndpointSystem], item: Item) -> dict[str, Any]:
-        system, task = unit.system, unit.task
+    async def _text(self, chunk: Chunk[EndpointSystem], item: Item) -> dict[str, Any]:
+        system, task = chunk.system, chunk.task
         chat = is_chat(task, self.config.chat)
-        body = make_request(system, task, item, seed=unit.seed, chat=chat)
+        body = make_request(system, task, item, seed=chunk.seed, chat=chat)
         started = perf_counter()
         found = await self._client.ask(
             system.server,

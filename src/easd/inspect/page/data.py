@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from easd.errors import TraceError
-from easd.runs import TOKENS, Trace, summary
+from easd.runs import Run, summary
+from easd.runs.schema import TOKENS
 
 MOST_ROWS = 50_000  # About 15 MB of page.
 
@@ -26,7 +27,7 @@ _KEYS = ("run", "sample", "request")
 _NAMED = ("draft_top_tokens", "target_top_tokens")
 
 
-def run_data(trace: Trace, sample: int | None) -> dict[str, Any]:
+def run_data(trace: Run, sample: int | None) -> dict[str, Any]:
     """A trace with one text, or with as many as a page can hold.
 
     Raises:
@@ -75,7 +76,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.9g}")
 
 
-def _vocabulary(trace: Trace, tokens: pa.Table) -> list[tuple[int, str]]:
+def _vocabulary(trace: Run, tokens: pa.Table) -> list[tuple[int, str]]:
     named = {token for name in _NAMED for row in tokens[name].to_pylist() for token in row}
     rows = trace.vocabulary.to_pylist()
     return [(row["token"], row["text"]) for row in rows if row["token"] in named]

@@ -2,9 +2,9 @@
 
     from easd.report.metrics import accuracy
     from easd.report.metrics import frames
-    from easd.runs.store import read_run
+    from easd.runs import open_run
 
-    print(accuracy(frames(read_run("my-run"))))
+    print(accuracy(frames(open_run("my-run"))))
 
 Columns are documented with each function; `COLUMNS` has their headings, units and definitions. A
 value's interval of 95 % stands in `NAME_low` and `NAME_high`. Frames over several tasks also have

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from easd.errors import ConfigError, InputError
-from easd.runs.store import Run
+from easd.runs import Run
 from easd.stats import Estimate, ratio, share
 
 Tables = dict[str, pd.DataFrame]
@@ -140,7 +140,7 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
     """Reads a run's tables into data frames.
 
     Args:
-        run: as `easd.runs.store.read_run` returns it.
+        run: as `easd.runs.open_run` returns it.
         baseline: a system's name; without, target-only, else speculative sampling, else the first.
 
     Raises:
@@ -152,7 +152,7 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
         run=run.run,
         samples=_samples(run.samples, systems, tasks),
         texts=run.samples.select(list(_HEAVY)).combine_chunks(),
-        chunks=_chunks(run.units, systems, tasks),
+        chunks=_chunks(run.chunks, systems, tasks),
         tokens=_plain(run.tokens),
         items=_plain(run.items).to_pandas(),
         systems=systems,

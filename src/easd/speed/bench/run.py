@@ -11,19 +11,13 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from easd.engine.pair import Pair
-from easd.errors import TraceError
-from easd.runs.files import now, replace_file, write_json
-from easd.runs.provenance import surroundings
+from easd.engine.pair import Pair, provenance
+from easd.runs import TABLES, RunFolder, describe, open_run
 from easd.speed.bench.limits import check_memory, check_window
 from easd.speed.bench.systems import LONGEST, Load, System, Timing, decode_once
 
-TIMINGS = "timings.parquet"
-DESCRIPTION = "bench.json"
 _WARM_UP = 8  # Tokens of each text.
-_MAY_DIFFER = ("started", "rounds", "git")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +55,7 @@ class Bench:
     def run(self) -> Iterator[tuple[int, Cell, System, Timing | None]]:
         """Decodes and yields every run of a system, with None where an earlier session timed it.
 
-        The folder is written after each, so that a run which was stopped goes on where it was. With
+        Each is written when it is timed, so that a run which was stopped goes on where it was. With
         more rounds than before it gets those that are missing.
 
         Raises:
@@ -74,12 +68,24 @@ class Bench:
             check_window(self.pair, longest, self.tokens)
             drafted = max(LONGEST, *(system.gamma for system in self.systems))
             check_memory(self.pair, cell.batch, longest + self.tokens, drafted)
-        rows = self._begin()
+        out = RunFolder(self.folder, "bench")
+        try:
+            rows = self._begin(out)
+        except BaseException:
+            out.release()
+            raise
+        with out:
+            yield from self._decode_missing(out, rows)
+
+    def _decode_missing(
+        self, out: RunFolder, rows: list[dict[str, Any]]
+    ) -> Iterator[tuple[int, Cell, System, Timing | None]]:
         done = {(row["round"], row["batch"], row["context"], row["system"]) for row in rows}
         turns = list(self._turns())
         missing = {turn for turn in turns if (turn[0], *astuple(turn[1]), turn[2].name) not in done}
         for cell, system in dict.fromkeys(turn[1:] for turn in turns if turn in missing):
             self._decode(cell, system, 0, _WARM_UP)  # Caches, packed weights, allocators.
+        part = len(rows)
         for turn in turns:
             number, cell, system = turn
             if turn not in missing:
@@ -87,9 +93,9 @@ class Bench:
                 continue
             timing = self._decode(cell, system, number + 1, self.tokens)
             own = {"round": number, **asdict(cell), "system": system.name, "gamma": system.gamma}
-            rows.append(own | timing.to_row())
-            table = pa.Table.from_pylist(rows)
-            replace_file(self.folder / TIMINGS, lambda to, table=table: pq.write_table(table, to))
+            row = pa.Table.from_pylist([own | timing.to_row()], TABLES["bench"]["timings"])
+            out.write(f"part-{part:05d}", {"timings": row})
+            part += 1
             yield *turn, timing
 
     def _turns(self) -> Iterator[tuple[int, Cell, System]]:
@@ -119,80 +125,43 @@ class Bench:
             for prompt in chosen
         ]
 
-    def _begin(self) -> list[dict[str, Any]]:
+    def _begin(self, out: RunFolder) -> list[dict[str, Any]]:
         """Describes the run in its folder; returns the rows of what is timed already."""
         run = self._describe()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            earlier = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            # A session that was stopped before it wrote anything leaves hidden files at most.
-            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
-                raise TraceError(
-                    f"{str(self.folder)!r} holds something else; a benchmark needs a folder of its "
-                    "own"
-                ) from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise TraceError(
-                f"cannot use {str(self.folder)!r} ({reason}); name another folder"
-            ) from None
-        else:
-            self._check_same(earlier, run)
-            run["started"] = earlier["started"]
-            run["rounds"] = max(earlier["rounds"], self.rounds)
-        write_json(self.folder / DESCRIPTION, run)
-        timings = self.folder / TIMINGS
-        return pq.read_table(timings).to_pylist() if timings.exists() else []
-
-    def _check_same(self, earlier: dict[str, Any], run: dict[str, Any]) -> None:
-        before = _flat(earlier)
-        for name, value in _flat(run).items():
-            if before.get(name) != value:
-                raise TraceError(
-                    f"{str(self.folder)!r} holds a run with another {name} "
-                    f"({_short(before.get(name))}, now {_short(value)}); name another folder, or "
-                    "the settings it was begun with"
-                )
+        if out.earlier is not None:
+            out.check_same(_must_agree(out.earlier), _must_agree(run))
+            run["config"]["rounds"] = max(out.earlier["config"]["rounds"], self.rounds)
+        out.begin(run)
+        return open_run(self.folder, "bench").timings.to_pylist()
 
     def _describe(self) -> dict[str, Any]:
-        return {
-            "started": now(),
-            "rounds": self.rounds,
-            "tokens": self.tokens,
-            "texts": self.texts,
-            "temperature": self.temperature,
-            "tau_h": self.tau_h,
-            "cells": [asdict(cell) for cell in self.cells],
-            "systems": [asdict(system) for system in self.systems],
-            "prompts": blake2b(json.dumps(self.prompts).encode(), digest_size=12).hexdigest(),
-            **surroundings(self.pair),
-        }
+        return describe(
+            "bench",
+            {
+                "rounds": self.rounds,
+                "tokens": self.tokens,
+                "texts": self.texts,
+                "temperature": self.temperature,
+                "tau_h": self.tau_h,
+                "cells": [asdict(cell) for cell in self.cells],
+                "systems": [asdict(system) for system in self.systems],
+                "prompts": blake2b(json.dumps(self.prompts).encode(), digest_size=12).hexdigest(),
+            },
+            **provenance(self.pair),
+        )
 
 
 def read_timings(folder: Path) -> pd.DataFrame:
     """One row for each timed run of a folder.
 
     Raises:
-        TraceError: It holds none.
+        TraceError: It holds no benchmark.
     """
-    try:
-        return pd.read_parquet(folder / TIMINGS)
-    except OSError as error:
-        reason = error.strerror or error
-        raise TraceError(f"{str(folder)!r} holds no benchmark ({reason})") from None
+    return open_run(folder, "bench").timings.to_pandas()
 
 
-def _flat(run: dict[str, Any]) -> dict[str, Any]:
-    """What tells runs apart, the members of groups each by itself."""
-    found = {}
-    for name, value in run.items():
-        if name not in _MAY_DIFFER:
-            members = value.items() if isinstance(value, dict) else [("", value)]
-            found |= {f"{name} {member}".strip(): held for member, held in members}
-    return found
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _must_agree(run: dict[str, Any]) -> dict[str, Any]:
+    """What cannot change within a run, by name; rounds can be added."""
+    groups = {"config": "", "models": "models ", "versions": "versions ", "hardware": "hardware "}
+    found = {f"{say}{n}": v for group, say in groups.items() for n, v in run[group].items()}
+    return {name: value for name, value in found.items() if name != "rounds"}

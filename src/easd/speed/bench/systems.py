@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from time import perf_counter, process_time
 from typing import Any, Literal
 
@@ -14,8 +14,9 @@ from transformers import set_seed
 from easd.core.rules import EASD, Rule, Speculative, TargetOnly
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
+from easd.engine.record import Recorder
 from easd.engine.settings import Settings
-from easd.runs.schema import PARTS
+from easd.runs.tally import COUNTED, Tally
 
 Kind = Literal[
     "target",
@@ -77,33 +78,26 @@ class Timing:
     Attributes:
         seconds, cpu_seconds: of the whole run, prefill included; `cpu_seconds` sums the processor
             time of this process's threads.
-        tokens: new tokens.
-        forwards: target forwards of the batch; `blocks` counts them per text.
-        proposed, examined, accepted, penalised: draft tokens.
+        tally: tokens, draft tokens, and seconds by part of the step.
+        forwards: target forwards of the batch; the tally's `blocks` counts them per text.
         full: steps with every row in use, the only ones whose forwards are comparable;
             `full_draft`, `full_target` and `full_proposed` are their seconds and draft tokens.
-        parts: seconds by part of the step.
     """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    tokens: int = 0
+    tally: Tally = field(default_factory=Tally)
     forwards: int = 0
-    blocks: int = 0
-    proposed: int = 0
-    examined: int = 0
-    accepted: int = 0
-    penalised: int = 0
     full: int = 0
     full_draft: float = 0.0
     full_target: float = 0.0
     full_proposed: int = 0
-    parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
     def to_row(self) -> dict[str, float]:
-        """Returns a flat row; parts become `<part>_s`."""
-        values = asdict(self)
-        return {**values, **{f"{name}_s": s for name, s in values.pop("parts").items()}}
+        """Returns a row of the timings table; parts become `<part>_s`."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tally"}
+        counts = {name: getattr(self.tally, name) for name in ("tokens", *COUNTED)}
+        return {**own, **counts, **{f"{part}_s": s for part, s in self.tally.seconds.items()}}
 
 
 def decode_once(
@@ -165,23 +159,16 @@ def _ours(
     settings = _settings(system, load, seed)
     requests = make_requests(pair, prompts, settings)
     timing = Timing()
+    recorder = Recorder(settings.rule, with_gate=False)
     for record in decode(pair, requests, settings):
-        timing.forwards += 1
-        timing.tokens += sum(map(len, record.committed))
-        for part, seconds in record.seconds.items():
-            timing.parts[part] += seconds
+        recorder.add(record)
         if len(record.rows) == min(load.batch, len(prompts)):
             timing.full += 1
             timing.full_draft += record.seconds["draft"]
             timing.full_target += record.seconds["target"]
             timing.full_proposed += record.step.draft_tokens.shape[1]
-        for row in record.rows:
-            if row.finished:
-                timing.blocks += row.counts.blocks
-                timing.proposed += row.counts.proposed
-                timing.examined += row.counts.examined
-                timing.accepted += row.counts.accepted
-                timing.penalised += row.counts.penalised
+    timing.forwards = recorder.target_steps
+    timing.tally = recorder.total
     return timing
 
 
@@ -209,5 +196,5 @@ def _assisted(
             assistant_model=pair.draft,
             **sampling,
         )
-        timing.tokens += output.shape[1] - len(prompt)
+        timing.tally.tokens += output.shape[1] - len(prompt)
     return timing

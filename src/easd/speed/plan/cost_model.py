@@ -60,7 +60,7 @@ class Shape:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         linear = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
-        # A reduced head (`easd.pairs.reduced_head`) lists the tokens it covers.
+        # A reduced head (`easd.pairs.smollm2`) lists the tokens it covers.
         known = getattr(model.get_output_embeddings(), "token_ids", None)  # type: ignore[operator]
         matrices = tuple(layer.weight.numel() for layer in linear)
         return cls(

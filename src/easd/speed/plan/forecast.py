@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from easd.errors import ConfigError, TraceError
-from easd.runs import Trace
+from easd.runs import Run
 from easd.speed.plan.cost_model import CostModel
 
 
@@ -30,7 +30,7 @@ class Acceptance:
                 raise ConfigError(f"an acceptance rate of {rate} is no share; use one in [0, 1]")
 
     @classmethod
-    def of(cls, trace: Trace) -> Acceptance:
+    def of(cls, trace: Run) -> Acceptance:
         """Returns the rates of a trace, whatever its rule.
 
         Raises:
