@@ -287,6 +287,5 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 
 
 def test_a_roofline_is_not_drawn_of_an_int8_draft(tmp_path):
-    found = invoke(tmp_path / "run", "--roofline", "--int8-draft")
-    assert isinstance(found.exception, ConfigError)
-    assert "roofline counts weights of one width" in str(found.exception)
+    with pytest.raises(ConfigError, match="roofline counts weights of one width"):
+        invoke(tmp_path / "run", "--roofline", "--int8-draft")
