@@ -13,7 +13,11 @@ import pyarrow.parquet as pq
 from easd.errors import TraceError
 from easd.runs.schema import FORMAT, TABLES, Kind
 
-CALLED: dict[Kind, str] = {"trace": "a trace", "evaluation": "an evaluation", "bench": "a benchmark"}
+CALLED: dict[Kind, str] = {
+    "trace": "a trace",
+    "evaluation": "an evaluation",
+    "bench": "a benchmark",
+}
 _WRITTEN_BY: dict[str, str] = {
     "trace": "easd generate --trace",
     "evaluation": "easd eval --out",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
@@ -177,7 +178,8 @@ def load_rule_files() -> None:
             try:
                 assert spec is not None
                 assert spec.loader is not None
-                spec.loader.exec_module(module_from_spec(spec))
+                module = sys.modules[spec.name] = module_from_spec(spec)
+                spec.loader.exec_module(module)
             except Exception as error:
                 raise RuleError(f"EASD_RULES: cannot run {str(file)!r} ({error})") from error
 
