@@ -290,10 +290,10 @@ def mixed(head: Any, noise: Any, share: float) -> Any:
     return (1 - share**2) ** 0.5 * head + share * noise
 
 
-def verified(rule: Any, step: Any, noise: Any) -> Callable[[], object]:
+def verified(rule: Any, step: Any, noise: Any, coupling: Any) -> Callable[[], object]:
     from easd.core.verify import verify
 
-    return lambda: verify(rule, step, noise)
+    return lambda: verify(rule, step, noise, coupling)
 
 
 def verification(tiny: bool) -> dict[str, Any]:
@@ -311,9 +311,9 @@ def verification(tiny: bool) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vocab_size = 512 if tiny else VOCABULARY
     rules = {
-        "speculative": Speculative(),
-        "easd": EASD(tau_h=2.0, coupling="published"),
-        "easd-maximal": EASD(tau_h=2.0, coupling="maximal", draft_at_bonus=True),
+        "speculative": (Speculative(), "maximal"),
+        "easd": (EASD(tau_h=2.0), "published"),
+        "easd-maximal": (EASD(tau_h=2.0, draft_at_bonus=True), "maximal"),
     }
     found: dict[str, Any] = {}
     for batch in (1, 16):
@@ -331,8 +331,8 @@ def verification(tiny: bool) -> dict[str, Any]:
         )
         for kernels in ("0", "1"):
             os.environ["EASD_KERNELS"] = kernels
-            for name, rule in rules.items():
-                times = list(clocked(verified(rule, step, noise), 3 if tiny else 40))
+            for name, (rule, coupling) in rules.items():
+                times = list(clocked(verified(rule, step, noise, coupling), 3 if tiny else 40))
                 low, middle, high = quantiles(times, n=4)
                 key = f"{name}, {batch} at once, {'kernels' if kernels == '1' else 'torch'}"
                 found[key] = {"ms": 1e3 * middle, "quartiles": [1e3 * low, 1e3 * high]}

@@ -40,8 +40,10 @@ def forward_seconds(model, texts: int, tokens: int, context: int) -> float:
 
 def step(pair, prompts, texts: int, gamma: int, tokens: int) -> tuple[float, int]:
     """Seconds of a step with every text and all of gamma, and the mean context there."""
-    rule = EASD(coupling="maximal") if gamma else TargetOnly()
-    settings = Settings(rule=rule, gamma=gamma or 1, max_new_tokens=tokens, batch_size=texts)
+    rule = EASD() if gamma else TargetOnly()
+    settings = Settings(
+        rule=rule, coupling="maximal", gamma=gamma or 1, max_new_tokens=tokens, batch_size=texts
+    )
     models = pair if gamma else replace(pair, draft=None)
     requests = make_requests(models, prompts[:texts], settings)
     seconds, contexts = [], []

@@ -18,15 +18,16 @@ from statistics import median, quantiles
 
 import torch
 
+from easd.core.couplings import Coupling
 from easd.core.noise import Noise, race, request_key
 from easd.core.rules import EASD, Rule, Speculative
 from easd.core.step import Step
 from easd.core.verify import verify
 
-SYSTEMS: dict[str, Rule] = {
-    "speculative": Speculative(),
-    "published": EASD(tau_h=2.0),
-    "maximal": EASD(tau_h=2.0, coupling="maximal"),
+SYSTEMS: dict[str, tuple[Rule, Coupling]] = {
+    "speculative": (Speculative(), "maximal"),
+    "published": (EASD(tau_h=2.0), "published"),
+    "maximal": (EASD(tau_h=2.0), "maximal"),
 }
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -53,7 +54,7 @@ def measure(batch: int, gamma: int, vocab_size: int, seconds: float, clock) -> d
     times: dict[str, list[float]] = {name: [] for name in SYSTEMS}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["maximal"]) < 6:
-        for name, rule in SYSTEMS.items():
+        for name, (rule, coupling) in SYSTEMS.items():
             start = clock()
             step = Step(
                 draft_tokens=tokens,
@@ -61,7 +62,7 @@ def measure(batch: int, gamma: int, vocab_size: int, seconds: float, clock) -> d
                 draft_probs=draft_probs,
                 target_probs=logits.softmax(-1),
             )
-            verify(rule, step, noise)
+            verify(rule, step, noise, coupling)
             times[name].append(1e3 * (clock() - start))
     return {name: taken[1:] for name, taken in times.items()}
 

@@ -19,6 +19,7 @@ from common import describe, quiet
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from easd import EASD, Settings, Speculative
+from easd.core.couplings import Coupling
 from easd.core.rules import Rule
 from easd.core.signals import entropy
 from easd.engine.engine import StepRecord
@@ -58,10 +59,15 @@ def build(role: str, layers: int | None, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def steps(pair: list[PreTrainedModel], rule: Rule, args: argparse.Namespace) -> Iterator:
+def steps(
+    pair: list[PreTrainedModel], rule: Rule, coupling: Coupling, args: argparse.Namespace
+) -> Iterator:
     """Records of `args.steps` steps and a first one, which reads the prompt."""
     settings = Settings(
-        rule=rule, gamma=args.gamma, max_new_tokens=(args.steps + 2) * (args.gamma + 1)
+        rule=rule,
+        coupling=coupling,
+        gamma=args.gamma,
+        max_new_tokens=(args.steps + 2) * (args.gamma + 1),
     )
     prompt = torch.randint(VOCABULARY, (PROMPT,), generator=torch.Generator().manual_seed(0))
     models = Pair.of(*pair)
@@ -92,15 +98,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     pair = [build(role, args.layers, getattr(torch, args.dtype)) for role in SHAPES]
-    tau_h = threshold(steps(pair, Speculative(), args), args)
-    rules = {
-        "speculative": Speculative(),
-        "easd": EASD(tau_h=tau_h, tau_o=0.0, coupling="published"),
-        "easd-maximal": EASD(tau_h=tau_h, tau_o=0.0, coupling="maximal"),
+    tau_h = threshold(steps(pair, Speculative(), "maximal", args), args)
+    systems: dict[str, tuple[Rule, Coupling]] = {
+        "speculative": (Speculative(), "maximal"),
+        "easd": (EASD(tau_h=tau_h, tau_o=0.0), "published"),
+        "easd-maximal": (EASD(tau_h=tau_h, tau_o=0.0), "maximal"),
     }
-    running = {name: steps(pair, rule, args) for name, rule in rules.items()}
-    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in rules}
-    opened: dict[str, list[float]] = {name: [] for name in rules}
+    running = {name: steps(pair, *system, args) for name, system in systems.items()}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
+    opened: dict[str, list[float]] = {name: [] for name in systems}
     for number in range(args.steps + 1):
         for name, records in running.items():
             record = next(records)

@@ -86,7 +86,7 @@ def systems(fitted: dict[float, Fitted], paper: float, rate: float, reward: str)
         rule("easd 0.5 %", "easd", low),
         rule("easd 2 %", "easd"),
         rule("easd 8 %", "easd", eight),
-        rule("easd 2 %, maximal coupling", "easd", coupling="maximal"),
+        {**rule("easd 2 %, maximal coupling", "easd"), "coupling": "maximal"},
         rule("easd 2 %, bonus ungated", "easd", draft_at_bonus=False),
         rule("easd 2 %, draft's top token", "easd", penalise="draft_top"),
         rule("easd 2 %, asked of accepted", "easd", gate_on="accepted"),

@@ -31,7 +31,7 @@ def rules(tau_h: float) -> dict[str, Rule]:
         "speculative": RULES["speculative"](),
         "easd": easd,
         "easd draft_top": replace(easd, penalise="draft_top"),
-        "easd maximal": replace(easd, coupling="maximal", draft_at_bonus=True),
+        "easd maximal": replace(easd, draft_at_bonus=True),
         "pool": RULES["pool"](tau_h=tau_h, b=0.5),
         "relaxed-pool": RULES["relaxed-pool"](tau_h=tau_h),
     }
