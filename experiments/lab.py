@@ -160,7 +160,7 @@ def main() -> None:
     paired = StudyConfig.from_dict({**grid, "tasks": [test], "trace": 2000})
     evaluate(pair, paired, out / "paired")
     fast = {**test, "limit": max(arguments.problems // 4, 1)}
-    deployed = {**grid, "tasks": [fast], "noise": "independent", "trace": 0}
+    deployed = {**grid, "tasks": [fast], "coupling": None, "trace": 0}
     evaluate(pair, StudyConfig.from_dict(deployed), out / "deployed")
     table = summary(out)
     table.to_csv(out / "summary.csv", index=False)

@@ -147,7 +147,7 @@ def uncached(model, request, *, at_once=None):
         with torch.no_grad():
             given = torch.tensor([ids], device=model.device)
             logits = model(input_ids=given, use_cache=False).logits[:, -1].cpu()
-        noise = Noise(keys=key, start=torch.tensor([len(ids)]), coupling="shared")
+        noise = Noise(keys=key, start=torch.tensor([len(ids)]), shared=True)
         drawn = noise.emit(torch.tensor([0]), logits.shape[-1])
         ids.append(int(race(logits.double().softmax(-1), drawn)))
     return ids[len(request.prompt) :]

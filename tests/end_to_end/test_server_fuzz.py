@@ -32,7 +32,7 @@ def test_no_request_breaks_the_server(server, path, mode):
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=40,
+        max_examples=100,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
         deadline=None,

@@ -61,14 +61,14 @@ class RunFolder:
                 if any((self.folder / name).exists() for name in ("run.json", "bench.json")):
                     read_description(self.folder, self.kind)  # Says what it holds.
                 raise TraceError(
-                    f"{str(self.folder)!r} holds something else; {CALLED[self.kind]} needs a folder of "
-                    "its own"
+                    f"{str(self.folder)!r} holds something else; {CALLED[self.kind]} needs a "
+                    "folder of its own"
                 )
             lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
             raise TraceError(
-                f"cannot write {CALLED[self.kind]} to {str(self.folder)!r} ({error.strerror}); name "
-                "another folder"
+                f"cannot write {CALLED[self.kind]} to {str(self.folder)!r} ({error.strerror}); "
+                "name another folder"
             ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
