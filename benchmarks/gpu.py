@@ -25,10 +25,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # Tests with the seconds that each may take, and what has to be chosen for it.
+ENGINE = ("engine", "slots", "processors", "sequences")
 TESTS = {
     "kernels": (60, ["-m", "vllm", "tests/in_vllm/kernels"]),
     "noise": (30, ["tests/device/test_noise.py"]),
-    "engine": (120, ["tests/end_to_end/test_engine.py", "tests/end_to_end/test_sequences.py"]),
+    "engine": (120, [f"tests/end_to_end/test_{name}.py" for name in ENGINE]),
     "laws": (80, ["tests/laws/test_laws.py"]),
     "drop-in": (60, ["tests/end_to_end/test_transformers.py"]),
     "lab": (60, ["tests/device/test_lab.py"]),
