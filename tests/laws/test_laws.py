@@ -5,12 +5,22 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from enumeration import check_law, steps
+from enumeration import K, check_blocks, check_law, every_eighth, expected_kept, steps
 from models import DEVICE
+from torch.nn.functional import pad
 
-from easd.core.couplings import Maximal
+from easd.core.couplings import Jointly, Maximal, drafted
 from easd.core.gate import ALL_CONDITIONS
-from easd.core.rules import EASD, RULES, RandomRefusal, field_names, gated, refusal
+from easd.core.rules import (
+    EASD,
+    RULES,
+    RandomRefusal,
+    Speculative,
+    field_names,
+    gated,
+    make_rule,
+    refusal,
+)
 
 # Values are looked at before going on there only.
 ON_HOST = pytest.mark.skipif(DEVICE != "cpu", reason="a GPU computes every position")
@@ -65,6 +75,63 @@ def test_so_they_do_where_values_cannot_be_looked_at(rule, monkeypatch):
         monkeypatch.setattr(module, "on_host", lambda values: False)
     for _, step in steps():
         check_law(rule, step)
+
+
+@pytest.mark.parametrize("rule", list(variants()))
+def test_blocks_verified_jointly_yield_the_law(rule):
+    for _, step in steps():
+        few = every_eighth(step)
+        check_blocks(rule, few)
+        check_blocks(rule, replace(few, num_draft_tokens=torch.arange(5) % (K + 1)))
+
+
+class WrongAtTheEnd(Jointly):
+    """Forgets that behind the last token nothing more is drafted."""
+
+    def judge(self, step):
+        longer = replace(step, num_draft_tokens=step.num_draft_tokens + 1)
+        return Jointly.judge(self, longer)
+
+
+class WeightNotCapped(Jointly):
+    def judge(self, step):
+        judged, law = Jointly.judge(self, step), self.rule.law(step)
+        ratio = drafted(law, step) / drafted(step.proposal, step).clamp_min(1e-300)
+        return replace(judged, law_weight=pad(ratio.cumprod(1), (1, 0), value=1.0))
+
+
+class ResidualWithoutWeight(Jointly):
+    def replacement(self, step, judgement, at, penalised):
+        plain = replace(judgement, law_weight=torch.ones_like(judgement.law_weight))
+        return Jointly.replacement(self, step, plain, at, penalised)
+
+
+class TokenByToken(Jointly):
+    """Tests tokens of the block one by one, but keeps the last that passes."""
+
+    def judge(self, step):
+        accept_prob = Maximal(self.rule).judge(step).accept_prob
+        return replace(Jointly.judge(self, step), accept_prob=accept_prob)
+
+
+@pytest.mark.parametrize(
+    "wrong", [WrongAtTheEnd, WeightNotCapped, ResidualWithoutWeight, TokenByToken]
+)
+def test_planted_bugs_of_block_verification_are_found(wrong):
+    rule, step = EASD(tau_h=0.9, tau_o=0.6), dict(steps())["unlike"]
+    check_blocks(rule, step, Jointly(rule))
+    with pytest.raises(AssertionError, match="law off"):
+        check_blocks(rule, step, wrong(rule))
+
+
+def test_blocks_keep_at_least_as_many_tokens_as_one_by_one():
+    """Expected number of kept tokens, by enumeration."""
+    for rule in (Speculative(), make_rule("ensemble")):
+        for kind in ("unlike", "alike", "proposed colder"):
+            step = dict(steps())[kind]
+            jointly, one_by_one = (expected_kept(rule, step, c) for c in ("block", "maximal"))
+            assert (jointly >= one_by_one - 1e-12).all()
+            assert (jointly - one_by_one).max() > 0.01
 
 
 @ON_HOST

@@ -4,7 +4,9 @@ A coupling decides which draft tokens are kept and what replaces the first one t
 changes neither the law at a position nor what a rule looks at:
 
 * `maximal`: speculative sampling towards the law (arXiv:2211.17192, Alg. 1, with the law in the
-  target's place). Keeps as many draft tokens as any coupling of draft and law can.
+  target's place). No coupling of one position keeps its draft token more often.
+* `block`: the block is verified as a whole (arXiv:2403.10444, with the law in the target's place).
+  In expectation it keeps at least as many tokens of a block as `maximal`.
 * `published`: the procedure that a rule was published with, where it has one.
 * `shared`: draft and emitted token of a position are sampled with the same numbers, so the text is
   a function of prompt, seed and law alone (arXiv:2408.07978).
@@ -23,12 +25,12 @@ from torch.nn.functional import pad
 from easd.core.signals import residual
 from easd.core.step import Judgement, Step
 
-Coupling = Literal["maximal", "published", "shared"]
-COUPLINGS: tuple[Coupling, ...] = ("maximal", "published", "shared")
+Coupling = Literal["maximal", "block", "published", "shared"]
+COUPLINGS: tuple[Coupling, ...] = ("maximal", "block", "published", "shared")
 
 
 class Procedure(Protocol):
-    """Token by token: keep it with some probability, or replace it and end the block."""
+    """Keep each draft token with some probability, or replace it and end the block."""
 
     def judge(self, step: Step) -> Judgement:
         """How probable keeping each draft token is."""
@@ -57,9 +59,10 @@ class HasLaw(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Maximal:
-    """Accepts x with min(1, law(x) / q(x)), else draws from norm(max(0, law - q)).
+    """Accepts x with min(1, law(x) / r(x)), else draws from norm(max(0, law - r)).
 
-    The bonus token is drawn from the law. A refusal where the rule's gate is open is a penalty.
+    Here r is the proposal, from which x was drawn. The bonus token is drawn from the law. A refusal
+    where the rule's gate is open is a penalty.
     """
 
     rule: HasLaw
@@ -69,20 +72,66 @@ class Maximal:
         tokens = pad(step.draft_tokens, (0, 1))[..., None]
         wanted = self.rule.law_of(step, tokens, signals)[:, :-1, 0]
         accept_prob = acceptance(wanted, step)
-        gate = signals.get("gate")
-        penalty_prob = (
-            torch.zeros_like(accept_prob) if gate is None else (1 - accept_prob) * gate[:, :-1]
+        return Judgement(
+            accept_prob=accept_prob,
+            penalty_prob=_penalties(accept_prob, signals),
+            signals=signals,
         )
-        return Judgement(accept_prob=accept_prob, penalty_prob=penalty_prob, signals=signals)
 
     def replacement(
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
         row, refused = step.row(at), ~step.is_bonus(at)[:, None]
-        gate = judgement.signals.get("gate")
-        signals = {} if gate is None else {"gate": gate.gather(1, at[:, None])}
-        law = self.rule.law_given(row, signals)[:, 0]
-        return residual(law, row.draft_probs[:, 0] * refused)
+        law, taken = _law_at(self.rule, row, judgement, at), row.proposal[:, 0] * refused
+        return residual(law, taken)
+
+
+@dataclass(frozen=True, slots=True)
+class Jointly:
+    """Block verification: keeps the longest beginning of the block that its own uniform accepts.
+
+    With r the proposal and l the law at each position, w_0 = 1 and w_i = min(1, w_(i-1) l(x_i) /
+    r(x_i)) is the probability that at least i tokens of the block x_1 ... x_n are kept. The law's
+    mass that drafting on cannot reach behind x_i is Z_i = sum of max(0, w_i l - r) at the next
+    position, so x_i passes with h_i = Z_i / (Z_i + 1 - w_i), and the last token with h_n = w_n. The
+    last x_i that passes ends the block, and the token behind it is drawn from
+    norm(max(0, w_i l - r)), or from the law at the bonus position.
+
+    Indeed P(at least i kept) = P(more than i kept) + P(not more) h_i, where P(more than i kept) is
+    the sum of min(r, w_i l) = w_i - Z_i over the next token, which makes w_i. A block may end
+    anywhere, as long as its own tokens decide where.
+    """
+
+    rule: HasLaw
+
+    def judge(self, step: Step) -> Judgement:
+        signals = self.rule.signals(step)
+        law, proposal = self.rule.law_given(step, signals), step.proposal
+        ratio = drafted(law, step) / _positive(drafted(proposal, step))
+        weights = [torch.ones_like(law[:, 0, 0])]
+        for each in ratio.unbind(1):
+            weights.append((weights[-1] * each).clamp_max(1.0))
+        weight = torch.stack(weights, 1)  # [B, K+1]
+        ends, there = weight[:, 1:], step.has_draft()
+        missed = weight[:, 1:-1, None] * law[:, 1:-1] - proposal[:, 1:-1]
+        missed = pad(missed.clamp_min_(0).sum(-1), (0, 1))[:, : ends.shape[1]]
+        passes = missed / _positive(missed + (1 - ends))
+        accept_prob = torch.where(there[:, 1:], passes, ends) * there[:, :-1]
+        return Judgement(
+            accept_prob=accept_prob,
+            penalty_prob=_penalties(accept_prob, signals),
+            signals=signals,
+            law_weight=weight,
+        )
+
+    def replacement(
+        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
+    ) -> Tensor:
+        assert judgement.law_weight is not None, "a block was judged"
+        row, refused = step.row(at), ~step.is_bonus(at)[:, None]
+        law, taken = _law_at(self.rule, row, judgement, at), row.proposal[:, 0] * refused
+        weight = judgement.law_weight.gather(1, at[:, None])
+        return residual(law, taken / weight)
 
 
 def procedure(rule: HasLaw, coupling: Coupling) -> Procedure:
@@ -91,6 +140,8 @@ def procedure(rule: HasLaw, coupling: Coupling) -> Procedure:
     Under `shared` noise tokens are kept by comparison; the judgement then serves to tell penalties
     from rejections only.
     """
+    if coupling == "block":
+        return Jointly(rule)
     published = None if coupling == "maximal" else rule.published()
     return Maximal(rule) if published is None else published
 
@@ -102,6 +153,22 @@ def drafted(probs: Tensor, step: Step) -> Tensor:
 
 
 def acceptance(wanted: Tensor, step: Step) -> Tensor:
-    """min(1, wanted / draft_probs(x)) for draft tokens x that should have probability `wanted`."""
-    proposed = drafted(step.draft_probs, step)
-    return (wanted / proposed.clamp_min(torch.finfo(proposed.dtype).tiny)).clamp_max(1.0)
+    """min(1, wanted / proposal(x)) for draft tokens x that should have probability `wanted`."""
+    return (wanted / _positive(drafted(step.proposal, step))).clamp_max(1.0)
+
+
+def _positive(values: Tensor) -> Tensor:
+    return values.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def _penalties(accept_prob: Tensor, signals: Mapping[str, Tensor]) -> Tensor:
+    """Probability [B, K] that a token is refused at an open gate."""
+    gate = signals.get("gate")
+    return torch.zeros_like(accept_prob) if gate is None else (1 - accept_prob) * gate[:, :-1]
+
+
+def _law_at(rule: HasLaw, row: Step, judgement: Judgement, at: Tensor) -> Tensor:
+    """The law [B, V] of `row`, the step's row at positions `at` [B], whose gate was judged."""
+    gate = judgement.signals.get("gate")
+    signals = {} if gate is None else {"gate": gate.gather(1, at[:, None])}
+    return rule.law_given(row, signals)[:, 0]

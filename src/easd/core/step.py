@@ -30,6 +30,9 @@ class Step:
 
     The raw probabilities are those at temperature 1 without truncation (penalties and bans stay);
     they are given when the rule needs them.
+
+    `draft_probs` are the draft's opinion, which rules and gates look at. Draft tokens may be drawn
+    from another distribution, the proposal: it is all that couplings look at.
     """
 
     draft_tokens: Tensor  # int64 [B, K]
@@ -38,8 +41,14 @@ class Step:
     target_probs: Tensor  # [B, K+1, V], each row sums to 1
     raw_draft_probs: Tensor | None = None  # [B, K+1, V]
     raw_target_probs: Tensor | None = None  # [B, K+1, V]
+    proposal_probs: Tensor | None = None  # [B, K+1, V]; None: tokens were drawn from draft_probs
     greedy: Tensor | None = None  # bool [B]; None where no row is greedy
     drafted: Tensor | None = None  # bool [B, K+1]; None: the positions before `num_draft_tokens`
+
+    @property
+    def proposal(self) -> Tensor:
+        """What each draft token was drawn from, [B, K+1, V]."""
+        return self.draft_probs if self.proposal_probs is None else self.proposal_probs
 
     def is_bonus(self, at: Tensor) -> Tensor:
         """Whether positions `at` [B] are the rows' bonus positions, as bool [B]."""
@@ -105,6 +114,7 @@ class Step:
             target_probs=target_probs,
             raw_draft_probs=pick(self.raw_draft_probs),
             raw_target_probs=pick(self.raw_target_probs),
+            proposal_probs=pick(self.proposal_probs),
             greedy=None if self.greedy is None else self.greedy[rows],
             drafted=self.has_draft()[rows, positions][:, None],
         )
@@ -114,13 +124,16 @@ class Step:
 class Judgement:
     """The fate of each draft token before any randomness.
 
-    `accept_prob + penalty_prob <= 1`; what is missing to 1 is an ordinary rejection.
-    `signals` are the quantities the rule looked at, for the trace.
+    `accept_prob + penalty_prob <= 1`; what is missing to 1 is an ordinary rejection. Where a block
+    is verified as a whole, `accept_prob` is the probability that it is kept up to this token, given
+    that nothing behind it is, and `law_weight` what the law weighs against the proposal where the
+    block ends. `signals` are the quantities the rule looked at, for the trace.
     """
 
     accept_prob: Tensor  # [B, K]
     penalty_prob: Tensor  # [B, K]
     signals: Mapping[str, Tensor]  # name -> [B, K+1]
+    law_weight: Tensor | None = None  # [B, K+1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

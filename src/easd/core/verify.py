@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,8 @@ def verify(rule: Rule, step: Step, noise: Noise, coupling: Coupling | None = Non
     if coupling == "shared":
         num_accepted, next_token, penalised = _shared(rule, step, judgement, noise)
     else:
-        num_accepted, next_token, penalised = _in_turn(chosen, step, judgement, noise)
+        kept = _last if coupling == "block" else _leading
+        num_accepted, next_token, penalised = _drawn(chosen, step, judgement, noise, kept)
     return Decision(
         num_accepted=num_accepted,
         next_token=next_token,
@@ -36,12 +39,16 @@ def verify(rule: Rule, step: Step, noise: Noise, coupling: Coupling | None = Non
     )
 
 
-def _in_turn(
-    chosen: Procedure, step: Step, judgement: Judgement, noise: Noise
+def _drawn(
+    chosen: Procedure,
+    step: Step,
+    judgement: Judgement,
+    noise: Noise,
+    kept: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tests the draft tokens from left to right, each with a uniform of its own."""
+    """Tests each draft token with a uniform of its own; `kept` counts those that stay."""
     uniforms = noise.accept(step.draft_tokens.shape[1])
-    num_accepted = _leading((uniforms < judgement.accept_prob) & step.has_draft()[:, :-1])
+    num_accepted = kept((uniforms < judgement.accept_prob) & step.has_draft()[:, :-1])
     penalised = _first_refusal_is_penalty(uniforms, step, judgement, num_accepted)
     probs = chosen.replacement(step, judgement, num_accepted, penalised)
     return num_accepted, noise.emitted(probs, num_accepted), penalised
@@ -77,6 +84,12 @@ def _first_refusal_is_penalty(
 def _leading(accepted: Tensor) -> Tensor:
     """How many leading entries of each row are true; bool [B, K] -> int64 [B]."""
     return accepted.long().cumprod(1).sum(1)
+
+
+def _last(accepted: Tensor) -> Tensor:
+    """The place of the last true entry of each row, from 1; 0 without; bool [B, K] -> int64 [B]."""
+    places = torch.arange(1, accepted.shape[1] + 1, device=accepted.device)
+    return (accepted * places).amax(1) if len(places) else accepted.sum(1)
 
 
 def _at(values: Tensor, at: Tensor) -> Tensor:
