@@ -24,6 +24,7 @@ from easd.engine.settings import Settings
 
 PASS, FAIL = 1e-3, 1e-6
 VOCAB, PROMPT, LENGTH, COUNT = 6, (1, 2), 3, 2000
+SAMPLING = ("temperature", "draft_temperature", "top_k", "top_p", "min_p")
 GATED = EASD(tau_h=0.5, tau_o=1.0, top_n=3)
 NO_PROCESSING = Settings()
 
@@ -88,7 +89,12 @@ def p_value(observed, law):
 def emitted(rule, *, gamma, draft=NEAR, count=COUNT, length=LENGTH, eos=frozenset(), **settings):
     asked = requests([PROMPT] * count, max_new_tokens=length, eos=eos)
     asked = [
-        replace(request, processing=Settings(**sampling(settings)).processing(len(PROMPT), [], []))
+        replace(
+            request,
+            processing=Settings(
+                rule=rule, coupling=settings.get("coupling"), **sampling(settings)
+            ).processing(len(PROMPT), [], []),
+        )
         for request in asked
     ]
     pair = models()[TARGET], models()[draft]
@@ -96,7 +102,7 @@ def emitted(rule, *, gamma, draft=NEAR, count=COUNT, length=LENGTH, eos=frozense
 
 
 def sampling(settings):
-    return {k: v for k, v in settings.items() if k in ("temperature", "top_k", "top_p", "min_p")}
+    return {k: v for k, v in settings.items() if k in SAMPLING}
 
 
 def test_the_gate_of_the_pair_is_worth_testing():
@@ -131,7 +137,7 @@ LAWS_WITHOUT_BLOCKS = [
 
 @pytest.mark.parametrize("draft", [NEAR, FAR], ids=["near", "far"])
 @pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=["speculative", "easd", "pool"])
-@pytest.mark.parametrize("coupling", ["maximal", "published"])
+@pytest.mark.parametrize("coupling", ["maximal", "block", "published"])
 def test_blocks_that_end_early_keep_the_law(rule, draft, coupling):
     if draft == FAR and not isinstance(rule, Speculative):
         pytest.skip("what a gate does depends on the draft")
@@ -218,6 +224,55 @@ def test_speculation_from_an_unlike_draft_follows_the_law(gamma):
 def test_sequences_under_shared_noise_follow_the_law(rule):
     observed = emitted(rule, gamma=2, coupling="shared")
     assert p_value(observed, exact_law(rule, 2)) > PASS
+
+
+@pytest.mark.parametrize("draft", [NEAR, FAR], ids=["near", "far"])
+@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=["speculative", "easd", "pool"])
+@pytest.mark.parametrize("draft_temperature", [None, 0, 0.6])
+def test_blocks_verified_jointly_follow_the_law(rule, draft, draft_temperature):
+    if draft == FAR and not isinstance(rule, Speculative):
+        pytest.skip("what a gate does depends on the draft")
+    observed = emitted(
+        rule,
+        gamma=3,
+        draft=draft,
+        length=4,
+        batch_size=512,
+        coupling="block",
+        draft_temperature=draft_temperature,
+    )
+    assert p_value(observed, exact_law(rule, 3, length=4)) > PASS
+
+
+@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=["speculative", "easd", "pool"])
+@pytest.mark.parametrize("draft_temperature", [0, 0.6, 1.7])
+@pytest.mark.parametrize("coupling", ["maximal", "shared"])
+def test_the_draft_temperature_does_not_change_the_law(rule, draft_temperature, coupling):
+    options = {"temperature": 0.8, "top_k": 4}
+    observed = emitted(
+        rule, gamma=2, coupling=coupling, draft_temperature=draft_temperature, **options
+    )
+    assert p_value(observed, exact_law(rule, 2, Settings(**options))) > PASS
+
+
+def test_blocks_that_share_numbers_with_the_next_are_caught(monkeypatch):
+    """Planted: tests that decided where a block ends decide again in the block behind it."""
+    monkeypatch.setattr(Noise, "_block_keys", property(lambda noise: noise.keys))
+    observed = emitted(Speculative(), gamma=3, length=4, coupling="block", count=5000)
+    assert p_value(observed, exact_law(Speculative(), 3, length=4)) < FAIL
+
+
+def test_tokens_drawn_colder_than_proposed_are_caught(monkeypatch):
+    """Planted: the draft samples at its own temperature and says that it did not."""
+    propose = ModelDrafter.propose
+
+    def silent(self, *args, **options):
+        return replace(propose(self, *args, **options), proposals=None)
+
+    monkeypatch.setattr(ModelDrafter, "propose", silent)
+    for coupling in ("maximal", "block"):
+        observed = emitted(Speculative(), gamma=2, coupling=coupling, draft_temperature=0.6)
+        assert p_value(observed, exact_law(Speculative(), 2)) < FAIL
 
 
 @pytest.mark.parametrize("rule", [Speculative(), GATED, replace(GATED, entropy_of="raw")], ids=str)

@@ -32,6 +32,10 @@ REFUSAL = {
 # Further values of fields; every rule is tested with those of its example.
 FURTHER = {
     "pool": [{"a": 0.5, "b": 1.5, "pick": "sample"}],
+    "cascade": [{"deferral": d, "alpha": 0.3} for d in ("chow", "diff", "token")],
+    "ears": [{"beta": 5.0}],
+    "mars": [{"least_ratio": 0.9}],
+    "relaxed-top-k": [{"relaxed_top_k": 1}, {"relaxed_top_k": 6, "relaxed_delta": 1.0}],
     "contrast": [{"beta": 0.8}, {"beta": 2.0, "plausible": 0.3}],
     "keep-near-top": [{"mu": 0.6}, {"mu": 0.2, "a": 1.5, "b": 0.7}, {"mu": 0.0}],
     "relaxed-pool": [{"a": 1.5, "b": -0.7, "mu": 0.1}],

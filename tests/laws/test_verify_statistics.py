@@ -56,7 +56,9 @@ RULES_UNDER_TEST = {
 
 def block(rule, first, length, coupling):
     """A step over positions first..first+length of the table, drafted by the noise itself."""
-    noise = Noise(keys=KEYS, start=torch.full((ROWS,), 40 + first), shared=coupling == "shared")
+    fresh = torch.ones(ROWS, dtype=torch.bool) if coupling == "block" else None
+    start = torch.full((ROWS,), 40 + first)
+    noise = Noise(keys=KEYS, start=start, shared=coupling == "shared", fresh=fresh)
     at = torch.arange(length).expand(ROWS, -1)
     target, draft = (t[first : first + length + 1].clone() for t in (TARGET, DRAFT))
     tokens = race(draft[:length], noise.draft(at, V))

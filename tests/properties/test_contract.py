@@ -49,7 +49,7 @@ GATED = [name for name in rule_names() if issubclass(rule_type(name), EASD | Ran
 every_rule = pytest.mark.parametrize("name", rule_names())
 every_gated_rule = pytest.mark.parametrize("name", GATED)
 every_coupling = pytest.mark.parametrize("coupling", COUPLINGS)
-in_turn = pytest.mark.parametrize("coupling", ["maximal", "published"])
+in_turn = pytest.mark.parametrize("coupling", ["maximal", "block", "published"])
 values = st.sampled_from(COMBINATIONS)
 
 
@@ -119,7 +119,9 @@ def steps(draw, *, kinds=("smooth", "alike", "truncated", "certain", "greedy", "
 def noise_for(step, coupling="maximal", requests=None):
     requests = range(len(step.num_draft_tokens)) if requests is None else requests
     keys = torch.tensor([request_key(0, request) for request in requests])
-    return Noise(keys=keys, start=torch.full_like(keys, 11), shared=coupling == "shared")
+    fresh = torch.ones_like(keys, dtype=torch.bool) if coupling == "block" else None
+    start = torch.full_like(keys, 11)
+    return Noise(keys=keys, start=start, shared=coupling == "shared", fresh=fresh)
 
 
 def decide(rule, step, coupling, requests=None):

@@ -131,7 +131,7 @@ class Jointly:
         row, refused = step.row(at), ~step.is_bonus(at)[:, None]
         law, taken = _law_at(self.rule, row, judgement, at), row.proposal[:, 0] * refused
         weight = judgement.law_weight.gather(1, at[:, None])
-        return residual(law, taken / weight)
+        return residual(law, taken / _positive(weight))
 
 
 def procedure(rule: HasLaw, coupling: Coupling) -> Procedure:

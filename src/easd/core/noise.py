@@ -19,7 +19,7 @@ from easd.core import kernels
 from easd.core.mixing import GOLDEN_32, GOLDEN_64, MIX_32, MIX_64
 
 # What a number is for. Two draws at one position must never use the same number by accident.
-_ACCEPT, _EMIT, _DRAFT = 1, 2, 3
+_BLOCK, _ACCEPT, _EMIT, _DRAFT = 0, 1, 2, 3
 
 _IN_CACHE = 65_536  # Numbers of four bytes: two such tables fit into a core's own cache.
 
@@ -36,46 +36,59 @@ class Noise:
 
     Where it is `shared`, the draft is sampled with the very numbers that the emitted token at the
     same position will be sampled with (arXiv:2408.07978).
+
+    Where a block is verified as a whole, the tokens and tests behind its end have decided where it
+    ended. The next block, which begins among them, needs numbers of its own: those of `fresh` rows
+    depend on `start`, too.
     """
 
     keys: Tensor
     start: Tensor
     shared: bool = False
+    fresh: Tensor | None = None  # bool [B]
 
     def accept(self, length: int) -> Tensor:
         """Uniforms in [0, 1) for the acceptance tests of a block; [B, length]."""
         positions = self.start[:, None] + torch.arange(length, device=self.start.device)
-        return _unit(_mix(_key(self.keys[:, None], positions, _ACCEPT)))
+        return _unit(_mix(_key(self._block_keys[:, None], positions, _ACCEPT)))
 
     def emit(self, at: Tensor, vocab_size: int) -> Tensor:
         """Exponential race for the emitted token at block offsets `at` [B, ...]; [B, ..., V]."""
-        return _clocks(self._keys(at, _EMIT), vocab_size)
+        return _clocks(self._keys(self.keys, at, _EMIT), vocab_size)
 
     def draft(self, at: Tensor, vocab_size: int) -> Tensor:
         """Exponential race for the draft token at block offsets `at` [B, ...]; [B, ..., V]."""
-        return _clocks(self._keys(at, self._drafting), vocab_size)
+        return _clocks(self._drafting_keys(at), vocab_size)
 
     def emitted(self, probs: Tensor, at: Tensor) -> Tensor:
         """Tokens [B, ...] drawn from `probs` [B, ..., V]: `race` against `emit`, with no table."""
-        return _winner(probs, self._keys(at, _EMIT))
+        return _winner(probs, self._keys(self.keys, at, _EMIT))
 
     def drafted(self, probs: Tensor, at: Tensor, among: Tensor | None = None) -> Tensor:
         """Tokens [B, ...] drawn from `probs` [B, ..., V]: `race` against `draft`, with no table.
 
         Where only the tokens `among` [n] have any probability, the others need no clock.
         """
-        keys = self._keys(at, self._drafting)
+        keys = self._drafting_keys(at)
         if among is None:
             return _winner(probs, keys)
         return among[_winner(probs.index_select(-1, among), keys, among.to(torch.int32))]
 
     @property
-    def _drafting(self) -> int:
-        return _EMIT if self.shared else _DRAFT
+    def _block_keys(self) -> Tensor:
+        """Keys of the numbers that no other block of a fresh row has."""
+        if self.fresh is None:
+            return self.keys
+        return torch.where(self.fresh, _key(self.keys, self.start, _BLOCK), self.keys)
 
-    def _keys(self, at: Tensor, purpose: int) -> Tensor:
+    def _drafting_keys(self, at: Tensor) -> Tensor:
+        if self.shared:
+            return self._keys(self.keys, at, _EMIT)
+        return self._keys(self._block_keys, at, _DRAFT)
+
+    def _keys(self, keys: Tensor, at: Tensor, purpose: int) -> Tensor:
         ahead = (1,) * (at.ndim - 1)
-        return _key(self.keys.view(-1, *ahead), self.start.view(-1, *ahead) + at, purpose)
+        return _key(keys.view(-1, *ahead), self.start.view(-1, *ahead) + at, purpose)
 
 
 def race(probs: Tensor, noise: Tensor) -> Tensor:

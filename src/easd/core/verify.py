@@ -19,11 +19,12 @@ def verify(rule: Rule, step: Step, noise: Noise, coupling: Coupling | None = Non
     Args:
         rule: says what law tokens are drawn from.
         step: B rows of K draft tokens with the distributions of both models.
-        noise: shared exactly where the coupling is.
+        noise: shared exactly where the coupling is, and fresh where blocks are verified jointly.
         coupling: the rule's own default unless given.
     """
     coupling = coupling or rule.default_coupling
     assert noise.shared == (coupling == "shared"), "drafts are drawn with what verifies them"
+    assert coupling != "block" or noise.fresh is not None, "a block decides by all of its numbers"
     chosen = procedure(rule, coupling)
     judgement = chosen.judge(step)
     if coupling == "shared":

@@ -62,6 +62,10 @@ class Batch:
             key = (own, verified, row.request.processing.greedy)
             groups.setdefault(key, []).append(place)
         self.groups = [Group(self, *key, places) for key, places in groups.items()]
+        jointly = [place for group in self.groups if group.jointly for place in group.places]
+        self.verified_jointly = (
+            [place in jointly for place in range(len(rows))] if jointly else None
+        )
         self.rules_need_raw = any(group.needs_raw for group in self.groups)
 
     def block_lengths(self, gamma: int) -> list[int]:
@@ -89,6 +93,7 @@ class Group:
         self.batch = batch
         self.rule = rule
         self.coupling: Coupling = coupling
+        self.jointly = coupling == "block"
         self.places = places
         self.needs_raw = rule.needs_raw == "always" or (rule.needs_raw == "greedy" and greedy)
         self._greedy = greedy
@@ -102,7 +107,7 @@ class Group:
         rows = [self.batch.rows[place] for place in self.places]
         wants_raw = self.needs_raw or any(row.request.wants_raw for row in rows)
 
-        def raw(probs: Tensor | None, wanted: bool) -> Tensor | None:
+        def given(probs: Tensor | None, wanted: bool = True) -> Tensor | None:
             return probs[at].to(dtype) if probs is not None and wanted else None
 
         counts = [draft.counts[place] for place in self.places]
@@ -111,8 +116,9 @@ class Group:
             num_draft_tokens=torch.tensor(counts, device=device),
             draft_probs=draft.probs[at].to(dtype),
             target_probs=target.probs[at].to(dtype),
-            raw_draft_probs=raw(draft.raw, self.needs_raw),
-            raw_target_probs=raw(target.raw, wants_raw),
+            proposal_probs=given(draft.proposals),
+            raw_draft_probs=given(draft.raw, self.needs_raw),
+            raw_target_probs=given(target.raw, wants_raw),
             greedy=torch.ones(len(rows), dtype=torch.bool, device=device) if self._greedy else None,
         )
 
@@ -120,7 +126,12 @@ class Group:
         """The batch's noise, narrowed to these rows."""
         if self._is_whole_batch:
             return noise
-        return replace(noise, keys=noise.keys[self.places], start=noise.start[self.places])
+        return replace(
+            noise,
+            keys=noise.keys[self.places],
+            start=noise.start[self.places],
+            fresh=None if noise.fresh is None else noise.fresh[self.places],
+        )
 
 
 @dataclass(frozen=True, slots=True)

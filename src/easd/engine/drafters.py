@@ -13,12 +13,12 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from easd.core.noise import Noise
 from easd.engine.models.slots import SlotModel
 from easd.engine.request import Row
-from easd.engine.sampling import Distributions, distributions
+from easd.engine.sampling import Distributions, distributions, proposals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """Draft tokens and the distributions they were drawn from.
+    """Draft tokens, what the draft thinks of every token, and what they were drawn from.
 
     Attributes:
         tokens: int64 [B, K], padded.
@@ -26,12 +26,14 @@ class Draft:
         probs: [B, K+1, V]; the last position is all zeros unless the draft was evaluated at the
             bonus position.
         raw: the same at temperature 1 without truncation, where asked for.
+        proposals: what the tokens were drawn from, [B, K+1, V]; None where it is `probs`.
     """
 
     tokens: Tensor
     counts: list[int]
     probs: Tensor
     raw: Tensor | None
+    proposals: Tensor | None = None
 
 
 class Drafter(Protocol):
@@ -93,7 +95,7 @@ class ModelDrafter:
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
         block_prob = torch.ones(len(rows), device=device, dtype=self._dtype)
-        probs, raws = [], []
+        probs, raws, drawn_from = [], [], []
         position = 0
         while position < max(counts) + bonus:
             if position == 0:
@@ -108,7 +110,10 @@ class ModelDrafter:
             raws.append(found.raw if found.raw is None else _certain_where(silent, found.raw))
             if position < max(counts):
                 among = None if constrained else self._known
-                token = self._sample(probs[-1][:, 0], noise, position, greedy, among)
+                proposal = proposals(probs[-1], rows)
+                drawn_from.append(proposal)
+                source = probs[-1] if proposal is None else proposal
+                token = self._sample(source[:, 0], noise, position, greedy, among)
                 drafted = torch.cat([drafted, token[:, None]], 1)
                 if self.least_block_prob:
                     block_prob *= _confidence(found, token)
@@ -124,6 +129,7 @@ class ModelDrafter:
             counts=counts,
             probs=torch.cat(probs, 1),
             raw=torch.cat(raws, 1) if raw else None,
+            proposals=_joined(drawn_from, blank),
         )
 
     def _sample(
@@ -159,6 +165,12 @@ class ModelDrafter:
             last = torch.tensor(counts, device=logits.device) - 1
             logits = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))
         return logits[..., : self.vocab_size]
+
+
+def _joined(proposals: list[Tensor | None], blank: Tensor) -> Tensor | None:
+    """The proposals of a block and a blank bonus position, [B, K+1, V]; None without any."""
+    own = [proposal for proposal in proposals if proposal is not None]
+    return torch.cat([*own, blank], 1) if own else None
 
 
 def _silent(found: Distributions) -> Tensor:

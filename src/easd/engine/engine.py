@@ -86,7 +86,7 @@ class Engine:
         clock = Clock()
         self._admit()
         batch = Batch(self._rows, self.rule, self.coupling)
-        noise = self._noise(batch.rows, batch.starts)
+        noise = self._noise(batch)
         clock.lap("prefill")
         draft = self.drafter.propose(
             batch.rows,
@@ -149,12 +149,13 @@ class Engine:
         self.target.prefill(first, [row.ids[:-1] for row in admitted])
         self.drafter.admit(first, admitted)
 
-    def _noise(self, rows: Sequence[Row], starts: list[int]) -> Noise:
-        device = self.target.device
+    def _noise(self, batch: Batch) -> Noise:
+        device, jointly = self.target.device, batch.verified_jointly
         return Noise(
-            keys=torch.tensor([row.key for row in rows], device=device),
-            start=torch.tensor(starts, device=device),
+            keys=torch.tensor([row.key for row in batch.rows], device=device),
+            start=torch.tensor(batch.starts, device=device),
             shared=self.coupling == "shared",
+            fresh=None if jointly is None else torch.tensor(jointly, device=device),
         )
 
     def _score(self, rows: Sequence[Row], draft: Draft) -> Tensor:

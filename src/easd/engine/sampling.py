@@ -40,11 +40,14 @@ class Processing:
     Attributes:
         processors: applied in order.
         greedy: whether to take the most probable token.
+        proposal_power: draft tokens are drawn from the draft's distribution raised to this power,
+            unless greedy; infinity takes its most probable token.
         kind: equal for requests whose `warpers` can run as one batch.
     """
 
     processors: tuple[Processor, ...] = ()
     greedy: bool = False
+    proposal_power: float = 1.0
     kind: tuple[bool, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -124,6 +127,20 @@ def distributions(
         warped[places] = _warp(processing, scores[places])
         probs[places] = _probs(processing, warped[places], in_place=True)
     return Distributions(probs, warped if want_scores else None, raw)
+
+
+def proposals(probs: Tensor, rows: Sequence[Row]) -> Tensor | None:
+    """What draft tokens are drawn from, [B, T, V]; None where it is the draft's `probs` itself."""
+    powers = [
+        1.0 if row.request.processing.greedy else row.request.processing.proposal_power
+        for row in rows
+    ]
+    if all(power == 1 for power in powers):
+        return None
+    power = torch.tensor(powers, dtype=probs.dtype, device=probs.device)[:, None, None]
+    # Relative to the best token, a power can neither overflow nor leave nothing.
+    raised = (probs / probs.amax(-1, keepdim=True)).pow(power)
+    return torch.where(power == 1, probs, raised / raised.sum(-1, keepdim=True))
 
 
 def _with_prefixes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from transformers.generation import logits_process as hf
@@ -32,6 +33,9 @@ class Settings:
             context window leaves.
         min_new_tokens: minimum number of new tokens per text.
         temperature: 0 decodes greedily.
+        draft_temperature: temperature that draft tokens are drawn at, when sampling; the law of a
+            text does not depend on it, how many tokens are accepted does (`easd calibrate` measures
+            it). `temperature` unless given; 0 drafts the draft's most probable token.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set with this probability; 1 keeps all.
         min_p: drop tokens below this share of the most probable one; 0 keeps all.
@@ -54,6 +58,7 @@ class Settings:
     max_new_tokens: int | None = None
     min_new_tokens: int = 0
     temperature: float = 1.0
+    draft_temperature: float | None = None
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
@@ -71,6 +76,10 @@ class Settings:
             _at_least("max_new_tokens", self.max_new_tokens, 1)
         _at_least("min_new_tokens", self.min_new_tokens, 0)
         _at_least("temperature", self.temperature, 0)
+        if self.draft_temperature is not None:
+            _at_least("draft_temperature", self.draft_temperature, 0)
+            if self.draft_temperature == inf:
+                raise ConfigError("draft_temperature = inf is too large; use a number")
         _at_least("top_k", self.top_k, 0)
         _at_least("n", self.n, 1)
         _at_least("batch_size", self.batch_size, 1)
@@ -118,6 +127,8 @@ class Settings:
                 f"coupling = {self.coupling!r} draws from the rule's law, and {self.rule.name} has "
                 "none per position with these fields; use published"
             )
+        if self.draft_temperature is not None:
+            self._check_draft_temperature()
         gate = self.rule.gate if isinstance(self.rule, EntropyGated) else None
         if self.drafter == "prompt-lookup" and gate and "draft_entropy" in gate.conditions:
             warnings.warn(
@@ -125,6 +136,27 @@ class Settings:
                 "never opens and it decodes like plain speculation",
                 stacklevel=3,
             )
+
+    def _check_draft_temperature(self) -> None:
+        coupling = self.coupling or self.rule.default_coupling
+        if coupling == "published" and self.rule.published() is not None:
+            raise ConfigError(
+                f"draft_temperature = {self.draft_temperature} would change what {self.rule.name} "
+                "emits: its published procedure draws from the draft's own distribution; use the "
+                "coupling maximal, block or shared, which keep its law at any draft temperature"
+            )
+        if self.drafter == "prompt-lookup":
+            raise ConfigError(
+                f"draft_temperature = {self.draft_temperature} has no meaning for prompt lookup, "
+                "which draws nothing; drop one of them"
+            )
+
+    @property
+    def proposal_power(self) -> float:
+        """What power of the draft's distribution tokens are drawn from."""
+        if self.draft_temperature is None:
+            return 1.0
+        return self.temperature / self.draft_temperature if self.draft_temperature else inf
 
     @property
     def _law_knows_no_blocks(self) -> bool:
@@ -153,7 +185,7 @@ class Settings:
             processors.append(hf.TopPLogitsWarper(float(self.top_p)))
         if self.min_p > 0:
             processors.append(hf.MinPLogitsWarper(float(self.min_p)))
-        return Processing(tuple(processors))
+        return Processing(tuple(processors), proposal_power=self.proposal_power)
 
 
 def _at_least(name: str, value: float, limit: float) -> None:

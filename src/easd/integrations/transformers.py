@@ -63,6 +63,7 @@ def custom_generate(
     rule: Rule | None = None,
     gamma: int = 4,
     coupling: Coupling | None = None,
+    draft_temperature: float | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
     stop_strings: str | list[str] | None = None,
@@ -80,6 +81,7 @@ def custom_generate(
         rule: how draft tokens are judged; `EASD()` unless given.
         gamma: maximum number of draft tokens per block.
         coupling: see `Settings.coupling`.
+        draft_temperature: see `Settings.draft_temperature`.
         seed: decides all randomness; unless given, drawn from torch's global generator, so that
             `set_seed` works as usual.
         batch_size: rows decoded at once; all of them unless given.
@@ -101,6 +103,8 @@ def custom_generate(
             gamma=gamma,
             drafter="prompt-lookup" if draft_model is None and lookup else "model",
             coupling=coupling,
+            temperature=_temperature(generation_config),
+            draft_temperature=draft_temperature,
             batch_size=batch_size or input_ids.shape[0],
         )
         criteria = list(stopping_criteria)
@@ -114,6 +118,7 @@ def custom_generate(
             logits_processor,
             criteria,
             generation_config,
+            settings.proposal_power,
             int(torch.randint(2**62, ())) if seed is None else seed,
         )
         done: list[Row] = []
@@ -194,6 +199,7 @@ def _requests(
     processors: Sequence[Any],
     criteria: list[Any],
     config: GenerationConfig,
+    proposal_power: float,
     seed: int,
 ) -> list[Request]:
     lengths = [c.max_length for c in criteria if isinstance(c, stopping.MaxLengthCriteria)]
@@ -216,12 +222,19 @@ def _requests(
             processing=Processing(
                 tuple(_for_row(processor, number) for processor in processors),
                 greedy=not config.do_sample,
+                proposal_power=proposal_power,
             ),
             criteria=others,
             keep_scores=bool(config.return_dict_in_generate and config.output_scores),
         )
         for number, (ids, pad) in enumerate(zip(rows, pads, strict=True))
     ]
+
+
+def _temperature(config: GenerationConfig) -> float:
+    if not config.do_sample:
+        return 0.0
+    return 1.0 if config.temperature is None else config.temperature
 
 
 def _on_device(criterion: Criterion, device: torch.device) -> Criterion:
