@@ -385,3 +385,50 @@ def test_a_cache_that_keeps_refused_tokens_is_caught(monkeypatch):
     monkeypatch.setattr(Engine, "_commit", forgetful)
     observed = emitted(Speculative(), draft=FAR, gamma=3, length=4)
     assert p_value(observed, exact_law(Speculative(), 3, length=4)) < FAIL
+
+
+def scoped_law(rule, length, holds):
+    """Probability of every text where the rule holds behind `holds(text)` only."""
+    inside, outside = reference(rule), reference(Speculative())
+    texts = {(): 1.0}
+    for _ in range(length):
+        longer = {}
+        for text, mass in texts.items():
+            law = (inside if holds(text) else outside).token_law(PROMPT + text)
+            longer |= {(*text, token): mass * prob for token, prob in enumerate(law.tolist())}
+        texts = longer
+    return texts
+
+
+BEGIN, END = 3, 4
+
+
+def reasons(text):
+    marks = [token for token in text if token in (BEGIN, END)]
+    return bool(marks) and marks[-1] == BEGIN
+
+
+SCOPES = {
+    "first tokens": ({"exact_first": 2}, lambda text: len(text) >= 2),
+    "reasoning": ({"markers": (BEGIN, END)}, reasons),
+    "both": (
+        {"exact_first": 1, "markers": (BEGIN, END)},
+        lambda text: len(text) >= 1 and reasons(text),
+    ),
+}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("coupling", ["maximal", "block", "published", "shared"])
+def test_rules_hold_in_their_scope_only(scope, coupling):
+    rule = Pool(tau_h=0, tau_o=0, a=0.5, b=1.0, plausible=0.0, pick="sample", **BONUS)
+    if coupling == "published":
+        rule = EASD(tau_h=0.3, tau_o=0.3, top_n=3, **BONUS)
+    values, holds = SCOPES[scope]
+    asked = [replace(request, **values) for request in requests([PROMPT] * COUNT, max_new_tokens=3)]
+    pair = models()[TARGET], models()[NEAR]
+    observed = texts(pair, asked, rule=rule, gamma=2, coupling=coupling, batch_size=700)
+    assert p_value(observed, scoped_law(rule, 3, holds)) > PASS
+    everywhere = reference(rule).sequence_law(PROMPT, 3)
+    nowhere = reference(Speculative()).sequence_law(PROMPT, 3)
+    assert min(p_value(observed, everywhere), p_value(observed, nowhere)) < PASS

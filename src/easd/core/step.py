@@ -43,6 +43,7 @@ class Step:
     raw_target_probs: Tensor | None = None  # [B, K+1, V]
     proposal_probs: Tensor | None = None  # [B, K+1, V]; None: tokens were drawn from draft_probs
     greedy: Tensor | None = None  # bool [B]; None where no row is greedy
+    in_scope: Tensor | None = None  # bool [B, K+1], where the rule holds; None: everywhere
     drafted: Tensor | None = None  # bool [B, K+1]; None: the positions before `num_draft_tokens`
 
     @property
@@ -116,6 +117,7 @@ class Step:
             raw_target_probs=pick(self.raw_target_probs),
             proposal_probs=pick(self.proposal_probs),
             greedy=None if self.greedy is None else self.greedy[rows],
+            in_scope=None if self.in_scope is None else self.in_scope[rows, positions][:, None],
             drafted=self.has_draft()[rows, positions][:, None],
         )
 

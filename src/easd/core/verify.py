@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from easd.core.couplings import Coupling, Procedure, procedure
+from easd.core.couplings import Coupling, HasLaw, Procedure, procedure
 from easd.core.noise import Noise
 from easd.core.rules.base import Rule
+from easd.core.scope import Within
 from easd.core.step import Decision, Judgement, Step
 
 
@@ -25,10 +26,11 @@ def verify(rule: Rule, step: Step, noise: Noise, coupling: Coupling | None = Non
     coupling = coupling or rule.default_coupling
     assert noise.shared == (coupling == "shared"), "drafts are drawn with what verifies them"
     assert coupling != "block" or noise.fresh is not None, "a block decides by all of its numbers"
-    chosen = procedure(rule, coupling)
+    scoped = rule if step.in_scope is None else Within(rule)
+    chosen = procedure(scoped, coupling)
     judgement = chosen.judge(step)
     if coupling == "shared":
-        num_accepted, next_token, penalised = _shared(rule, step, judgement, noise)
+        num_accepted, next_token, penalised = _shared(scoped, step, judgement, noise)
     else:
         kept = _last if coupling == "block" else _leading
         num_accepted, next_token, penalised = _drawn(chosen, step, judgement, noise, kept)
@@ -56,7 +58,7 @@ def _drawn(
 
 
 def _shared(
-    rule: Rule, step: Step, judgement: Judgement, noise: Noise
+    rule: HasLaw, step: Step, judgement: Judgement, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Samples the law at every position and keeps draft tokens as long as they equal the sample."""
     law = rule.law_given(step, judgement.signals)

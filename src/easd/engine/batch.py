@@ -120,7 +120,14 @@ class Group:
             raw_draft_probs=given(draft.raw, self.needs_raw),
             raw_target_probs=given(target.raw, wants_raw),
             greedy=torch.ones(len(rows), dtype=torch.bool, device=device) if self._greedy else None,
+            in_scope=self._in_scope(rows, draft.tokens[at]),
         )
+
+    def _in_scope(self, rows: list[Row], drafted: Tensor) -> Tensor | None:
+        if not any(row.request.scoped for row in rows):
+            return None
+        scopes = [row.in_scope(tokens) for row, tokens in zip(rows, drafted.tolist(), strict=True)]
+        return torch.tensor(scopes, device=drafted.device)
 
     def narrow(self, noise: Noise) -> Noise:
         """The batch's noise, narrowed to these rows."""

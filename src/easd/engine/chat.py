@@ -7,6 +7,28 @@ from transformers import PreTrainedTokenizerBase
 
 from easd.errors import ConfigError, InputError
 
+# What models write around their reasoning: Qwen3, DeepSeek-R1 and most others; Magistral.
+_REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+
+
+def reasoning_markers(tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, int]:
+    """Ids of the tokens that begin and end reasoning.
+
+    Raises:
+        ConfigError: There is no tokenizer, or it has no such tokens.
+    """
+    if tokenizer is None:
+        raise ConfigError("scope 'reasoning' follows tokens of the tokenizer; give one")
+    known = tokenizer.get_vocab()
+    for begin, end in _REASONING:
+        if begin in known and end in known:
+            return known[begin], known[end]
+    pairs = " nor ".join(f"{begin} and {end}" for begin, end in _REASONING)
+    raise ConfigError(
+        f"scope 'reasoning' follows reasoning markers, and this tokenizer has neither {pairs} as "
+        "single tokens; use the scope everywhere"
+    )
+
 
 def encode(
     prompt: str,

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easd.engine.chat import reasoning_markers
 from easd.engine.drafters import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
 from easd.engine.engine import Engine, StepRecord
 from easd.engine.models.slots import SlotModel
@@ -144,6 +145,7 @@ def make_requests(
     if (settings.stop or settings.bad_words) and tokenizer is None:
         raise ConfigError("stop and bad_words are texts; give the tokenizer that reads them")
     bad_words = [_token_ids(word, tokenizer, special=False) for word in settings.bad_words]
+    markers = reasoning_markers(tokenizer) if settings.scope == "reasoning" else None
     if numbers is None:
         numbers = range(0, len(prompts) * settings.n, settings.n)
     return [
@@ -155,6 +157,8 @@ def make_requests(
             eos=frozenset(eos),
             processing=settings.processing(len(ids), eos, bad_words),
             criteria=(StopStrings(tokenizer, settings.stop, len(ids)),) if settings.stop else (),
+            exact_first=settings.exact_first,
+            markers=markers,
         )
         for first, ids in zip(numbers, prompts, strict=True)
         for copy in range(settings.n)

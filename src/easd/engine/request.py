@@ -36,6 +36,9 @@ class Request:
         keep_scores: whether to keep the target's processed scores of every emitted token.
         coupling: how its blocks are verified; None for the engine's, or else the rule's default.
             All of an engine's requests share noise, or none do.
+        exact_first: number of first tokens that the rule leaves to the target.
+        markers: ids of the tokens that begin and end reasoning, which the rule is kept to; None
+            where it holds everywhere.
         wants_raw: whether its steps carry the target's raw probabilities whatever the rule needs.
     """
 
@@ -50,7 +53,14 @@ class Request:
     criteria: tuple[Criterion, ...] = ()
     padding: tuple[int, ...] = ()
     keep_scores: bool = False
+    exact_first: int = 0
+    markers: tuple[int, int] | None = None
     wants_raw: bool = False
+
+    @property
+    def scoped(self) -> bool:
+        """Whether the rule holds in a part of the text only."""
+        return self.exact_first > 0 or self.markers is not None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,11 +102,14 @@ class Row:
     counts: Counts = field(default_factory=Counts)
     scores: list[Tensor] = field(default_factory=list)
     finished: FinishReason | None = None
+    reasoning: bool = False
 
     @classmethod
     def start(cls, request: Request) -> Row:
         key = request_key(request.seed, request.number)
-        return cls(request, list(request.prompt), key)
+        row = cls(request, list(request.prompt), key)
+        row.reasoning = row._reasons_after(row.ids, False)
+        return row
 
     @property
     def new_ids(self) -> list[int]:
@@ -124,10 +137,29 @@ class Row:
                 return count
         return len(drafted) + 1
 
+    def in_scope(self, drafted: Sequence[int]) -> list[bool]:
+        """Whether the rule holds behind the text so far, behind the first drafted token, ..."""
+        done, reasoning = len(self.ids) - len(self.request.prompt), self.reasoning
+        scope = []
+        for count in range(len(drafted) + 1):
+            inside = reasoning or self.request.markers is None
+            scope.append(inside and done + count >= self.request.exact_first)
+            reasoning = self._reasons_after(drafted[count : count + 1], reasoning)
+        return scope
+
+    def _reasons_after(self, tokens: Sequence[int], reasoning: bool) -> bool:
+        """Whether the text is within reasoning markers behind `tokens`."""
+        if self.request.markers is not None:
+            for token in tokens:
+                if token in self.request.markers:
+                    reasoning = token == self.request.markers[0]
+        return reasoning
+
     def extend(self, tokens: Sequence[int]) -> int:
         """Appends tokens up to the first that ends the text; returns how many were kept."""
         for count, token in enumerate(tokens, 1):
             self.ids.append(token)
+            self.reasoning = self._reasons_after([token], self.reasoning)
             self.finished = self._reason(token)
             if self.finished:
                 return count

@@ -16,6 +16,7 @@ from easd.engine.sampling import Processing, Processor
 from easd.errors import ConfigError
 
 DrafterKind = Literal["model", "prompt-lookup"]
+Scope = Literal["everywhere", "reasoning"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,10 @@ class Settings:
             draft tokens as can be, `published` follows the rule's paper, and `shared` samples draft
             and emitted token with the same numbers, so that the text depends on the law alone.
             The rule's own default unless given.
+        exact_first: number of first tokens of a text that are drawn from the target, whatever the
+            rule; it holds behind them.
+        scope: where the rule holds: everywhere, or only in what the model writes between its
+            reasoning markers (`<think>` and the like). Elsewhere decoding is lossless.
         n: texts per prompt.
         batch_size: texts decoded at once.
     """
@@ -67,6 +72,8 @@ class Settings:
     stop: tuple[str, ...] = ()
     seed: int = 0
     coupling: Coupling | None = None
+    exact_first: int = 0
+    scope: Scope = "everywhere"
     n: int = 1
     batch_size: int = 8
 
@@ -81,6 +88,12 @@ class Settings:
             if self.draft_temperature == inf:
                 raise ConfigError("draft_temperature = inf is too large; use a number")
         _at_least("top_k", self.top_k, 0)
+        _at_least("exact_first", self.exact_first, 0)
+        if self.rule.models == "draft" and (self.exact_first or self.scope != "everywhere"):
+            raise ConfigError(
+                "exact_first and scope draw tokens from the target, and the rule draft runs the "
+                "draft alone; drop them"
+            )
         _at_least("n", self.n, 1)
         _at_least("batch_size", self.batch_size, 1)
         if not 0 < self.top_p <= 1:
@@ -115,6 +128,7 @@ class Settings:
         for name, known in (
             ("drafter", ("model", "prompt-lookup")),
             ("coupling", (None, *COUPLINGS)),
+            ("scope", ("everywhere", "reasoning")),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(

@@ -64,6 +64,7 @@ def custom_generate(
     gamma: int = 4,
     coupling: Coupling | None = None,
     draft_temperature: float | None = None,
+    exact_first: int = 0,
     seed: int | None = None,
     batch_size: int | None = None,
     stop_strings: str | list[str] | None = None,
@@ -82,6 +83,7 @@ def custom_generate(
         gamma: maximum number of draft tokens per block.
         coupling: see `Settings.coupling`.
         draft_temperature: see `Settings.draft_temperature`.
+        exact_first: see `Settings.exact_first`.
         seed: decides all randomness; unless given, drawn from torch's global generator, so that
             `set_seed` works as usual.
         batch_size: rows decoded at once; all of them unless given.
@@ -105,6 +107,7 @@ def custom_generate(
             coupling=coupling,
             temperature=_temperature(generation_config),
             draft_temperature=draft_temperature,
+            exact_first=exact_first,
             batch_size=batch_size or input_ids.shape[0],
         )
         criteria = list(stopping_criteria)
@@ -118,7 +121,7 @@ def custom_generate(
             logits_processor,
             criteria,
             generation_config,
-            settings.proposal_power,
+            settings,
             int(torch.randint(2**62, ())) if seed is None else seed,
         )
         done: list[Row] = []
@@ -199,7 +202,7 @@ def _requests(
     processors: Sequence[Any],
     criteria: list[Any],
     config: GenerationConfig,
-    proposal_power: float,
+    settings: Settings,
     seed: int,
 ) -> list[Request]:
     lengths = [c.max_length for c in criteria if isinstance(c, stopping.MaxLengthCriteria)]
@@ -222,9 +225,10 @@ def _requests(
             processing=Processing(
                 tuple(_for_row(processor, number) for processor in processors),
                 greedy=not config.do_sample,
-                proposal_power=proposal_power,
+                proposal_power=settings.proposal_power,
             ),
             criteria=others,
+            exact_first=settings.exact_first,
             keep_scores=bool(config.return_dict_in_generate and config.output_scores),
         )
         for number, (ids, pad) in enumerate(zip(rows, pads, strict=True))
