@@ -14,6 +14,7 @@ from easd import EASD, Settings, load_pair, make_rule
 from easd.core.step import Step
 from easd.diagnose import pool_fit, reference_pass
 from easd.diagnose.diagnosis import diagnose
+from easd.diagnose.draft_temperature import draft_temperatures
 from easd.diagnose.positions import Positions, gate, positions_schema
 from easd.diagnose.reference_pass import judged_rules, read_positions
 from easd.engine.pair import Pair
@@ -260,3 +261,35 @@ def test_a_missing_draft_and_broken_numbers_are_refused():
     finally:
         with torch.no_grad():
             weights.copy_(kept)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_acceptance_by_draft_temperature_is_that_of_every_position(temperature):
+    """Against plain forwards: the mean overlap of the target with the draft at each temperature."""
+    found = draft_temperatures(tiny_pair(), tiny_texts(), Settings(temperature=temperature))
+    overlaps = {0.0: [], 0.5: [], 1.0: [], 2.0: []}
+    for prompt, reference, _ in tiny_texts():
+        ids, places = torch.tensor([[*prompt, *reference]]), slice(len(prompt) - 1, -1)
+        with torch.inference_mode():
+            target, draft = (
+                m(ids).logits[0, places] for m in (tiny_pair().target, tiny_pair().draft)
+            )
+        for share, rows in overlaps.items():
+            proposal = (draft / (temperature * share)).softmax(-1) if share else None
+            if proposal is None:
+                proposal = torch.nn.functional.one_hot(draft.argmax(-1), draft.shape[-1])
+            rows += torch.minimum((target / temperature).softmax(-1), proposal).sum(-1).tolist()
+    accepted = dict(zip(found.temperatures, found.acceptance, strict=True))
+    for share, rows in overlaps.items():
+        value = accepted[round(share * temperature, 6)].value
+        assert value == pytest.approx(np.mean(rows), abs=1e-5)
+    best = max(found.acceptance, key=lambda each: each.value)
+    assert accepted[found.best.value] == best
+    own = accepted[temperature]
+    assert found.gain.value == pytest.approx(best.value - own.value)
+    assert own.low < own.value < own.high
+
+
+def test_greedy_decoding_has_no_draft_temperature():
+    with pytest.raises(ConfigError, match="draws nothing"):
+        draft_temperatures(tiny_pair(), tiny_texts(), Settings(temperature=0))

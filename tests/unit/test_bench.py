@@ -157,10 +157,17 @@ def run_command(arguments):
 ARGUMENTS = ["bench", "--pair", "lab-a", "--tokens", "6", "--texts", "1"]
 
 
+def test_tempered_systems_need_a_draft_temperature(tmp_path):
+    with pytest.raises(ConfigError, match="add --draft-temperature"):
+        run_command([*ARGUMENTS, "--system", "tempered", "--out", str(tmp_path / "run")])
+
+
 def test_a_run_leaves_a_folder_with_every_system_in_every_round(tmp_path, capsys):
     out = tmp_path / "run"
     grid = ["--batch", "1", "--batch", "2", "--gamma", "1", "--gamma", "2", "--rounds", "2"]
-    run_command([*ARGUMENTS, *grid, "--out", str(out)])
+    systems = [word for kind in KINDS for word in ("--system", kind)]
+    tempered = ["--draft-temperature", "0.5", *systems]
+    run_command([*ARGUMENTS, *grid, *tempered, "--out", str(out)])
     timings = read_timings(out)
     undrafted = [kind for kind in KINDS if "adaptive" in kind or kind == "target"]
     names = {System(kind).name for kind in undrafted}

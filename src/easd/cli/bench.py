@@ -28,7 +28,7 @@ from easd.runs.schema import PARTS
 from easd.speed.bench import Bench, Cell, Line, System, lines, read_timings
 from easd.speed.bench.results import BASES, Clock, plot
 from easd.speed.bench.roofline import rooflines
-from easd.speed.bench.systems import KINDS, Load, profiled
+from easd.speed.bench.systems import KINDS, TEMPERED, Load, profiled
 from easd.speed.plan import CostModel, Shape, measure_here
 from easd.speed.plan.measure import describe
 
@@ -62,8 +62,10 @@ class Benchmark:
         texts: Texts for each place of the batch.
         temperature: 0 is greedy.
         rounds: How often each takes its turn; a finished run can be given more.
-        kinds: A system: target, assisted, speculative, adaptive, easd, easd-maximal, easd-adaptive
-            or prompt-lookup; may be repeated.
+        draft_temperature: Temperature that the tempered systems draft at.
+        kinds: A system: target, assisted, speculative, block (verified as a whole), adaptive, easd,
+            easd-maximal, easd-adaptive, prompt-lookup, or with --draft-temperature tempered and
+            block-tempered; may be repeated.
         gammas: Draft tokens of a block; may be repeated. Each system that drafts blocks of one
             length takes part once for every one.
         tau_h: Entropy threshold in nats.
@@ -88,10 +90,12 @@ class Benchmark:
     ] = None
     texts: Annotated[int, OfLoad()] = 2
     temperature: Annotated[float, OfLoad()] = 1.0
+    draft_temperature: Annotated[float | None, OfSystems()] = None
     rounds: Annotated[int, OfLoad()] = 5
     kinds: Annotated[
-        tuple[str, ...], OfSystems(name="--system", metavar="NAME", show_default="all")
-    ] = tuple(KINDS)
+        tuple[str, ...],
+        OfSystems(name="--system", metavar="NAME", show_default="all but tempered ones"),
+    ] = tuple(kind for kind in KINDS if kind not in TEMPERED)
     gammas: Annotated[
         tuple[int, ...], OfSystems(name="--gamma", metavar="INT", show_default=joined)
     ] = (4,)
@@ -158,6 +162,10 @@ class Benchmark:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"system {kind!r} is not known; choose from {', '.join(KINDS)}")
+            if (kind in TEMPERED) and self.draft_temperature is None:
+                raise ConfigError(
+                    f"system {kind!r} drafts at a temperature; add --draft-temperature"
+                )
 
     def _check_pair(self, pair: Pair, console: Console) -> None:
         drafting = [kind for kind in self.kinds if kind not in ("target", "prompt-lookup")]
@@ -198,6 +206,7 @@ class Benchmark:
             tokens=self.tokens or max(1, min(_TOKENS, left)),
             texts=self.texts,
             temperature=self.temperature,
+            draft_temperature=self.draft_temperature,
             tau_h=self.tau_h,
         )
 
@@ -238,6 +247,7 @@ class Benchmark:
             batch=self.batches[0],
             tokens=min(bench.tokens, 32),
             temperature=bench.temperature,
+            draft_temperature=bench.draft_temperature,
             tau_h=self.tau_h,
         )
         for system in bench.systems:

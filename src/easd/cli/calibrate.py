@@ -9,8 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import pyarrow as pa
 from cyclopts import Parameter
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -47,6 +49,7 @@ from easd.diagnose.calibration import (
     warnings_of,
 )
 from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
+from easd.diagnose.draft_temperature import DraftTemperatures, draft_temperatures
 from easd.engine.pair import fingerprints
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig, read_study
@@ -100,9 +103,13 @@ def command(
     console = Console(stderr=True, quiet=quiet)
     tasks = load_tasks(study, console)
     pair = load_with_status(study.base, console)
-    watch(Evaluation(study, pair, tasks, run), console)
+    evaluation = Evaluation(study, pair, tasks, run)
+    watch(evaluation, console)
+    decoded, tempered = open_run(run, "evaluation"), None
+    if study.base.settings.temperature and pair.draft is not None:
+        tempered = _draft_temperatures(evaluation, decoded.samples, console)
     rule: Any = study.systems[0].settings.rule
-    found = signals(open_run(run, "evaluation").tokens, top_n=rule.top_n)
+    found = signals(decoded.tokens, top_n=rule.top_n)
     by_source: dict[Source, Estimate] = {each: paper_threshold(found, each) for each in SOURCES}
     chosen = by_source[source] if rate is None else rate_threshold(found, rate, rule.tau_o)
     rates = firing(found, chosen.value, rule.tau_o)
@@ -124,12 +131,44 @@ def command(
             "texts": found.texts,
             "positions": len(found.text),
             "warnings": told,
+            "draft_temperature": None if tempered is None else tempered.to_dict(),
         },
     ).save(out)
     _show(console, chosen, by_source, rates, found)
+    if tempered is not None:
+        _show_draft_temperatures(console, tempered)
     for line in told:
         console.print(Text(f"warning: {line}", "yellow"), soft_wrap=True)
     console.print(Text(f"written to {out}; use it with --calibration {out}"))
+
+
+def _draft_temperatures(
+    evaluation: Evaluation, samples: pa.Table, console: Console
+) -> DraftTemperatures:
+    """Acceptance by draft temperature, on the texts that the calibration decoded."""
+    texts = evaluation.decoded_texts(samples)
+    with Progress(console=console, transient=True) as bar:
+        reading = bar.add_task("reading the texts with both models", total=None)
+        return draft_temperatures(
+            evaluation.pair,
+            texts,
+            evaluation.config.base.settings,
+            lambda done, total: bar.update(reading, completed=done, total=total),
+        )
+
+
+def _show_draft_temperatures(console: Console, found: DraftTemperatures) -> None:
+    table = Table("draft temperature", "accepted", "95 % interval", title="drafting")
+    for temperature, value in zip(found.temperatures, found.acceptance, strict=True):
+        style = "bold" if temperature == found.best.value else None
+        interval = f"{value.low:.3f} to {value.high:.3f}"
+        table.add_row(f"{temperature:g}", f"{value.value:.3f}", interval, style=style)
+    table.caption = (
+        f"best at {found.best.value:g} ({found.best.low:g} to {found.best.high:g}): "
+        f"{found.gain.value:+.3f} ({found.gain.low:+.3f} to {found.gain.high:+.3f}) against the "
+        "target's own temperature; the law of texts stays the same"
+    )
+    console.print(table)
 
 
 def _show(

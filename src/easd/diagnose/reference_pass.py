@@ -83,6 +83,26 @@ def read_positions(
         InputError: A text is empty, too long for a model, or not made of the models' tokens.
         NumericsError: A model returned NaN.
     """
+    tables, done, total = [], 0, sum(len(reference) for _, reference, _ in texts)
+    for read in read_steps(pair, texts, settings):
+        tables.append(_table(read))
+        done += len(tables[-1])
+        if on_progress is not None:
+            on_progress(done, total)
+    return (
+        pa.concat_tables(tables, promote_options="none")
+        .unify_dictionaries()
+        .sort_by([("text", "ascending"), ("position", "ascending")])
+    )
+
+
+def read_steps(
+    pair: Pair, texts: Sequence[ReferenceText], settings: Settings | None = None
+) -> Iterator[ReadStep]:
+    """Both models' distributions at every position of the texts, some positions at a time.
+
+    Args and errors are those of `read_positions`.
+    """
     if pair.draft is None:
         raise ConfigError("a diagnosis compares two models; name a draft")
     settings = replace(settings or Settings(), n=1)
@@ -95,7 +115,6 @@ def read_positions(
     models = SlotModel(pair.target, num_rows), SlotModel(pair.draft, num_rows)
     # Texts of similar length are read together, which keeps padding short.
     order = sorted(range(len(texts)), key=lambda index: lengths[index])
-    tables, done = [], 0
     for begin in range(0, len(order), num_rows):
         chosen = order[begin : begin + num_rows]
         batch = _Batch(
@@ -108,16 +127,7 @@ def read_positions(
             [list(texts[index][1]) for index in chosen],
             [texts[index][2] for index in chosen],
         )
-        for table in _read(batch, models, vocab_size, max(1, budget // len(chosen))):
-            tables.append(table)
-            done += len(table)
-            if on_progress is not None:
-                on_progress(done, sum(lengths))
-    return (
-        pa.concat_tables(tables, promote_options="none")
-        .unify_dictionaries()
-        .sort_by([("text", "ascending"), ("position", "ascending")])
-    )
+        yield from _read(batch, models, vocab_size, max(1, budget // len(chosen)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +140,30 @@ class _Batch:
     names: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class ReadStep:
+    """T positions of B texts: both distributions, and the tokens that the texts have there.
+
+    Attributes:
+        batch: the texts.
+        begin: position of the first of them in each text.
+        step: K = T, and a bonus position that is filler.
+        right: the texts' own tokens, int64 [B, T].
+        there: which positions the texts have, bool [B, T].
+    """
+
+    batch: _Batch
+    begin: int
+    step: Step
+    right: Tensor
+    there: Tensor
+
+
 @torch.inference_mode()
 def _read(
     batch: _Batch, models: tuple[SlotModel, SlotModel], vocab_size: int, length: int
-) -> Iterator[pa.Table]:
-    """Rows of the table for `length` positions of every text at a time."""
+) -> Iterator[ReadStep]:
+    """`length` positions of every text at a time."""
     for model in models:
         model.prefill(0, [row.ids[:-1] for row in batch.rows])
     longest = max(map(len, batch.references))
@@ -145,7 +174,7 @@ def _read(
         there = torch.tensor([[True] * len(p) + [False] * (width - len(p)) for p in pieces])
         right, there = right.to(models[0].device), there.to(models[0].device)
         step = _step(batch.rows, models, vocab_size, right, list(map(len, pieces)))
-        yield _table(batch, begin, step, right, there)
+        yield ReadStep(batch, begin, step, right, there)
         for model in models:
             model.lengths = [
                 filled + len(piece) for filled, piece in zip(model.lengths, pieces, strict=False)
@@ -185,8 +214,10 @@ def _step(
     )
 
 
-def _table(batch: _Batch, begin: int, step: Step, right: Tensor, there: Tensor) -> pa.Table:
-    """Rows for the positions that are `there` [B, T], whose right tokens are `right` [B, T]."""
+def _table(read: ReadStep) -> pa.Table:
+    """Rows of the table of positions."""
+    batch, begin, step = read.batch, read.begin, read.step
+    right, there = read.right, read.there
 
     def of_right(probs: Tensor) -> np.ndarray:
         return _numpy(probs[:, :-1].gather(-1, right[..., None])[..., 0][there].double())

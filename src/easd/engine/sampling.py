@@ -138,9 +138,14 @@ def proposals(probs: Tensor, rows: Sequence[Row]) -> Tensor | None:
     if all(power == 1 for power in powers):
         return None
     power = torch.tensor(powers, dtype=probs.dtype, device=probs.device)[:, None, None]
+    return torch.where(power == 1, probs, raised(probs, power))
+
+
+def raised(probs: Tensor, power: Tensor | float) -> Tensor:
+    """`probs` [..., V] to a power, normalised; infinity leaves the most probable token."""
     # Relative to the best token, a power can neither overflow nor leave nothing.
-    raised = (probs / probs.amax(-1, keepdim=True)).pow(power)
-    return torch.where(power == 1, probs, raised / raised.sum(-1, keepdim=True))
+    powers = (probs / probs.amax(-1, keepdim=True)).pow(power)
+    return powers / powers.sum(-1, keepdim=True)
 
 
 def _with_prefixes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +197,10 @@ def _system(
     parsed = parse_rule(rule)
     if not parsed.has_law:
         overrides = {"coupling": "published", **overrides}
-    base = RunConfig.from_dict({**_settings_dict(shared), **overrides}).settings
+    values = {**_settings_dict(shared), **overrides, "rule": rule_to_dict(parsed)}
     return System(
         name=str(name or _describe(parsed, reward, overrides)),
-        settings=replace(base, rule=parsed),
+        settings=RunConfig.from_dict(values).settings,
         overrides=overrides,
         reward=reward,
     )

@@ -85,6 +85,14 @@ class Evaluation(GridRun[System]):
             self.pair, prompts, settings, first=chunk.first, system=system, scorer=scorer
         )
 
+    def decoded_texts(self, samples: pa.Table) -> list[tuple[list[int], list[int], str]]:
+        """Token ids of prompt and text, and the item, of every row of the run's samples."""
+        return [
+            (self._prompts[row["task"]][row["index"]], row["token_ids"], row["item"])
+            for row in samples.to_pylist()
+            if row["token_ids"]
+        ]
+
     def settings(self, chunk: Chunk[System]) -> Settings:
         """How a chunk is decoded: the system's settings, with the task's budget and stops."""
         settings = chunk.system.settings

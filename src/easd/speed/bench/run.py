@@ -50,6 +50,7 @@ class Bench:
     tokens: int = 64
     texts: int = 1
     temperature: float = 1.0
+    draft_temperature: float | None = None
     tau_h: float = 1.5
 
     def run(self) -> Iterator[tuple[int, Cell, System, Timing | None]]:
@@ -110,6 +111,7 @@ class Bench:
             batch=cell.batch,
             tokens=min(tokens, self.tokens),
             temperature=self.temperature,
+            draft_temperature=self.draft_temperature,
             tau_h=self.tau_h,
         )
         return decode_once(system, self.pair, self._prompts(cell), load, seed)
@@ -142,6 +144,7 @@ class Bench:
                 "tokens": self.tokens,
                 "texts": self.texts,
                 "temperature": self.temperature,
+                "draft_temperature": self.draft_temperature,
                 "tau_h": self.tau_h,
                 "cells": [asdict(cell) for cell in self.cells],
                 "systems": [asdict(system) for system in self.systems],

@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import set_seed
 
+from easd.core.couplings import Coupling
 from easd.core.rules import EASD, Rule, Speculative, TargetOnly
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
@@ -22,6 +23,9 @@ Kind = Literal[
     "target",
     "assisted",
     "speculative",
+    "block",
+    "tempered",
+    "block-tempered",
     "adaptive",
     "easd",
     "easd-maximal",
@@ -29,6 +33,7 @@ Kind = Literal[
     "prompt-lookup",
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+TEMPERED: tuple[Kind, ...] = ("tempered", "block-tempered")  # Need a draft temperature.
 LONGEST = 8  # Maximum draft tokens of an adaptive block.
 LEAST_BLOCK_PROB = 0.4  # See docs/speed.md.
 _PROFILE_ROWS = 15
@@ -60,12 +65,14 @@ class Load:
         batch: texts decoded at once.
         tokens: maximum number of new tokens per text.
         temperature: 0 decodes greedily.
+        draft_temperature: of the tempered systems.
         tau_h: entropy threshold of systems with a gate, in nats.
     """
 
     batch: int
     tokens: int
     temperature: float
+    draft_temperature: float | None
     tau_h: float
 
 
@@ -139,14 +146,21 @@ def _settings(system: System, load: Load, seed: int) -> Settings:
         "easd-maximal": gate,
         "easd-adaptive": replace(gate, draft_at_bonus=True),
     }
+    couplings: dict[str, Coupling] = {
+        "block": "block",
+        "block-tempered": "block",
+        "easd-maximal": "maximal",
+        "easd-adaptive": "maximal",
+    }
     adaptive = system.kind in ("adaptive", "easd-adaptive")
     return Settings(
         rule=rules.get(system.kind, Speculative()),
-        coupling="maximal" if system.kind in ("easd-maximal", "easd-adaptive") else None,
+        coupling=couplings.get(system.kind),
         gamma=LONGEST if adaptive else max(system.gamma, 1),
         least_block_prob=LEAST_BLOCK_PROB if adaptive else 0.0,
         drafter="prompt-lookup" if system.kind == "prompt-lookup" else "model",
         temperature=load.temperature,
+        draft_temperature=load.draft_temperature if system.kind in TEMPERED else None,
         max_new_tokens=load.tokens,
         batch_size=load.batch,
         seed=seed,
