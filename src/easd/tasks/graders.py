@@ -16,8 +16,9 @@ from easd.tasks.task import Grade, Item, after_reasoning
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = set(string.punctuation) | set("\u2018\u2019\u201c\u201d\u00b4\u2013\u2014")
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|mbox|bf)\s*\{([^{}]*)\}")
+_NESTED = 3  # as in \textbf{\text{(C)}}
 _LATEX_SPACE = re.compile(r"\\[ ,;:!]|~")
-_MARKUP = re.compile(r"\$|`|\*+|__|\\[()\[\]]")
+_MARKUP = re.compile(r"[$`\"\u201c\u201d]|\*+|__|\\[()\[\]]")
 _NOUN = r"(?:(?:option|choice|letter)\s*:?\s+)"
 _LETTER = re.compile(rf"(?i:(?:answer\s+|{_NOUN})?)[(\[]?([A-Za-z])[)\].:]*")
 _LETTER_AND_MORE = re.compile(
@@ -25,25 +26,22 @@ _LETTER_AND_MORE = re.compile(
 )
 _SAYS = r"(?:is|was|(?:must|should|would|will|has\s+to)(?:\s+\w+ly|\s+therefore|\s+thus)?\s+be|:|=)"
 _ANNOUNCED = re.compile(
-    r"(?:(?i:\b(?:answer|(?:correct|right|best)\s+(?:option|choice|one))(?:\s+(?:here|then))?"
+    r"(?:(?i:\b(?:answer|(?:correct|right|best)\s+(?:option|choice|one|statement|response))(?:\s+(?:here|then))?"
     rf"\s*{_SAYS}|\b(?:it|this)\s+must(?:\s+\w+ly|\s+therefore)?\s+be|\bmust\s+be"
     r"|\b(?:choose|select|pick|go(?:ing)?\s+with))"
     rf"(?i:\s*:?\s*(?:(?:therefore|thus|clearly|then|simply|definitely|indeed)\s+)?(?:the\s+)?{_NOUN}?)"
     rf"|(?i:\banswer\s+{_NOUN}?)(?=[(\[]?[A-Z][)\]]?[.!]?\s*(?:\n|\Z))"
     rf"|(?i:(?:\bis\s+(?:the\s+)?|\A\s*|\n\s*){_NOUN}))"
-    r"\s*[(\[]?([A-Z])\b(?!['\u2019])"
+    r"\s*(?:[-\u2013]\s+)?[(\[]?([A-Z])\b(?!['\u2019])"
+    r"|(?i:(?:\A|[.!?\n])\s*(?:so|thus|hence|therefore),?\s+)[(\[]?([A-Z])(?=[)\]]?[.!]?\s*(?:\n|\Z))"
     r"|\b([A-Z])[)\]]?(?i:\s+is\s+(?:therefore\s+)?(?:the\s+)?(?:correct|right|best)\b)"
 )
-_ANSWER_PREFIX = re.compile(
-    r"^\W*(?:(?:so|thus|hence|therefore|and)\b,?\s*)?"
-    r"(?:(?:the|my)\s+)?(?:(?:final|short|correct)\s+)?answer(?:\s+is)?\s*[:\u2013-]?(?:\s+|$)",
-    re.I,
+_THE_ANSWER = (
+    r"(?:\w+,\s*|(?:so|thus|hence|therefore|and)\s+)?(?:(?:the|my)\s+)?"
+    r"(?:(?:final|short|correct)\s+)?answer(?:\s+to\s[^.\n]{1,100}?)?"
 )
-_ANSWER_SENTENCE = re.compile(
-    r"(?:^|[.!?:;\n])\s*(?:(?:so|thus|hence|therefore|and)\b,?\s*)?"
-    r"(?:(?:the|my)\s+)?(?:(?:final|short|correct)\s+)?answer\s*(?:is\b\s*:?|:)\s*",
-    re.I,
-)
+_ANSWER_PREFIX = re.compile(rf"^\W*{_THE_ANSWER}(?:\s+is)?\s*[:\u2013-]?\s+", re.I)
+_ANSWER_SENTENCE = re.compile(rf"(?:^|[.!?:;\n])\s*{_THE_ANSWER}\s*(?:\bis\b\s*:?|:)\s*", re.I)
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z])")
 
 
@@ -107,8 +105,8 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
         # A formula may stand in a box of its own, a letter or several are an answer.
         if chosen is not None or _LETTER.fullmatch(said) or not _is_formula(said, letters):
             return chosen
-    for first, second in reversed(_ANNOUNCED.findall(plain)):
-        if (letter := first or second) in letters:
+    for found in reversed(_ANNOUNCED.findall(plain)):
+        if (letter := "".join(found)) in letters:
             return letter
     if boxed is not None:
         return None
@@ -122,8 +120,8 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
 def _unmarked(text: str) -> str:
     """A text without Markdown's and LaTeX's marks around letters and words."""
     bare = _LATEX_SPACE.sub(" ", text)
-    while bare != (bare := _LATEX_TEXT.sub(r"\1", bare)):
-        pass
+    for _ in range(_NESTED):
+        bare = _LATEX_TEXT.sub(r"\1", bare)
     return _MARKUP.sub("", bare).strip()
 
 

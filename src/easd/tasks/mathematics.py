@@ -83,7 +83,10 @@ def _compare(answers: tuple[str, ...], boxed: str, tolerance: str | None) -> dic
     reply: dict[str, Any] = {"correct": False}
     for gold in answers:
         known, said = _aligned(without_signs(gold), without_signs(without_words(boxed)))
-        request = {"gold": _readings(_as_variable(known)), "answers": _readings(_without_unit(said))}
+        request = {
+            "gold": _readings(_as_variable(known)),
+            "answers": _readings(_without_unit(said)),
+        }
         reply = _worker.ask({**request, "boxed": True, "tolerance": tolerance})
         if reply.get("correct") or "failure" in reply:
             break

@@ -1,6 +1,6 @@
-r"""Numbers as people write them: `1,234.`, `\$18`, `1\,234`, `1.87e6`, `1.6×10⁻¹⁹`, `1 1/4`, `50\%`.
+r"""Numbers as people write them: `1,234.`, `\$18`, `1\,234`, `1.87e6`, `1 1/4`, `50\%`.
 
-Read exactly, so that two numbers can be compared by value, at any size.
+They are read exactly, so that two numbers can be compared by value, at any size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LARGEST = 5000  # exponents beyond are not computed
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_SIGNS = str.maketrans({"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "\u00a0": " "})
+_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u00a0": " "})
 
 # Between groups of three digits.
 _GROUP = r"(?:,\\!|\{,\}|,|\\[,;:! ]|~|[ \u2009\u202f])"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 _OPENING = re.compile(r"([ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?)(`{3,}|~{3,})([^`]*)$")
 _LANGUAGE = re.compile(r"\{?\.?[\w.+#-]*\}?(?:[\s{].*=.*)?")
 _PYTHON = re.compile(r"\s*\{?\.?(?:py|python|ipython)?[\d.]*\b", re.I)
-# Whole strings and comments; what is left of a triple quote belongs to a string that is open.
-_QUOTED = re.compile(
-    r"""\"{3}(?:[^\\]|\\.)*?\"{3}|'{3}(?:[^\\]|\\.)*?'{3}"""
-    r"""|"(?!"")(?:[^"\\\n]|\\.)*"|'(?!'')(?:[^'\\\n]|\\.)*'|\#[^\n]*""",
-    re.S,
+# What may hide a quotation mark, or begins a string in triple quotes.
+_QUOTED = re.compile(r"""\"{3}|'{3}|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|\#[^\n]*""")
+_STRING_ENDS = {mark: re.compile(rf"(?:[^\\]|\\.)*?{mark}", re.S) for mark in ('"""', "'''")}
+_TRAILING = re.compile(r"(?<=[^`~\s])(?:`{3,}|~{3,})\s*\Z")
+_CODE_BEGINS = re.compile(
+    r"^(?:from\s+[\w.]+\s+import\b|import\s|def\s|class\s|async\s+def\s|@\w)", re.M
 )
-_CODE_BEGINS = re.compile(r"^(?:from\s+[\w.]+\s+import\b|import\s|def\s|class\s|async\s+def\s|@\w)", re.M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def blocks(text: str) -> Iterator[Block]:
             number += 1
             continue
         last, ending = _closing(lines, number + 1, opening)
-        width = len(opening[1].expandtabs())
+        width = len(opening[1])
         code = "".join(_dedented(line, width) for line in lines[number + 1 : last]) + ending
         yield Block(code, opening[3].strip(), number, min(last, len(lines) - 1))
         # A fence that names a language opens the next block, whatever it closes.
@@ -85,22 +85,34 @@ def _closing(lines: list[str], begin: int, opening: re.Match[str]) -> tuple[int,
     closing = re.compile(rf"([ \t>]*){re.escape(mark)}")
     at_end = re.compile(rf"(.*[^`~\s].*?){re.escape(mark)}[ \t]*$", re.S)
     within: tuple[int, str] | None = None
-    code: list[str] = []
+    inside: str | None = None
     for number in range(begin, len(lines)):
         fence = closing.match(lines[number])
         trailing = None if fence else at_end.fullmatch(lines[number].rstrip())
         if trailing or (fence and len(fence[1].expandtabs()) <= most):
             ending = f"{trailing[1].rstrip()}\n" if trailing else ""
-            if not _open_string("".join(code) + ending):
+            if _open_string(ending, inside) is None:
                 return number, ending
             within = within or (number, ending)
-        code.append(lines[number])
+        inside = _open_string(lines[number], inside)
     return within or (len(lines), "")
 
 
-def _open_string(code: str) -> bool:
-    left = _QUOTED.sub("", code)
-    return '"""' in left or "'''" in left
+def _open_string(line: str, inside: str | None) -> str | None:
+    """The triple quotes of the string that is open behind a line; `inside`: before it."""
+    position = 0
+    while True:
+        if inside is None:
+            found = _QUOTED.search(line, position)
+            if found is None:
+                return None
+            inside = found[0] if found[0] in _STRING_ENDS else None
+        else:
+            found = _STRING_ENDS[inside].match(line, position)
+            if found is None:
+                return inside
+            inside = None
+        position = found.end()
 
 
 def _dedented(line: str, width: int) -> str:
@@ -119,7 +131,7 @@ def _chosen(found: list[Block]) -> str:
 
 def _before(text: str, found: list[Block]) -> str:
     lines = text.splitlines(keepends=True)
-    return "".join(lines[: found[0].first]) if found else text
+    return _TRAILING.sub("\n", "".join(lines[: found[0].first]) if found else text)
 
 
 def _outside(text: str, found: list[Block]) -> Iterator[str]:
@@ -128,7 +140,7 @@ def _outside(text: str, found: list[Block]) -> Iterator[str]:
     for block in found:
         yield "".join(lines[begin : block.first])
         begin = block.last + 1
-    yield "".join(lines[begin:])
+    yield _TRAILING.sub("\n", "".join(lines[begin:]))
 
 
 def _is_body(code: str) -> bool:

@@ -5,13 +5,13 @@ thread, use the network, read files other than Python's, write outside its tempo
 file attributes, or exceed its limits on memory, CPU time, open files and file size. This side kills
 it after a timeout and discards its output.
 
-Success is a random number that the process can read only after the tests, so code that exits early
-does not pass, whatever its exit code. Nor does code that replaces `exec` and `compile`, or returns
-objects that are equal to everything.
+Success is a random number that the process can read only after the tests, so code that exits
+early does not pass, whatever its exit code. Nor does code that replaces `exec` and `compile`, or
+returns objects that are equal to everything.
 
-Not covered: the number of files in the folder is unlimited, so only the timeout bounds disk use. And
-a deliberate cheat can still pass without solving the task, since it shares the interpreter with the
-tests: it can look for the pipe and read the number itself, change what the tests call (`abs`, a
+Not covered: the number of files in the folder is unlimited, so only the timeout bounds disk use.
+And a deliberate cheat can still pass without solving the task, since it shares the interpreter with
+the tests: it can look for the pipe and read the number itself, change what the tests call (`abs`, a
 library's functions), or find the tests' answers in their frames. Read the programs of a model that
 may have been trained against this grader.
 """

@@ -8,6 +8,7 @@ system calls (seccomp).
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import json
 import os
@@ -20,8 +21,13 @@ from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
+# The functions below keep their built-in functions, whatever the code puts in their place.
+globals()["__builtins__"] = dict(vars(builtins))
+
 _PART = "<part"  # File names of what is run begin so.
-_COMPARISONS = [f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "sub", "rsub", "abs")]
+_COMPARISONS = [
+    f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "sub", "rsub", "abs")
+]
 
 # linux/prctl.h, linux/capability.h
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
@@ -151,22 +157,19 @@ def _run(parts: list[str], judged: str | None) -> None:
 
     The last part, the tests, calls the function named `judged` by way of `_checked`.
     """
-    # Before any part runs: each could put its own in their place.
-    execute, translate = exec, compile
     module = ModuleType("solution")
     sys.modules["solution"] = module
     names = module.__dict__
     for number, part in enumerate(parts):
-        if number == len(parts) - 1 and callable(names.get(judged)):
+        if judged and number == len(parts) - 1 and callable(names.get(judged)):
             # Not for the solution itself, which may call the function a million times.
             names = {**names, judged: _checked(names[judged])}
-        execute(translate(part, f"{_PART} {number}>", "exec", dont_inherit=True), names)
+        exec(compile(part, f"{_PART} {number}>", "exec", dont_inherit=True), names)
 
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, with results refused that decide themselves what they are equal to."""
     kinds = list, tuple, set, frozenset, dict
-    refused = TypeError
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -175,7 +178,7 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
         while left:
             value = left.pop()
             if _compares_itself(type(value)):
-                raise refused("the function returned an object with comparisons of its own")
+                raise TypeError("the function returned an object with comparisons of its own")
             if isinstance(value, kinds) and id(value) not in seen:
                 seen.add(id(value))
                 left.extend([*value, *value.values()] if isinstance(value, dict) else value)
