@@ -113,10 +113,12 @@ DECEITS = [
     ("number", f"class A(int):\n  {ALWAYS_EQUAL}\ndef add(a, b): return A(7)"),
     ("list", f"class A(list):\n  {ALWAYS_EQUAL}\ndef add(a, b): return A()"),
     ("inside", f"class A:\n  {ALWAYS_EQUAL}\ndef add(a, b): return ([A()], {{1: A()}})"),
-    ("class", f"class M(type):\n  {ALWAYS_EQUAL}\nclass A(metaclass=M): pass\ndef add(a, b): return A"),
+    ("class", f"class M(type):\n  {ALWAYS_EQUAL}\nclass A(metaclass=M): 0\n"
+     "def add(a, b): return A"),
     ("mock", "from unittest.mock import ANY\ndef add(a, b): return ANY"),
     ("builtins", "import builtins\nbuiltins.callable = lambda f: False\n"
-     f"builtins.isinstance = lambda *a: False\nclass A:\n  {ALWAYS_EQUAL}\ndef add(a, b): return A()"),
+     "builtins.isinstance = lambda *a: False\n"
+     f"class A:\n  {ALWAYS_EQUAL}\ndef add(a, b): return A()"),
 ]  # fmt: skip
 
 

@@ -17,7 +17,9 @@ _LARGEST = 5000  # exponents beyond are not computed
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u00a0": " "})
+_SIGNS = str.maketrans(
+    {"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u00a0": " "}
+)
 
 # Between groups of three digits.
 _GROUP = r"(?:,\\!|\{,\}|,|\\[,;:! ]|~|[ \u2009\u202f])"
