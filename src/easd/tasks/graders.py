@@ -25,6 +25,12 @@ _LETTER_AND_MORE = re.compile(
     r"(?i:(?:option|choice)\s+)?(?:[(\[]([A-Z])[)\]][.:,]?|([A-Z])(?:[).:]|\s+[-\u2013\u2014]))\s"
 )
 _SAYS = r"(?:is|was|(?:must|should|would|will|has\s+to)(?:\s+\w+ly|\s+therefore|\s+thus)?\s+be|:|=)"
+# Without one of these a line announces nothing.
+_CUE = re.compile(
+    "answer|option|choice|letter|correct|right|best|must|choose|select|pick|go"
+    "|so[ ,]|thus|hence|therefore"
+)
+_UNFINISHED = (":", "is", "be", "answer", "option")
 _ANNOUNCED = re.compile(
     r"(?:(?i:\b(?:answer|(?:correct|right|best)\s+(?:option|choice|one|statement|response))(?:\s+(?:here|then))?"
     rf"\s*{_SAYS}|\b(?:it|this)\s+must(?:\s+\w+ly|\s+therefore)?\s+be|\bmust\s+be"
@@ -72,15 +78,19 @@ def grade_exact(item: Item, text: str) -> Grade:
     answer = _short_answer(after_reasoning(text))
     if answer is None:
         return Grade(answer=None, correct=False)
-    gold = {normalise(each) for each in item.answers}
     ends = [found.start() for found in _SENTENCE_END.finditer(answer)]
-    correct = any(normalise(answer[:end]) in gold for end in [len(answer), *ends])
+    said = [normalise(answer[:end]) for end in [len(answer), *ends]]
+    correct = any(normalise(gold) in said for gold in item.answers)
     return Grade(answer=answer, correct=correct)
 
 
 def _short_answer(text: str) -> str | None:
     said = last_boxed(text) or text.replace("**", "")
-    announced = [found.end() for found in _ANSWER_SENTENCE.finditer(said)]
+    announced = (
+        [found.end() for found in _ANSWER_SENTENCE.finditer(said)]
+        if "answer" in said.lower()
+        else []
+    )
     if announced and said[announced[-1] :].strip():
         said = said[announced[-1] :]
     lines = [line.strip() for line in said.splitlines() if line.strip()]
@@ -98,30 +108,45 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
     """The letter of the option that a text chooses; None where it chooses none."""
     letters = ascii_uppercase[: len(choices)]
     boxed = last_boxed(text)
-    plain = _unmarked(text)
     if boxed is not None:
-        said = _unmarked(boxed)
+        said = boxed if boxed.isalpha() else _unmarked(boxed)
         chosen = _named(said, boxed, choices)
         # A formula may stand in a box of its own, a letter or several are an answer.
         if chosen is not None or _LETTER.fullmatch(said) or not _is_formula(said, letters):
             return chosen
-    for found in reversed(_ANNOUNCED.findall(plain)):
-        if (letter := "".join(found)) in letters:
-            return letter
+    plain = _unmarked(text)
+    lines = [line for line in plain.splitlines() if line.strip()]
+    if announced := _announced(lines, letters):
+        return announced
     if boxed is not None:
         return None
-    lines = [line for line in plain.splitlines() if line.strip()]
     for said in (plain, *lines[-1:], *lines[:1]):
         if chosen := _named(said.strip(), said, choices):
             return chosen
     return None
 
 
+def _announced(lines: list[str], letters: str) -> str | None:
+    """The letter that is named as the answer last, perhaps on the line after."""
+    after = ""
+    for line in reversed(lines):
+        lower = line.lower()
+        if _CUE.search(lower):
+            said = f"{line}\n{after}" if lower.rstrip().endswith(_UNFINISHED) else line
+            for found in reversed(_ANNOUNCED.findall(said)):
+                if (letter := "".join(found)) in letters:
+                    return letter
+        after = line
+    return None
+
+
 def _unmarked(text: str) -> str:
     """A text without Markdown's and LaTeX's marks around letters and words."""
-    bare = _LATEX_SPACE.sub(" ", text)
-    for _ in range(_NESTED):
-        bare = _LATEX_TEXT.sub(r"\1", bare)
+    bare = text
+    if "\\" in text:
+        bare = _LATEX_SPACE.sub(" ", text)
+        for _ in range(_NESTED):
+            bare = _LATEX_TEXT.sub(r"\1", bare)
     return _MARKUP.sub("", bare).strip()
 
 

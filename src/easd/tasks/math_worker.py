@@ -1,9 +1,10 @@
 """A process of its own that compares mathematical answers with math-verify.
 
 Run as a program, it never imports this package. It reads one JSON object a line (`gold`: texts,
-`answers`: readings of one answer, `boxed`: whether they are the content of a box, `tolerance`)
-and answers each with one line (`answer`, `correct`). Its parent ends it when an answer takes too long: math-verify's own
-time-outs need the main thread of the caller, and cannot interrupt every computation.
+`answers`: readings of one answer, `boxed`: whether they stand in a box, `tolerance`) and
+answers each with one line (`answer`, `correct`). Its parent ends it when an answer takes too long:
+math-verify's own time-outs need the main thread of the caller, and cannot interrupt every
+computation.
 """
 
 from __future__ import annotations

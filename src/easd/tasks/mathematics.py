@@ -94,9 +94,14 @@ def _compare(answers: tuple[str, ...], boxed: str, tolerance: str | None) -> dic
 
 
 def _readings(expression: str) -> list[str]:
-    """The expression; where it is like `2e-1` also as the number that programs write so."""
+    """An exact number in a form that every parser reads alike; else the expression.
+
+    What is like `2e-1` may be a number as programs write it, or a difference.
+    """
     number = read_number(expression)
-    return [expression] if number is None else list(dict.fromkeys([expression, number.spelled]))
+    if number is None or number.percent or not (number.exact or number.scientific):
+        return [expression]
+    return [expression, number.spelled] if number.scientific else [number.spelled]
 
 
 _LETTERS_AT_END = re.compile(r"([\d}]|(?=\s))(\s*)([A-Za-z]{1,2})\s*\Z")

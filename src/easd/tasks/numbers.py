@@ -67,7 +67,8 @@ class Number:
     @property
     def spelled(self) -> str:
         """The same number in a form that every parser reads alike."""
-        return rf"\frac{{{self.value.numerator}}}{{{self.value.denominator}}}"
+        above, below = self.value.as_integer_ratio()
+        return str(above) if below == 1 else rf"\frac{{{above}}}{{{below}}}"
 
 
 def read_number(text: str) -> Number | None:

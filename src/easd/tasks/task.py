@@ -101,6 +101,8 @@ def after_reasoning(text: str) -> str:
 
     The opening tag may be missing, since many chat templates end the prompt with it.
     """
+    if not any(mark in text for mark in "<[\u25c1"):
+        return text
     text = _REASONING_ENDS.split(text)[-1]
     begin = _REASONING_BEGINS.search(text)
     return text[: begin.start()] if begin else text
