@@ -9,7 +9,8 @@ from scipy import optimize
 from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import proportion_confint
 
-from easd.stats import Spread, bootstrap, compare_all, equivalence, paired_difference
+from easd.stats import Spread, bootstrap, compare_all, equivalence, paired_difference, ratio
+from easd.stats.estimates import Clusters, student
 
 
 def pair(both, gained, lost, neither):
@@ -123,3 +124,17 @@ def test_every_resample_is_drawn(resamples):
 
     bootstrap(mean, 12, resamples=resamples)
     assert sum(drawn) == resamples + 1  # And the value itself.
+
+
+def test_ratios_of_one_text_a_problem_have_students_quantile():
+    tokens = np.array([3.0, 5, 4, 6])
+    found = ratio(tokens, np.ones(4))
+    error = scipy_stats.sem(tokens) / tokens.mean()
+    assert math.log(found.high / found.value) == pytest.approx(scipy_stats.t.ppf(0.975, 3) * error)
+
+
+def test_a_few_values_have_students_interval():
+    values = np.array([3.0, 5, 4, 6])
+    found = student(Clusters.of(values, None), 0.95)
+    known = scipy_stats.t.interval(0.95, 3, values.mean(), scipy_stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(known)
