@@ -40,7 +40,10 @@ ROOMS = {
          "end_to_end/test_engine.py", "end_to_end/test_slots.py", "end_to_end/test_sequences.py",
          "end_to_end/test_processors.py", "end_to_end/test_lossless.py"],
     ),
-    "stats": (["stats/*.py"], ["unit/test_stats_limits.py", "unit/test_stats.py", "unit/test_stats_simulation.py"]),
+    "stats": (
+        ["stats/*.py"],
+        ["unit/test_stats_limits.py", "unit/test_stats.py", "unit/test_stats_simulation.py"],
+    ),
     "tasks": (
         ["tasks/graders.py", "tasks/mathematics.py", "tasks/numbers.py", "tasks/programs.py",
          "tasks/task.py", "tasks/load.py", "tasks/sandbox.py", "tasks/sandbox_program.py",

@@ -249,6 +249,7 @@ def test_short_answers(text: str, right: bool) -> None:
 
 
 def test_answers_of_left_out_words_only() -> None:
+    assert normalise("the_who") == "who"
     assert normalise("The The") == "the the"
     assert not grade_exact(item("The The"), "a").correct
     assert grade_exact(item("The The"), "the the").correct
