@@ -188,6 +188,28 @@ def test_rolling_loglikelihood_counts_every_token_once(model, pair):
 
 
 @pytest.mark.filterwarnings("ignore:log-likelihoods are the target's own")
+def test_rolling_loglikelihood_begins_once(model, pair, monkeypatch):
+    """Also where the tokenizer adds a beginning, or the text has one."""
+    plain, first = pair.tokenizer, pair.tokenizer.eos_token
+
+    class Beginning:
+        bos_token, bos_token_id = first, plain.eos_token_id
+
+        def __getattr__(self, name):
+            return getattr(plain, name)
+
+        def __call__(self, text, add_special_tokens=True):
+            ids = plain(text, add_special_tokens=False)["input_ids"]
+            return {"input_ids": [self.bos_token_id, *ids] if add_special_tokens else ids}
+
+    texts = [("4 + 5 ? 9",), (f"{first} 4 + 5 ? 9",)]
+    known, _ = model.loglikelihood_rolling(ask("loglikelihood_rolling", *texts), True)
+    monkeypatch.setattr(model, "tokenizer", Beginning())
+    found = model.loglikelihood_rolling(ask("loglikelihood_rolling", *texts), True)
+    assert found == pytest.approx([known, known], abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:log-likelihoods are the target's own")
 def test_a_continuation_that_cannot_be_scored_is_refused(model):
     with pytest.raises(InputError, match="70 tokens"):
         model.loglikelihood(ask("loglikelihood", ("4 + 5 ?", " 9" * 70)))

@@ -150,6 +150,65 @@ def test_fit_falls_back_where_the_choices_tell_nothing():
         assert "do not tell the powers" in fit.fallback
 
 
+def test_standard_errors_are_those_of_clusters_and_the_interval_students():
+    """Bread, meat by text, bread, n / (n - 1); and t of 9 degrees for 10 texts."""
+    positions = simulated(1.0, 0.5, num_texts=10, length=40, seed=3)
+    fit = fit_pool(positions, everywhere(positions))
+    logs = np.stack([positions.target_logs, positions.draft_logs], 1).reshape(400, 4, 2)
+    scores = logs @ np.array([fit.a, fit.b])
+    shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    around = logs - (shares[..., None] * logs).sum(1, keepdims=True)
+    bread = np.linalg.inv(np.einsum("nc,nci,ncj->ij", shares, around, around))
+    chosen = around[np.arange(400), positions.right - positions.starts[:-1]]
+    by_text = chosen.reshape(10, 40, 2).sum(1)
+    a_error, b_error = np.sqrt(np.diag(bread @ by_text.T @ by_text @ bread) * 10 / 9)
+    assert (fit.a_error, fit.b_error) == pytest.approx((a_error, b_error))
+    half = (fit.b_high - fit.b_low) / 2
+    assert half / fit.b_error == pytest.approx(2.262157, abs=1e-5)
+    assert (fit.b_low + fit.b_high) / 2 == pytest.approx(fit.b)
+
+
+def test_of_equal_tokens_the_pool_writes_the_first():
+    lists = [[0.4, 0.4]] * 1200
+    right = [0, 1] * 600
+    table = make_table(pool_target_probs=lists, pool_draft_probs=lists, pool_right=right)
+    positions = Positions.of(table)
+    best, drawn = pool_fit.pool_laws(positions, everywhere(positions), 1.0, 0.5)
+    assert best.tolist() == [1.0, 0.0] * 600
+    assert drawn.tolist() == pytest.approx([0.5] * 1200)
+
+
+def test_great_powers_overflow_nowhere():
+    lists = [[0.9, 1e-300]] * 1200
+    positions = Positions.of(
+        make_table(pool_target_probs=lists, pool_draft_probs=lists, pool_right=[0, 1] * 600)
+    )
+    for powers in ((-90.0, -10.0), (90.0, 10.0)):
+        best, drawn = pool_fit.pool_laws(positions, everywhere(positions), *powers)
+        assert np.isfinite(drawn).all()
+        assert best.sum() == drawn.sum() == 600
+
+
+def test_powers_that_run_away_are_not_fitted(monkeypatch):
+    """Beyond what the pool rule takes, whatever their standard errors."""
+    close = 0.5 * np.exp([0.0, 0.002])
+    odds = 1 / (1 + np.exp(-0.002 * 150))
+    rng = np.random.default_rng(0)
+    count = 40_000
+    other = rng.uniform(0.2, 0.4, (count, 2))
+    table = make_table(
+        400,
+        100,
+        pool_target_probs=[close.tolist()] * count,
+        pool_draft_probs=other.tolist(),
+        pool_right=(rng.random(count) < odds).astype(int),
+    )
+    positions = Positions.of(table)
+    assert "do not tell the powers" in fit_pool(positions, everywhere(positions)).fallback
+    monkeypatch.setattr(pool_fit, "MOST_POWER", 1000)
+    assert fit_pool(positions, everywhere(positions)).a > 100
+
+
 def test_right_token_outside_the_pool_is_counted_and_never_written():
     right = pa.array([0, None] * 600, pa.int32())
     positions = Positions.of(make_table(pool_right=right))

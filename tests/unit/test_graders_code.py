@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from easd.tasks import Item, sandbox, sandbox_program
-from easd.tasks.graders import extract, grade_code
+from easd.tasks.graders import grade_code
+from easd.tasks.programs import extract
 
 pytestmark = pytest.mark.skipif(
     sandbox.missing() is not None, reason=f"no sandbox here: {sandbox.missing()}"

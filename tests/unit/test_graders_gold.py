@@ -66,7 +66,7 @@ def test_math_verify_itself_takes_gold_answers_as_right(name: str) -> None:
     items, refused = load(name).items, []
     for item in items[:: max(1, len(items) // 150)]:
         reply = _worker.ask(
-            {"gold": item.answers, "answer": item.answers[0], "boxed": True, "tolerance": None}
+            {"gold": item.answers, "answers": [item.answers[0]], "boxed": True, "tolerance": None}
         )
         if not reply.get("correct"):
             refused.append((item.id, reply))

@@ -219,8 +219,10 @@ class EasdLM(TemplateLM):
         windows: list[Scored] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
+            # The window's prefix takes the place of a beginning that the tokenizer would add.
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
             rolling = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
+                token_list=ids[1:] if ids[:1] == [self.prefix_token_id] else ids,
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,

@@ -10,18 +10,45 @@ from easd.errors import ConfigError
 from easd.pairs import lab
 from easd.tasks import sandbox
 from easd.tasks.mathematics import last_boxed
-from easd.tasks.task import Grade, Item
+from easd.tasks.programs import continuation, extract
+from easd.tasks.task import Grade, Item, after_reasoning
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = set(string.punctuation) | set("\u2018\u2019\u201c\u201d\u00b4\u2013\u2014")
-_LATEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\].:]*")
-_LETTER_AND_MORE = re.compile(r"(?:[(\[]([A-Z])[)\]]|([A-Z])[).:])\s")
-_ANNOUNCED = re.compile(
-    r"(?i:\b(?:answer|(?:correct|right|best)\s+(?:option|choice))(?:\s+is)?)"
-    r"\s*:?[\s*]*[(\[]?([A-Z])\b(?!['\u2019])"
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|mbox|bf)\s*\{([^{}]*)\}")
+_NESTED = 3  # as in \textbf{\text{(C)}}
+_LATEX_SPACE = re.compile(r"\\[ ,;:!]|~")
+_MARKUP = re.compile(r"[$`\"\u201c\u201d]|\*+|__|\\[()\[\]]")
+_NOUN = r"(?:(?:option|choice|letter)\s*:?\s+)"
+_LETTER = re.compile(rf"(?i:(?:answer\s+|{_NOUN})?)[(\[]?([A-Za-z])[)\].:]*")
+_LETTER_AND_MORE = re.compile(
+    r"(?i:(?:option|choice)\s+)?(?:[(\[]([A-Z])[)\]][.:,]?|([A-Z])(?:[).:]|\s+[-\u2013\u2014]))\s"
 )
-_ANSWER_PREFIX = re.compile(r"^\W*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?)\s+", re.I)
+_SAYS = r"(?:is|was|(?:must|should|would|will|has\s+to)(?:\s+\w+ly|\s+therefore|\s+thus)?\s+be|:|=)"
+# Without one of these a line announces nothing.
+_CUE = re.compile(
+    "answer|option|choice|letter|correct|right|best|must|choose|select|pick|go"
+    "|so[ ,]|thus|hence|therefore"
+)
+_UNFINISHED = (":", "is", "be", "answer", "option")
+_ANNOUNCED = re.compile(
+    r"(?:(?i:\b(?:answer|(?:correct|right|best)\s+(?:option|choice|one|statement|response))(?:\s+(?:here|then))?"
+    rf"\s*{_SAYS}|\b(?:it|this)\s+must(?:\s+\w+ly|\s+therefore)?\s+be|\bmust\s+be"
+    r"|\b(?:choose|select|pick|go(?:ing)?\s+with))"
+    rf"(?i:\s*:?\s*(?:(?:therefore|thus|clearly|then|simply|definitely|indeed)\s+)?(?:the\s+)?{_NOUN}?)"
+    rf"|(?i:\banswer\s+{_NOUN}?)(?=[(\[]?[A-Z][)\]]?[.!]?\s*(?:\n|\Z))"
+    rf"|(?i:(?:\bis\s+(?:the\s+)?|\A\s*|\n\s*){_NOUN}))"
+    r"\s*(?:[-\u2013]\s+)?[(\[]?([A-Z])\b(?!['\u2019])"
+    r"|(?i:(?:\A|[.!?\n])\s*(?:so|thus|hence|therefore),?\s+)[(\[]?([A-Z])(?=[)\]]?[.!]?\s*(?:\n|\Z))"
+    r"|\b([A-Z])[)\]]?(?i:\s+is\s+(?:therefore\s+)?(?:the\s+)?(?:correct|right|best)\b)"
+)
+_THE_ANSWER = (
+    r"(?:\w+,\s*|(?:so|thus|hence|therefore|and)\s+)?(?:(?:the|my)\s+)?"
+    r"(?:(?:final|short|correct)\s+)?answer(?:\s+to\s[^.\n]{1,100}?)?"
+)
+_ANSWER_PREFIX = re.compile(rf"^\W*{_THE_ANSWER}(?:\s+is)?\s*[:\u2013-]?\s+", re.I)
+_ANSWER_SENTENCE = re.compile(rf"(?:^|[.!?:;\n])\s*{_THE_ANSWER}\s*(?:\bis\b\s*:?|:)\s*", re.I)
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z])")
 
 
 def grade_lab(item: Item, text: str) -> Grade:
@@ -38,19 +65,36 @@ def grade_lab(item: Item, text: str) -> Grade:
 
 def grade_choice(item: Item, text: str) -> Grade:
     """Reads the letter of an option: boxed, else announced, else on its own."""
-    answer = _chosen(text, item.data["choices"])
+    answer = _chosen(after_reasoning(text), item.data["choices"])
     return Grade(answer=answer, correct=answer in item.answers)
 
 
 def grade_exact(item: Item, text: str) -> Grade:
-    """Compares the first line with every gold answer after SQuAD's normalisation."""
-    boxed = last_boxed(text)
-    lines = [line for line in (boxed or text).splitlines() if line.strip()]
-    if not lines:
+    """Compares a short answer with every gold one after SQuAD's normalisation.
+
+    The answer is what is boxed, else what follows "the answer is", else the first line. A
+    sentence may follow it.
+    """
+    answer = _short_answer(after_reasoning(text))
+    if answer is None:
         return Grade(answer=None, correct=False)
-    answer = _ANSWER_PREFIX.sub("", lines[0]).strip()
-    said = normalise(answer)
-    return Grade(answer=answer, correct=any(said == normalise(gold) for gold in item.answers))
+    ends = [found.start() for found in _SENTENCE_END.finditer(answer)]
+    said = [normalise(answer[:end]) for end in [len(answer), *ends]]
+    correct = any(normalise(gold) in said for gold in item.answers)
+    return Grade(answer=answer, correct=correct)
+
+
+def _short_answer(text: str) -> str | None:
+    said = last_boxed(text) or text.replace("**", "")
+    announced = (
+        [found.end() for found in _ANSWER_SENTENCE.finditer(said)]
+        if "answer" in said.lower()
+        else []
+    )
+    if announced and said[announced[-1] :].strip():
+        said = said[announced[-1] :]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return _ANSWER_PREFIX.sub("", lines[0]).strip() if lines else None
 
 
 def normalise(answer: str) -> str:
@@ -64,14 +108,59 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
     """The letter of the option that a text chooses; None where it chooses none."""
     letters = ascii_uppercase[: len(choices)]
     boxed = last_boxed(text)
-    said = text.strip()
     if boxed is not None:
-        said = _LATEX_TEXT.sub(r"\1", boxed).strip(" $")
-    elif announced := [x for x in _ANNOUNCED.findall(text) if x in letters]:
-        return announced[-1]
+        said = boxed if boxed.isalpha() else _unmarked(boxed)
+        chosen = _named(said, boxed, choices)
+        # A formula may stand in a box of its own, a letter or several are an answer.
+        if chosen is not None or _LETTER.fullmatch(said) or not _is_formula(said, letters):
+            return chosen
+    plain = _unmarked(text)
+    lines = [line for line in plain.splitlines() if line.strip()]
+    if announced := _announced(lines, letters):
+        return announced
+    if boxed is not None:
+        return None
+    for said in (plain, *lines[-1:], *lines[:1]):
+        if chosen := _named(said.strip(), said, choices):
+            return chosen
+    return None
+
+
+def _announced(lines: list[str], letters: str) -> str | None:
+    """The letter that is named as the answer last, perhaps on the line after."""
+    after = ""
+    for line in reversed(lines):
+        lower = line.lower()
+        if _CUE.search(lower):
+            said = f"{line}\n{after}" if lower.rstrip().endswith(_UNFINISHED) else line
+            for found in reversed(_ANNOUNCED.findall(said)):
+                if (letter := "".join(found)) in letters:
+                    return letter
+        after = line
+    return None
+
+
+def _unmarked(text: str) -> str:
+    """A text without Markdown's and LaTeX's marks around letters and words."""
+    bare = text
+    if "\\" in text:
+        bare = _LATEX_SPACE.sub(" ", text)
+        for _ in range(_NESTED):
+            bare = _LATEX_TEXT.sub(r"\1", bare)
+    return _MARKUP.sub("", bare).strip()
+
+
+def _is_formula(said: str, letters: str) -> bool:
+    return not re.fullmatch(rf"[{letters}](?:\W+(?:and|or)?\W*[{letters}])*\W*", said)
+
+
+def _named(said: str, raw: str, choices: tuple[str, ...]) -> str | None:
+    """The letter that an expression is, begins with, or whose option it repeats."""
+    letters = ascii_uppercase[: len(choices)]
     if alone := _LETTER.fullmatch(said):
         return alone[1].upper() if alone[1].upper() in letters else None
-    named = [x for x, option in zip(letters, choices, strict=True) if _same(said, option)]
+    options = list(zip(letters, choices, strict=True))
+    named = [x for x, option in options if _same(raw, option) or _same(said, option)]
     if named:
         return named[0] if len(named) == 1 else None
     opening = _LETTER_AND_MORE.match(said)
@@ -86,9 +175,6 @@ def _same(said: str, option: str) -> bool:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).strip("$. ")
-
-
-_BLOCK = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.S | re.I)
 
 
 def check_code_execution(name: str, allowed: bool) -> None:
@@ -116,29 +202,17 @@ def check_code_execution(name: str, allowed: bool) -> None:
 
 def grade_code(item: Item, text: str) -> Grade:
     """Runs the function that the text defines, or completes, against the item's tests."""
-    code = extract(text, item.data["entry_point"])
+    text, name = after_reasoning(text), item.data["entry_point"]
+    code = extract(text, name)
     if code is None:
         # No definition of its own: the text continues the given head.
-        parts = [item.data["head"] + text, item.data["tests"]]
+        code = continuation(text)
+        parts = [item.data["head"] + code, item.data["tests"]]
     else:
         parts = [item.data["head"], code, item.data["tests"]]
     try:
-        outcome = sandbox.run(parts)
+        outcome = sandbox.run(parts, judged=name)
     except OSError as error:
         reason = f"the sandbox could not be started ({error})"
         return Grade(answer=code, correct=False, failure=reason)
-    return Grade(
-        answer=text if code is None else code, correct=outcome.passed, failure=outcome.failure
-    )
-
-
-def extract(text: str, entry_point: str) -> str | None:
-    """The program in a text: the last block that defines the function, else what defines it."""
-    defines = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(entry_point)}\b", re.M)
-    blocks = [found[1] for found in _BLOCK.finditer(text)]
-    for block in reversed(blocks):
-        if defines.search(block):
-            return block
-    if blocks:
-        return blocks[-1]
-    return text if defines.search(text) else None
+    return Grade(answer=code, correct=outcome.passed, failure=outcome.failure)

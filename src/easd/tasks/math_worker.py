@@ -1,9 +1,10 @@
 """A process of its own that compares mathematical answers with math-verify.
 
 Run as a program, it never imports this package. It reads one JSON object a line (`gold`: texts,
-`answer`: text, `boxed`: whether that is the content of a box, `tolerance`) and answers each with
-one line (`answer`, `correct`). Its parent ends it when an answer takes too long: math-verify's own
-time-outs need the main thread of the caller, and cannot interrupt every computation.
+`answers`: readings of one answer, `boxed`: whether they stand in a box, `tolerance`) and
+answers each with one line (`answer`, `correct`). Its parent ends it when an answer takes too long:
+math-verify's own time-outs need the main thread of the caller, and cannot interrupt every
+computation.
 """
 
 from __future__ import annotations
@@ -14,23 +15,36 @@ import sys
 from typing import Any
 
 MEMORY = 4 << 30  # bytes
+PLACES = 6  # after the point, to which decimals have to agree
+RELATIVE = 1.01e-5  # and how far they may differ for their size: 0.033333 is 1/30
 
 
 def main() -> None:
     """Serves requests until standard input ends."""
     _limit_memory()
     logging.disable(logging.CRITICAL)
-    from math_verify import parse, verify
+    from math_verify import grader, parse, verify
+
+    numeric_eq = grader.sympy_numeric_eq
+
+    def near(gold: Any, said: Any, *args: Any, **options: Any) -> bool:
+        """The library's comparison up to six places, in which all small numbers are equal."""
+        return numeric_eq(gold, said, *args, **options) and not _far(gold, said)
+
+    # Numbers inside of sets, tuples, intervals and matrices are compared by the same function.
+    grader.sympy_numeric_eq = near
+
+    def right(gold: str, said: list[Any], tolerance: str | None) -> bool:
+        known = parse(f"\\boxed{{{gold}}}", parsing_timeout=0)
+        return verify(known, said, timeout_seconds=None) or _within(gold, said, tolerance)
 
     def grade(request: dict[str, Any]) -> dict[str, Any]:
-        text = f"\\boxed{{{request['answer']}}}" if request["boxed"] else request["answer"]
-        said = parse(text, parsing_timeout=0)
+        form = "\\boxed{{{}}}" if request["boxed"] else "{}"
+        read = [parse(form.format(text), parsing_timeout=0) for text in request["answers"]]
         correct = any(
-            verify(parse(f"\\boxed{{{gold}}}", parsing_timeout=0), said, timeout_seconds=None)
-            or _within(gold, said, request["tolerance"])
-            for gold in request["gold"]
+            right(gold, said, request["tolerance"]) for said in read for gold in request["gold"]
         )
-        return {"answer": str(said[-1]) if said else None, "correct": correct}
+        return {"answer": str(read[0][-1]) if read[0] else None, "correct": correct}
 
     replies, sys.stdout = sys.stdout, sys.stderr  # Nothing else may print among the replies.
     print("ready", file=replies, flush=True)
@@ -40,6 +54,15 @@ def main() -> None:
         except (Exception, RecursionError, MemoryError) as error:
             reply = {"failure": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=replies, flush=True)
+
+
+def _far(gold: Any, said: Any) -> bool:
+    """Whether two numbers differ by more than rounding, measured by their size."""
+    try:
+        of_gold, of_said = complex(gold.doit()), complex(said.doit())
+    except (TypeError, ValueError, AttributeError, OverflowError):  # No numbers.
+        return False
+    return abs(of_gold - of_said) > RELATIVE * abs(of_gold)
 
 
 def _within(gold: str, said: list[Any], tolerance: str | None) -> bool:

@@ -19,7 +19,8 @@ from queue import Empty, Queue
 from typing import Any
 
 from easd.errors import ConfigError
-from easd.tasks.task import INSTALL, Grade, Item
+from easd.tasks.numbers import Number, read_number, same_number, spell_out, without_signs
+from easd.tasks.task import INSTALL, Grade, Item, after_reasoning
 
 TIMEOUT = 10.0  # seconds
 TAIL = 2000  # characters; where the answer of a text without a box is looked for
@@ -41,23 +42,114 @@ def grade_mathematics(item: Item, text: str) -> Grade:
 
     Equal spelling is right at once; so are answers that no parser reads, such as sentences.
     """
+    text = after_reasoning(text)
     boxed = last_boxed(text)
-    if boxed is not None and any(_spelling(boxed) == _spelling(gold) for gold in item.answers):
-        return Grade(answer=boxed, correct=True)
-    request = {
-        "gold": item.answers,
-        "answer": text[-TAIL:] if boxed is None else without_words(boxed),
-        "boxed": boxed is not None,
-        "tolerance": item.data.get("tolerance"),
-    }
-    reply = _worker.ask(request)
+    tolerance = item.data.get("tolerance")
+    if boxed is None:
+        gold = [reading for answer in item.answers for reading in _readings(answer)]
+        asked = {"gold": gold, "answers": [spell_out(text[-TAIL:])]}
+        reply = _worker.ask({**asked, "boxed": False, "tolerance": tolerance})
+    elif any(_equal(gold, boxed) for gold in item.answers):
+        reply = {"answer": boxed, "correct": True}
+    elif tolerance is None and all(map(_plain_number, [boxed, *item.answers])):
+        reply = {"answer": boxed, "correct": False}
+    else:
+        reply = {"answer": boxed, **_compare(item.answers, boxed, tolerance)}
     if "failure" in reply:
         return Grade(answer=boxed, correct=False, failure=reply["failure"])
-    return Grade(answer=reply["answer"] if boxed is None else boxed, correct=reply["correct"])
+    return Grade(answer=reply["answer"], correct=reply["correct"])
+
+
+def _equal(gold: str, said: str) -> bool:
+    """Equal in spelling, or the same number."""
+    if _spelling(gold) == _spelling(said):
+        return True
+    known, number = read_number(gold), _number(said)
+    return known is not None and number is not None and same_number(known, number)
+
+
+def _number(said: str) -> Number | None:
+    return read_number(said) or read_number(without_words(said))
+
+
+def _plain_number(expression: str) -> bool:
+    """Whether it can only be read as one number."""
+    number = _number(expression)
+    return number is not None and not number.scientific
+
+
+def _compare(answers: tuple[str, ...], boxed: str, tolerance: str | None) -> dict[str, Any]:
+    """Asks math-verify for each gold answer, which says how the other one's dots are read."""
+    reply: dict[str, Any] = {"correct": False}
+    for gold in answers:
+        known, said = _aligned(without_signs(gold), without_signs(without_words(boxed)))
+        request = {
+            "gold": _readings(_as_variable(known)),
+            "answers": _readings(_without_unit(said)),
+        }
+        reply = _worker.ask({**request, "boxed": True, "tolerance": tolerance})
+        if reply.get("correct") or "failure" in reply:
+            break
+    return {key: reply[key] for key in ("correct", "failure") if key in reply}
+
+
+def _readings(expression: str) -> list[str]:
+    """An exact number in a form that every parser reads alike; else the expression.
+
+    What is like `2e-1` may be a number as programs write it, or a difference.
+    """
+    number = read_number(expression)
+    if number is None or number.percent or not (number.exact or number.scientific):
+        return [expression]
+    return [expression, number.spelled] if number.scientific else [number.spelled]
+
+
+_LETTERS_AT_END = re.compile(r"([\d}]|(?=\s))(\s*)([A-Za-z]{1,2})\s*\Z")
+_SHORT_UNITS = {"mm", "cm", "km", "mg", "kg", "ml", "mL", "ft", "lb", "hr"}
+
+
+def _as_variable(expression: str) -> str:
+    """Braces around letters at the end, which math-verify would take for a unit: `3 t`, `2ab`."""
+    found = _LETTERS_AT_END.search(expression, max(0, len(expression) - 8))
+    if found is None or (found[2] and found[3] in _SHORT_UNITS):
+        return expression
+    return expression[: found.end(2)] + "".join(f"{{{letter}}}" for letter in found[3])
+
+
+def _without_unit(expression: str) -> str:
+    """The number in front of a unit of one or two letters; else these letters are variables."""
+    found = _UNIT.fullmatch(expression)
+    return found[1] if found else _as_variable(expression)
 
 
 def _spelling(expression: str) -> str:
-    return "".join(expression.split()).replace("\\left", "").replace("\\right", "").rstrip(".")
+    joined = _SPACE.sub("", expression).replace("\\left", "").replace("\\right", "")
+    return joined.rstrip(".")
+
+
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+_UNIT = re.compile(
+    r"([-+]?[\d.,]*\d)(?:[\s~]*(?:[cmkd]?m|[mk]?g|lb|ft|hr?|min|s|[mcd]?[lL])|[\s~]+[A-Za-z])\.?"
+)
+_DOTS = re.compile(r"\\(?:l|c|v)?dots[bcmio]?(?![A-Za-z])|\.\.\.|\u2026")
+_DOTS_OF_DECIMAL = re.compile(rf"(\d\.\d+)\s*(?:{_DOTS.pattern})")
+_GAP = r"\xi "  # The variable that stands for what dots leave out.
+
+
+def _aligned(gold: str, said: str) -> tuple[str, str]:
+    """Both with a variable for dots, and with as many terms before them as both spell out.
+
+    math-verify drops dots, and a sequence is then as good as its last terms.
+    """
+    gold, said = (_DOTS_OF_DECIMAL.sub(r"\1", each) for each in (gold, said))
+    if _DOTS.search(gold) and _DOTS.search(said):
+        (gold, gold_end), (said, said_end) = (_DOTS.split(e, maxsplit=1) for e in (gold, said))
+        terms = [gold.split(","), said.split(",")]
+        shown = min(map(len, terms)) - 1  # The last is the empty text before the dots.
+        if shown > 1:
+            gold, said = (",".join([*each[:shown], ""]) for each in terms)
+        gold, said = gold + _GAP + gold_end, said + _GAP + said_end
+    return _DOTS.sub(re.escape(_GAP), gold), _DOTS.sub(re.escape(_GAP), said)
 
 
 class _Worker:
@@ -140,9 +232,9 @@ _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.S)
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _NUMBER_WORDS = r"(?!pi\b|sqrt|dozen|hundred|thousand|million|billion|trillion)"
 _COUNTED = re.compile(
-    r"((?:\\?\$)?[-+]?[\d.,]+)[\s~]*+"
+    r"((?:\\?\$)?[-+]?[\d.,]+)(?:[\s~]|\\[,;: ])*+"
     rf"(?:\\(?:text|mathrm|textbf)\s*\{{\s*+{_NUMBER_WORDS}[A-Za-z\s.]*\}}"
-    rf"|{_NUMBER_WORDS}[A-Za-z]{{2,}}(?:\s+[A-Za-z]+)*)\.?"
+    rf"|(?:(?<=[\s~])|(?=[A-Za-z]{{4}})){_NUMBER_WORDS}[A-Za-z]{{2,}}(?:\s+[A-Za-z]+)*)\.?"
 )
 _JOINT = re.compile(r"[\s$]*(?:,|;|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})[\s$]*", re.I)
 

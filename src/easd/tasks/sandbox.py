@@ -5,10 +5,15 @@ thread, use the network, read files other than Python's, write outside its tempo
 file attributes, or exceed its limits on memory, CPU time, open files and file size. This side kills
 it after a timeout and discards its output.
 
-Not covered: the number of files in the folder is unlimited, so only the timeout bounds disk use;
-and code written against this very harness, which shares the interpreter with the tests, could find
-the pipes that report success. Code that merely exits early does not pass, whatever its exit code:
-success is a random number that the process can read only after the tests.
+Success is a random number that the process can read only after the tests, so code that exits
+early does not pass, whatever its exit code. Nor does code that replaces `exec` and `compile`, or
+returns objects that are equal to everything.
+
+Not covered: the number of files in the folder is unlimited, so only the timeout bounds disk use.
+And a deliberate cheat can still pass without solving the task, since it shares the interpreter with
+the tests: it can look for the pipe and read the number itself, change what the tests call (`abs`, a
+library's functions), or find the tests' answers in their frames. Read the programs of a model that
+may have been trained against this grader.
 """
 
 from __future__ import annotations
@@ -65,8 +70,21 @@ def missing() -> str | None:
     return None
 
 
-def run(parts: Sequence[str], *, cpu_time: int = CPU_TIME, timeout: float = TIMEOUT) -> Outcome:
+def run(
+    parts: Sequence[str],
+    *,
+    judged: str | None = None,
+    cpu_time: int = CPU_TIME,
+    timeout: float = TIMEOUT,
+) -> Outcome:
     """Runs the parts of a program one after another in one namespace.
+
+    Args:
+        parts: Source code; the tests last.
+        judged: Name of the function that the tests call. Its results must not be objects that the
+            program made with comparisons of their own.
+        cpu_time: Seconds of processor time.
+        timeout: Seconds until it is stopped.
 
     Raises:
         OSError: The process cannot be started.
@@ -75,6 +93,7 @@ def run(parts: Sequence[str], *, cpu_time: int = CPU_TIME, timeout: float = TIME
     with tempfile.TemporaryDirectory(prefix="easd-", ignore_cleanup_errors=True) as folder:
         request = {
             "parts": list(parts),
+            "judged": judged,
             "folder": folder,
             "parent": os.getpid(),
             "cpu_time": cpu_time,
@@ -157,7 +176,15 @@ def _reported(said: bytes, code: int) -> Outcome:
     """What the process said of its failure, or how it ended without a word."""
     try:
         report = json.loads(said)
-        return Outcome(passed=False, error=report.get("error"), failure=report.get("failure"))
-    except (ValueError, AttributeError):
+        error, failure = report.get("error"), report.get("failure")
+    except (ValueError, AttributeError, RecursionError):  # The code wrote there itself.
+        error = failure = None
+    if error is None and failure is None:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Outcome(passed=False, failure=f"the code ended before its tests did ({how})")
+        failure = f"the code ended before its tests did ({how})"
+    return Outcome(passed=False, error=_text(error), failure=_text(failure))
+
+
+def _text(said: object) -> str | None:
+    """What may be anything as text that every file can hold."""
+    return None if said is None else str(said)[:500].encode(errors="replace").decode()

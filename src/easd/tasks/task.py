@@ -91,6 +91,23 @@ class Task:
         return self.grader(item, text)
 
 
+_REASONING = r"(?:think|thinking|thought|reasoning)"
+_REASONING_ENDS = re.compile(rf"</{_REASONING}>|\[/THINK\]|\u25c1/think\u25b7", re.I)
+_REASONING_BEGINS = re.compile(rf"<{_REASONING}>|\[THINK\]|\u25c1think\u25b7", re.I)
+
+
+def after_reasoning(text: str) -> str:
+    """What follows the last reasoning block of a text; an unclosed block is left out as well.
+
+    The opening tag may be missing, since many chat templates end the prompt with it.
+    """
+    if not any(mark in text for mark in "<[\u25c1"):
+        return text
+    text = _REASONING_ENDS.split(text)[-1]
+    begin = _REASONING_BEGINS.search(text)
+    return text[: begin.start()] if begin else text
+
+
 INSTALL = "pip install 'easd[study]'"
 
 
