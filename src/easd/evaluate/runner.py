@@ -141,7 +141,7 @@ class GridRun(ABC, Generic[S]):
     def _progress(self) -> Iterator[Progress]:
         chunks = self.chunks()
         for done, chunk in enumerate(chunks, 1):
-            if self._out.has("samples", chunk.name):
+            if self._out.has(chunk.name):
                 yield Progress(chunk=chunk, done=done, total=len(chunks), resumed=True)
                 continue
             samples, timing = self._finish(chunk)
@@ -214,6 +214,7 @@ class GridRun(ABC, Generic[S]):
         for task in self.tasks:
             self._out.write(task.name, {"items": _items_table(task)})
         self._out.begin(run)
+        self.damaged = self._out.damaged
 
 
 def _must_agree(run: dict[str, Any]) -> dict[str, Any]:
