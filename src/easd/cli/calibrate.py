@@ -53,6 +53,7 @@ from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.engine import Evaluation
 from easd.pairs.from_config import load_with_status
 from easd.runs import open_run
+from easd.runs.texts import visible
 from easd.stats import Estimate
 
 # Fields of the gate that the thresholds hold for.
@@ -129,7 +130,7 @@ def command(
     _show(console, chosen, by_source, rates, found)
     for line in told:
         console.print(Text(f"warning: {line}", "yellow"), soft_wrap=True)
-    console.print(Text(f"written to {out}; use it with --calibration {out}"))
+    console.print(Text(visible(f"written to {out}; use it with --calibration {out}")))
 
 
 def _show(

@@ -14,7 +14,7 @@ from easd.parsing import parse_json
 from easd.runs.parts import Parts
 from easd.runs.schema import FORMAT, TABLES, Kind
 from easd.runs.seal import is_sealed
-from easd.runs.texts import visible
+from easd.runs.texts import shortened, visible
 
 CALLED: dict[Kind, str] = {
     "trace": "a trace",
@@ -155,12 +155,6 @@ def _outdated(folder: Path, what: str, run: dict[str, Any]) -> str:
         f"{FORMAT}; run it again into another folder, or read it with the version that wrote it"
         + (f" (easd {shortened(version)})" if version else "")
     )
-
-
-def shortened(value: Any) -> str:
-    """A value as an error names it: in one line, no control characters, not at length."""
-    text = visible(value if isinstance(value, str) else repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _joined(parts: list[pa.Table], schema: pa.Schema) -> pa.Table:

@@ -15,9 +15,10 @@ import pyarrow as pa
 from easd.errors import EasdError, TraceError
 from easd.runs.files import now, write_json
 from easd.runs.parts import Parts
-from easd.runs.reader import CALLED, read_description, shortened
+from easd.runs.reader import CALLED, read_description
 from easd.runs.schema import FORMAT, Kind
 from easd.runs.seal import seal_json
+from easd.runs.texts import shortened
 
 _LOCK = ".lock"
 
