@@ -112,7 +112,8 @@ def command(
         data=[data_of(loaded)],
         estimates=found.to_dict(),
     ).save(out)
-    line = f"{out} holds tau_h {kept.tau_h:.3g} and the pool fitted there; use them with "
+    fitted = "no pool: none could be fitted" if kept.pool.fallback else "the pool fitted there"
+    line = f"{out} holds tau_h {kept.tau_h:.3g} and {fitted}; use it with "
     console.print(Text(visible(f"{line}--calibration {out}")), soft_wrap=True)
 
 
