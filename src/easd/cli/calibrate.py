@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +50,7 @@ from easd.engine.pair import fingerprints
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.engine import Evaluation
+from easd.evaluate.grid import MOST
 from easd.pairs.from_config import load_with_status
 from easd.runs import open_run
 from easd.runs.texts import visible
@@ -165,5 +165,5 @@ def calibration_config(values: dict[str, Any], gate: dict[str, Any]) -> StudyCon
     """
     lossless = {"tau_h": math.inf, "draft_at_bonus": True}
     system = {"name": "calibration", "rule": {"name": "easd", **gate, **lossless}}
-    grid = {"systems": [system], "baselines": False, "trace": sys.maxsize}
+    grid = {"systems": [system], "baselines": False, "trace": MOST}
     return StudyConfig.from_dict({**values, **grid})

@@ -12,7 +12,7 @@ from easd.tasks import Task, load_task
 GRID = ("tasks", "systems", "seeds", "chunk")
 
 _TASK = ("data", "limit", "first")
-_MOST = 2**31 - 1  # As the tables of a run hold seeds and indices.
+MOST = 2**31 - 1  # As the tables of a run hold seeds and indices.
 
 
 class AnySystem(Protocol):
@@ -118,7 +118,8 @@ def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
     """
     if isinstance(spec, str):
         name, _, items = spec.partition(":")
-        return TaskSpec(name=name, options={}, **_slice(items, spec))
+        first, limit = _slice(items, spec)
+        return TaskSpec(name=name, first=first, limit=limit, options={})
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise ConfigError(f"task {spec!r} has no name; write a name, or a mapping with 'name'")
     known = {name: spec[name] for name in _TASK if spec.get(name) is not None}
@@ -127,19 +128,19 @@ def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
     return TaskSpec(name=str(spec["name"]), options=options, **known)
 
 
-def _slice(items: str, spec: str) -> dict[str, int]:
+def _slice(items: str, spec: str) -> tuple[int, int | None]:
     """`first` and `limit` of what stands behind a task's colon."""
     if not items:
-        return {}
+        return 0, None
     first, dash, end = items.partition("-")
     if not dash or not first:
-        return {"limit": whole(items, "limit")}
+        return 0, whole(items, "limit")
     start, stop = whole(first, "first"), whole(end, "end")
     if stop <= start:
         raise ConfigError(
             f"task {spec!r} has no item: items are counted from 0, and {stop} is not above {start}"
         )
-    return {"first": start, "limit": stop - start}
+    return start, stop - start
 
 
 def listed(value: Any, name: str) -> Sequence[Any]:
@@ -165,6 +166,6 @@ def whole(value: Any, name: str) -> int:
         found = int(str(value))
     except ValueError:
         raise ConfigError(f"{name} = {value!r} is not a whole number") from None
-    if abs(found) > _MOST:
-        raise ConfigError(f"{name} = {found} is too large; it can be {_MOST:,} at most")
+    if abs(found) > MOST:
+        raise ConfigError(f"{name} = {found} is too large; it can be {MOST:,} at most")
     return found

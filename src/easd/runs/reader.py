@@ -171,7 +171,7 @@ def _check_keys(folder: Path, run: dict[str, Any], samples: pa.Table) -> None:
         "seed": run["config"]["seeds"],
     }
     for name, values in known.items():
-        strange = set(pc.unique(samples[name]).to_pylist()) - set(values)
+        strange = set(samples[name].unique().to_pylist()) - set(values)
         if strange:
             raise TraceError(
                 f"{str(folder)!r} has texts of the {name} {visible(str(strange.pop()))!r}, which "
