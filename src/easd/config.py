@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from easd.core.rules import Rule, field_names, make_rule, rule_name, rule_names, rule_type
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, EasdError, RuleError
+from easd.parsing import parse_yaml
+from easd.runs.texts import shortened
 
 DEFAULT_PAIR = "smollm2"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -141,8 +142,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not name.strip():
         raise ConfigError(f"{text!r} sets nothing; write field=value")
     try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+        return name.strip(), parse_yaml(value)
+    except ValueError:
         return name.strip(), value
 
 
@@ -180,13 +181,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: It cannot be read, or holds something else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"cannot read the config {str(path)!r} ({reason})") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the config {str(path)!r} is not YAML ({reason})") from None
+    except ValueError as error:
+        raise ConfigError(f"the config {str(path)!r} is not YAML ({error})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -235,7 +235,9 @@ def _convert(owner: type, name: str, value: Any, error: type[EasdError]) -> Any:
         return adapter.validate_python(value)
     except ValidationError as failure:
         reason = failure.errors()[0]["msg"]
-        raise error(f"{name} = {value!r} does not fit: {reason[0].lower()}{reason[1:]}") from None
+        raise error(
+            f"{name} = {shortened(repr(value))} does not fit: {reason[0].lower()}{reason[1:]}"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

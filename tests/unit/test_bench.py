@@ -216,7 +216,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert 0 < len(before) < 200
     invoke(out, *grid)
     after = read_timings(out)
-    pd.testing.assert_frame_equal(after[: len(before)], before)
+    turns = ["round", "system"]
+    kept = after.set_index(turns).loc[before.set_index(turns).index].reset_index()
+    pd.testing.assert_frame_equal(kept[before.columns], before)
     assert len(after) == 200
     assert not after.duplicated(["round", "batch", "system"]).any()
 

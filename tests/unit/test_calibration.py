@@ -16,9 +16,16 @@ from easd.diagnose.calibration import (
     signals,
     warnings_of,
 )
-from easd.diagnose.calibration_file import CalibrationFile, read_calibration, sampling
+from easd.diagnose.calibration_file import (
+    CalibrationFile,
+    data_of,
+    read_calibration,
+    sampling,
+)
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
+from easd.evaluate.config import parse_system
+from easd.tasks import load_task
 
 RNG = np.random.default_rng(0)
 
@@ -152,3 +159,47 @@ def test_a_file_that_is_no_artefact_is_one_clear_error(artefact, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 7}))
     with pytest.raises(ConfigError, match="format 7"):
         read_calibration(path)
+
+
+def test_items_that_it_was_fitted_on_are_known_again(artefact, tmp_path):
+    """Under another id, with other blanks: the problem is what counts."""
+    seen = load_task("lab-a", limit=30)
+    own = replace(artefact, data=[data_of(seen)])
+    own.save(tmp_path / "c.json")
+    read = read_calibration(tmp_path / "c.json")
+    renamed = replace(seen.items[3], id="mine", prompt=f" {seen.items[3].prompt}\n")
+    other = load_task("lab-a", first=30, limit=5)
+    mixed = replace(other, name="mixed", items=(*other.items, renamed))
+    found = read.fitted_on([seen, other, mixed])
+    assert found["overlap"] == {"lab-a": 0, "mixed": 1}
+    assert read.fitted_on([seen])["overlap"] == {"lab-a": 30}
+    assert "fingerprints" not in found["data"][0]
+    assert artefact.fitted_on([seen])["overlap"] == {"lab-a": None}
+
+
+@pytest.mark.parametrize(
+    "values", ["[" * 100_000, {"fields": 3}, {"sampling": {"colour": 1}}, {"data": [1]}]
+)
+def test_values_that_no_calibration_has_are_one_clear_error(artefact, tmp_path, values):
+    path = tmp_path / "c.json"
+    artefact.save(path)
+    text = values if isinstance(values, str) else {**json.loads(path.read_text()), **values}
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(ConfigError, match=r"nested too deeply|is no calibration"):
+        read_calibration(path)
+
+
+def test_a_pool_that_nobody_fitted_says_so_in_its_name(artefact):
+    unfitted = replace(artefact, fields={"tau_h": 1.0, "a": 1.0, "b": 0.0})
+    shared = Settings()
+    note = "pool (not fitted: greedy-p)"
+    for fill in (dict, unfitted.fill):
+        assert parse_system("pool", shared, fill=fill).name == note
+        assert parse_system({"rule": "pool"}, shared, fill=fill).name == note
+        named = parse_system({"name": "mine", "rule": {"name": "pool"}}, shared, fill=fill)
+        assert named.name == "mine (not fitted: greedy-p)"
+        sampled = parse_system("pool:pick=sample", shared, fill=fill)
+        assert sampled.name == "pool:pick=sample (not fitted: drawn from p)"
+    assert parse_system("pool", shared, fill=artefact.fill).name == "pool"
+    assert parse_system("pool:a=1,b=0", shared).name == "pool:a=1,b=0"
+    assert parse_system("easd", shared, fill=unfitted.fill).name == "easd"

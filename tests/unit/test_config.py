@@ -152,3 +152,22 @@ def test_no_mapping_makes_anything_but_a_run_or_one_of_our_errors():
                     RunConfig.from_dict({"rule": {"name": "easd", name: value}})
                 with contextlib.suppress(EasdError):
                     RunConfig.from_dict({value: 1} if value.__hash__ else {})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("gamma: 2001-99-99", "is not YAML"),
+        ("gamma: !!int x", "is not YAML"),
+        ("gamma: " + "9" * 5000, "is not YAML"),
+        ("gamma: !!timestamp x", "is not YAML"),
+        ("a: \x00", "is not YAML"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_one_clear_error(tmp_path, text, says):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 400

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from easd.errors import ConfigError, EasdError, InputError
+from easd.evaluate.grid import parse_task
 from easd.pairs import lab
 from easd.tasks import TASKS, load_task
 
@@ -240,3 +241,43 @@ def test_missing_libraries_are_named(file: Path, monkeypatch: pytest.MonkeyPatch
 def test_errors_are_of_the_kind_users_can_mend() -> None:
     for error in (ConfigError, InputError):
         assert issubclass(error, EasdError)
+
+
+def test_a_line_nested_too_deeply_is_named(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"mine.jsonl:1.*nested too deeply"):
+        load_task("file", data=path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "first", "limit"),
+    [
+        ("lab-a", 0, None),
+        ("lab-a:30", 0, 30),
+        ("lab-a:0-30", 0, 30),
+        ("lab-a:500-700", 500, 200),
+        ("lab-a:7-8", 7, 1),
+    ],
+)
+def test_a_task_is_named_with_the_items_to_take(spec, first, limit):
+    task = parse_task(spec)
+    assert (task.name, task.first, task.limit) == ("lab-a", first, limit)
+    if limit == 1:
+        assert task.load().items == load_task("lab-a", limit=8).items[7:]
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("lab-a:7-7", "no item"),
+        ("lab-a:9-7", "no item"),
+        ("lab-a:7-", "end = ''"),
+        ("lab-a:a-b", "first = 'a'"),
+        ("lab-a:99999999999999999999", "too large"),
+        ("lab-a:0-99999999999999999999", "too large"),
+    ],
+)
+def test_a_slice_without_items_is_one_clear_error(spec, says):
+    with pytest.raises(ConfigError, match=says):
+        parse_task(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from easd.cli.study import load_tasks
 from easd.engine.pair import Pair
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig
+from easd.evaluate.grid import parse_task
 from easd.evaluate.prompting import encode_item
 from easd.pairs import lab
 from easd.pairs.from_config import load_with_status
@@ -114,7 +116,8 @@ class Benchmark:
         pair = models.get("pair")
         own = lab.ALIASES.get(pair or "", pair)
         task = self.task or (own if own in lab.RECIPES else "gsm8k")
-        items: dict[str, Any] = {"name": task, "limit": max(self.batches) * self.texts}
+        items = parse_task(task).to_dict()
+        items["limit"] = min(max(self.batches) * self.texts, items["limit"] or sys.maxsize)
         if self.data is not None:
             items["data"] = str(self.data)
         return StudyConfig.from_dict({**models, "temperature": self.temperature, "tasks": [items]})

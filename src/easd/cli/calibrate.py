@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -54,8 +53,10 @@ from easd.engine.pair import fingerprints
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.engine import Evaluation
+from easd.evaluate.grid import MOST
 from easd.pairs.from_config import load_with_status
 from easd.runs import open_run
+from easd.runs.texts import visible
 from easd.stats import Estimate
 
 # Fields of the gate that the thresholds hold for.
@@ -139,7 +140,7 @@ def command(
         _show_draft_temperatures(console, tempered)
     for line in told:
         console.print(Text(f"warning: {line}", "yellow"), soft_wrap=True)
-    console.print(Text(f"written to {out}; use it with --calibration {out}"))
+    console.print(Text(visible(f"written to {out}; use it with --calibration {out}")))
 
 
 def _draft_temperatures(
@@ -203,5 +204,5 @@ def calibration_config(values: dict[str, Any], gate: dict[str, Any]) -> StudyCon
     """
     lossless = {"tau_h": math.inf, "draft_at_bonus": True}
     system = {"name": "calibration", "rule": {"name": "easd", **gate, **lossless}}
-    grid = {"systems": [system], "baselines": False, "trace": sys.maxsize}
+    grid = {"systems": [system], "baselines": False, "trace": MOST}
     return StudyConfig.from_dict({**values, **grid})

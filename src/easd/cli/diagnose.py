@@ -26,6 +26,7 @@ from easd.evaluate.config import StudyConfig, load_study
 from easd.evaluate.prompting import encode_item
 from easd.pairs.from_config import load_with_status
 from easd.runs.files import replace_file
+from easd.runs.texts import visible
 from easd.tasks import Task
 
 _RATES = (0.02, 0.005, 0.08)
@@ -39,7 +40,7 @@ else:
 def command(
     *,
     models: ModelOptions = None,
-    task: Annotated[str, Parameter(group=GRID, metavar="NAME[:COUNT]")],
+    task: Annotated[str, Parameter(group=GRID, metavar="NAME[:COUNT|:FIRST-END]")],
     data: Data = None,
     set_: SetValue = None,
     thresholds: ThresholdOptions = None,
@@ -60,8 +61,8 @@ def command(
     gate is open is then known exactly.
 
     Args:
-        task: A task with written solutions, or the first items of one as name:count; or `file`
-            with --data.
+        task: A task with written solutions, the first items of one as name:count, or a slice of it
+            as name:500-700; or `file` with --data.
         rate: Also judge the threshold at which the gate opens at this share of positions; may be
             repeated. Without --tau-h, the first one's is what --out keeps.
         out: Write thresholds and the fitted pool here, for --calibration.
@@ -111,8 +112,9 @@ def command(
         data=[data_of(loaded)],
         estimates=found.to_dict(),
     ).save(out)
-    line = f"{out} holds tau_h {kept.tau_h:.3g} and the pool fitted there; use them with "
-    console.print(Text(f"{line}--calibration {out}"), soft_wrap=True)
+    fitted = "no pool: none could be fitted" if kept.pool.fallback else "the pool fitted there"
+    line = f"{out} holds tau_h {kept.tau_h:.3g} and {fitted}; use it with "
+    console.print(Text(visible(f"{line}--calibration {out}")), soft_wrap=True)
 
 
 def references(

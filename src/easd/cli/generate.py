@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -41,6 +40,7 @@ from easd.inspect.terminal import summary_panel
 from easd.pairs.from_config import load_with_status
 from easd.pairs.lab import ALIASES
 from easd.pairs.loading import PAIRS
+from easd.parsing import parse_json
 from easd.runs.tally import Tally
 
 Watcher = Callable[[StepRecord], None]
@@ -199,7 +199,7 @@ def _read_file(file: Path) -> list[str]:
 
 def _prompt_of(line: str, where: str) -> str:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError:
         values = None
     found = None

@@ -14,6 +14,7 @@ from easd.inspect.overview import overview
 from easd.inspect.page import write_page
 from easd.inspect.terminal import render
 from easd.runs import open_run, traces
+from easd.runs.texts import visible
 
 
 def command(
@@ -35,7 +36,7 @@ def command(
     runs = [open_run(folder) for folder in folders]
     if html is not None:
         write_page([trace for run in runs for trace in traces(run)], html, sample=sample)
-        print(f"wrote {html}", file=sys.stderr)
+        print(visible(f"wrote {html}"), file=sys.stderr)
         return
     if len(runs) > 1:
         raise ConfigError(

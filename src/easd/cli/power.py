@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from easd.errors import InputError
 from easd.runs import open_run
+from easd.runs.texts import visible
 from easd.stats import Spread
 
 _DIFFERENCES = (0.5, 1.0, 2.0, 5.0)
@@ -59,7 +61,7 @@ def command(
         count = problems or len(set(items))
         seen = spread.detectable(count, seeds, chance)
         table.add_row(
-            str(task),
+            Text(visible(str(task))),
             f"{spread.shared + spread.fresh:.1%} of {len(both):,}",
             "\n".join(needed),
             "nothing" if seen is None else f"{100 * seen:.2g} points with {count:,} problems",

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from easd.report import write_report
 from easd.runs import open_run
+from easd.runs.texts import visible
 
 
 def command(
@@ -34,4 +35,4 @@ def command(
         baseline=baseline,
         margin=margin / 100,
     )
-    print(f"written to {page}", file=sys.stderr)
+    print(visible(f"written to {page}"), file=sys.stderr)

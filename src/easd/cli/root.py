@@ -90,5 +90,7 @@ def _dash_last(words: list[str]) -> list[str]:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    from easd.runs.texts import visible  # Imports pyarrow, which no help text has to wait for.
+
+    print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
     return USAGE_ERROR

@@ -30,10 +30,11 @@ from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
 from easd.evaluate.endpoint.settings import EndpointStudy
 from easd.evaluate.engine import Evaluation
-from easd.evaluate.grid import Grid
+from easd.evaluate.grid import Grid, parse_task
 from easd.evaluate.runner import GridRun, Progress
 from easd.pairs.from_config import load_with_status
 from easd.presets import PRESETS
+from easd.runs.texts import visible
 from easd.tasks import Task
 
 # A grid has the rules of its systems, and its own seeds.
@@ -57,8 +58,9 @@ TaskNames = Annotated[
     Parameter(
         name="--task",
         group=GRID,
-        metavar="NAME[:COUNT]",
-        help="A task, or the first items of one as name:count; see `easd tasks`. May be repeated.",
+        metavar="NAME[:COUNT|:FIRST-END]",
+        help="A task, the first items of one as name:count, or a slice of it as name:500-700 (the "
+        "700th, counted from 0, left out); see `easd tasks`. May be repeated.",
     ),
 ]
 Data = Annotated[
@@ -121,8 +123,8 @@ def settings(
 
 
 def _task(spec: str, data: Path | None) -> dict[str, Any]:
-    name, _, limit = spec.partition(":")
-    return {"name": name, "limit": limit or None, "data": None if data is None else str(data)}
+    task = parse_task(spec).to_dict()
+    return task if data is None else {**task, "data": str(data)}
 
 
 def run_grid(
@@ -162,7 +164,8 @@ def run_grid(
         with console.status("asking the server"):
             evaluation = EndpointEvaluation(
                 *(asked, tasks, out),
-                on_wait=lambda why: console.print(Text(why, "yellow"), soft_wrap=True),
+                on_wait=lambda why: console.print(_shown(why, "yellow"), soft_wrap=True),
+                fitted=calibrated and calibrated.fitted_on(tasks),
             )
         watch(evaluation, console)
     else:
@@ -171,11 +174,16 @@ def run_grid(
         pair = load_with_status(study.base, console)
         if calibrated is not None and not force:
             calibrated.check(fingerprints(pair), study.base.settings)
-        watch(Evaluation(study, pair, tasks, out), console)
+        fitted = calibrated and calibrated.fitted_on(tasks)
+        watch(Evaluation(study, pair, tasks, out, fitted), console)
         if then is not None:
             study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
-            watch(Evaluation(study, pair, tasks, out), console)
-    console.print(Text(f"the run is in {out}; next: easd report {out}"))
+            watch(Evaluation(study, pair, tasks, out, fitted), console)
+    console.print(_shown(f"the run is in {out}; next: easd report {out}"))
+
+
+def _shown(text: str, style: str = "") -> Text:
+    return Text(visible(text), style)
 
 
 def _check_endpoint(calibrated: CalibrationFile | None, force: bool) -> None:
@@ -195,7 +203,7 @@ def load_tasks(
         with console.status(f"loading {spec.name}"):
             task = spec.load(allow_code_execution=allow_code_execution)
         for line in task.skipped:
-            console.print(Text(f"skipped: {task.name}: {line}", "yellow"), soft_wrap=True)
+            console.print(_shown(f"skipped: {task.name}: {line}", "yellow"), soft_wrap=True)
         tasks.append(task)
     return tasks
 
@@ -206,11 +214,13 @@ def watch(evaluation: GridRun[Any], console: Console) -> None:
     texts = tokens = 0
     seconds = 0.0
     total = len(evaluation.chunks())
+    for line in evaluation.warnings():
+        console.print(_shown(f"warning: {line}", "yellow"), soft_wrap=True)
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -229,7 +239,7 @@ def watch(evaluation: GridRun[Any], console: Console) -> None:
             texts += progress.texts
             tokens += progress.tokens
             seconds += progress.seconds
-            note = f"{chunk.task.name} · {chunk.system.name}"
+            note = visible(f"{chunk.task.name} · {chunk.system.name}")
             if seen[1]:
                 note += f" · {seen[0] / seen[1]:.1%} of {seen[1]} right"
             if seconds:
@@ -240,7 +250,7 @@ def watch(evaluation: GridRun[Any], console: Console) -> None:
     table = Table("task", "system", "right", "texts", title="this session")
     for (name, system), (correct, count) in tally.items():
         if count:
-            table.add_row(name, system, f"{correct / count:.1%}", f"{count:,}")
+            table.add_row(_shown(name), _shown(system), f"{correct / count:.1%}", f"{count:,}")
     if texts:
         console.print(table)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from easd.core.rules import field_names, rule_names, rule_type
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
+from easd.parsing import parse_json
 from easd.runs.files import write_json
 from easd.tasks import Task
 
@@ -32,7 +32,7 @@ class CalibrationFile:
         pair: names of the models.
         fingerprints: hashes of the weights and of the tokenizer.
         sampling: temperature and truncation.
-        data: of each task its name, source, hash and number of items.
+        data: of each task its name, source, hash and number of items, and each item's fingerprint.
         estimates: everything that was measured.
         easd_version: of the library that wrote it.
     """
@@ -82,6 +82,20 @@ class CalibrationFile:
         known = field_names(rule_type(name)) if name in rule_names() else []
         return {**{n: v for n, v in self.fields.items() if n in known}, **rule}
 
+    def fitted_on(self, tasks: Sequence[Task]) -> dict[str, Any]:
+        """What run.json says of it: its data, and how many items of `tasks` are among them.
+
+        The number is None where the file does not tell its items.
+        """
+        known = all("fingerprints" in data for data in self.data)
+        fitted = {each for data in self.data for each in data.get("fingerprints", ())}
+        shared = {
+            task.name: sum(item.fingerprint in fitted for item in task.items) if known else None
+            for task in tasks
+        }
+        data = [{n: v for n, v in each.items() if n != "fingerprints"} for each in self.data]
+        return {"kind": self.kind, "data": data, "overlap": shared}
+
 
 def read_calibration(path: str | Path) -> CalibrationFile:
     """Reads a file that `easd calibrate` or `easd diagnose` wrote.
@@ -91,14 +105,14 @@ def read_calibration(path: str | Path) -> CalibrationFile:
     """
     path = Path(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"cannot read the calibration {str(path)!r} ({reason})") from None
     except ValueError as error:
         raise ConfigError(f"{str(path)!r} is damaged ({error}); calibrate again") from None
     names = {f.name for f in fields(CalibrationFile)}
-    if not isinstance(values, dict) or values.keys() != names:
+    if not isinstance(values, dict) or values.keys() != names or not _fits(values):
         raise ConfigError(f"{str(path)!r} is no calibration; give a file of `easd calibrate`")
     if values["format"] != FORMAT:
         raise ConfigError(
@@ -108,13 +122,26 @@ def read_calibration(path: str | Path) -> CalibrationFile:
     return CalibrationFile(**values)
 
 
+def _fits(values: Mapping[str, Any]) -> bool:
+    """Whether the values are of the kinds that a calibration has."""
+    mappings = ("fields", "fingerprints", "sampling", "estimates")
+    data = values["data"]
+    return (
+        all(isinstance(values[name], dict) for name in mappings)
+        and isinstance(data, list)
+        and all(isinstance(each, dict) for each in data)
+        and values["sampling"].keys() <= set(SAMPLING)
+    )
+
+
 def data_of(task: Task) -> dict[str, Any]:
-    """A task's name, source, hash and number of items."""
+    """A task's name, source, hash and number of items, and each item's fingerprint."""
     return {
         "task": task.name,
         "source": task.source,
         "hash": task.data_hash,
         "items": len(task.items),
+        "fingerprints": [item.fingerprint for item in task.items],
     }
 
 

@@ -91,7 +91,7 @@ def _about(at: AtThreshold) -> list[str]:
 
 def _about_pool(pool: PoolFit) -> str:
     if pool.fallback:
-        return f"Pool: a = 1, b = 0, the target's best token, since {pool.fallback}."
+        return f"Pool (not fitted: greedy-p): a = 1, b = 0, since {pool.fallback}."
     return (
         f"Pool: a = {pool.a:.2f} ± {pool.a_error:.2f}, b = {pool.b:+.2f} ± {pool.b_error:.2f} "
         f"(standard errors; {pool.n:,} choices in {pool.n_texts:,} texts, {pool.n_outside:,} right "

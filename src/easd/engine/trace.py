@@ -9,7 +9,6 @@ from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +26,12 @@ from easd.engine.record import (
 from easd.engine.request import Row
 from easd.errors import TraceError
 from easd.runs.files import now, write_json
+from easd.runs.parts import Parts
 from easd.runs.schema import PARTS, STEPS, TABLES, TOP, VOCABULARY
+from easd.runs.seal import seal_json
 from easd.runs.tally import Tally
 from easd.runs.texts import TokenTexts
-from easd.runs.writer import describe, write_part
+from easd.runs.writer import describe
 
 if TYPE_CHECKING:
     from easd.config import RunConfig
@@ -65,7 +66,6 @@ class TraceWriter:
         self.folder = claim_folder(folder)
         self._tokenizer: Any = pair.tokenizer
         self._top_n = getattr(config.settings.rule, "top_n", TOP)
-        self._id = uuid4().hex[:12]
         self._samples: dict[int, int] = {}
         self._seconds: dict[int, float] = defaultdict(float)
         self._texts = TokenTexts(pair.tokenizer)
@@ -77,10 +77,11 @@ class TraceWriter:
         self._run = describe(
             "trace",
             config.to_dict(),
-            run=self._id,
             signals=signals_of(config.settings),
             **provenance(pair),
         )
+        self._id: str = self._run["run"]
+        self._parts = Parts(self.folder, "trace", self._id)
         self._save_run()
 
     def __enter__(self) -> TraceWriter:
@@ -106,7 +107,8 @@ class TraceWriter:
             status = "failed"
             raise
         finally:
-            self._run |= {"status": status, "ended": now()}
+            parts = self._parts.names(self._parts.marker)
+            self._run |= {"status": status, "ended": now(), "parts": parts}
             self._save_run()
 
     def add(self, record: StepRecord) -> None:
@@ -174,9 +176,7 @@ class TraceWriter:
             "steps": self._table(STEPS, [rows.step for rows in self._pending]),
             "samples": self._table(TABLES["trace"]["samples"], samples),
         }
-        for name, table in tables.items():
-            if table.num_rows:
-                write_part(self.folder, name, f"part-{self._part:05d}", table)
+        self._parts.write(f"part-{self._part:05d}", tables)
         # Not before all are written: what was cut short is then written again, to the same files.
         self._pending = []
         self._part += 1
@@ -186,7 +186,7 @@ class TraceWriter:
         return pa.Table.from_pylist([{"run": self._id, **row} for row in rows], schema=schema)
 
     def _save_run(self) -> None:
-        write_json(self.folder / "run.json", self._run)
+        write_json(self.folder / "run.json", seal_json(self._run))
 
 
 def sample_counts(row: Row) -> dict[str, Any]:

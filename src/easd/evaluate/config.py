@@ -9,6 +9,7 @@ from typing import Any
 
 from easd.config import Fill, RunConfig, parse_override, parse_rule, read_yaml, rule_to_dict
 from easd.core.rules import Rule, field_names, make_rule, rule_name, rule_type
+from easd.core.rules.pool import Pool
 from easd.engine.settings import Settings
 from easd.errors import ConfigError
 from easd.evaluate.grid import GRID, Grid, listed, parse_grid, whole
@@ -174,13 +175,29 @@ def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill 
         overrides = {
             key: rule.pop(key) for key in _SYSTEM_SETTINGS if key in rule and key not in known
         }
-        return _system(spec, fill(rule), overrides, shared)
+        name = f"{spec}{unfitted(rule, fill)}"
+        return _system(name, fill(rule), overrides, shared)
     if not isinstance(spec, Mapping):
         raise ConfigError(f"system {spec!r} is no rule; write a rule's name, or a mapping")
     overrides = {key: value for key, value in spec.items() if key not in ("name", "rule")}
     rule = spec.get("rule", "easd")
     rule = split_rule(rule) if isinstance(rule, str) else dict(rule)
-    return _system(spec.get("name"), fill(rule), overrides, shared)
+    name = spec.get("name")
+    note = unfitted(rule, fill)
+    if note:
+        name = f"{name or rule['name']}{note}"
+    return _system(name, fill(rule), overrides, shared)
+
+
+def unfitted(rule: Mapping[str, Any], fill: Fill) -> str:
+    """What the name of a pool says whose powers nobody gave and no diagnosis could fit."""
+    if rule.get("name") != Pool.name or "a" in rule or "b" in rule:
+        return ""
+    filled, default = fill(rule), Pool()
+    if (filled.get("a", default.a), filled.get("b", default.b)) != default.powers:
+        return ""
+    drawn = filled.get("pick", default.pick) != default.pick
+    return " (not fitted: drawn from p)" if drawn else " (not fitted: greedy-p)"
 
 
 def _system(

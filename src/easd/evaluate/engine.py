@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,12 @@ class Evaluation(GridRun[System]):
     config: StudyConfig
 
     def __init__(
-        self, config: StudyConfig, pair: Pair, tasks: Sequence[Task], folder: str | Path
+        self,
+        config: StudyConfig,
+        pair: Pair,
+        tasks: Sequence[Task],
+        folder: str | Path,
+        fitted: Mapping[str, Any] | None = None,
     ) -> None:
         """Takes the folder and checks that what it holds is part of this very study.
 
@@ -47,7 +52,7 @@ class Evaluation(GridRun[System]):
         self._rewards = {
             system.name: self._load_reward(system) for system in config.systems if system.reward
         }
-        super().__init__(config, tasks, folder)
+        super().__init__(config, tasks, folder, fitted)
 
     def about(self) -> dict[str, Any]:
         return provenance(self.pair)

@@ -12,6 +12,7 @@ from easd.tasks import Task, load_task
 GRID = ("tasks", "systems", "seeds", "chunk")
 
 _TASK = ("data", "limit", "first")
+MOST = 2**31 - 1  # As the tables of a run hold seeds and indices.
 
 
 class AnySystem(Protocol):
@@ -110,20 +111,36 @@ def parse_grid(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
-    """A task from its name, from `name:limit`, or from a mapping with `name`.
+    """A task from its name, `name:limit`, `name:first-end`, or a mapping with `name`.
 
     Raises:
         ConfigError: There is no name, or a number is none.
     """
     if isinstance(spec, str):
-        name, _, limit = spec.partition(":")
-        return TaskSpec(name=name, limit=whole(limit, "limit") if limit else None, options={})
+        name, _, items = spec.partition(":")
+        first, limit = _slice(items, spec)
+        return TaskSpec(name=name, first=first, limit=limit, options={})
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise ConfigError(f"task {spec!r} has no name; write a name, or a mapping with 'name'")
     known = {name: spec[name] for name in _TASK if spec.get(name) is not None}
     known |= {name: whole(known[name], name) for name in ("limit", "first") if name in known}
     options = {name: value for name, value in spec.items() if name not in ("name", *_TASK)}
     return TaskSpec(name=str(spec["name"]), options=options, **known)
+
+
+def _slice(items: str, spec: str) -> tuple[int, int | None]:
+    """`first` and `limit` of what stands behind a task's colon."""
+    if not items:
+        return 0, None
+    first, dash, end = items.partition("-")
+    if not dash or not first:
+        return 0, whole(items, "limit")
+    start, stop = whole(first, "first"), whole(end, "end")
+    if stop <= start:
+        raise ConfigError(
+            f"task {spec!r} has no item: items are counted from 0, and {stop} is not above {start}"
+        )
+    return start, stop - start
 
 
 def listed(value: Any, name: str) -> Sequence[Any]:
@@ -146,6 +163,9 @@ def whole(value: Any, name: str) -> int:
         ConfigError: It is none.
     """
     try:
-        return int(str(value))
+        found = int(str(value))
     except ValueError:
         raise ConfigError(f"{name} = {value!r} is not a whole number") from None
+    if abs(found) > MOST:
+        raise ConfigError(f"{name} = {found} is too large; it can be {MOST:,} at most")
+    return found

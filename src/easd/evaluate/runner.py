@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from easd.evaluate.grid import Grid, S
 from easd.runs import TABLES, RunFolder, describe
+from easd.runs.fitted import overlaps
 from easd.tasks import Item, Task
 
 _TABLES = TABLES["evaluation"]
@@ -83,14 +84,27 @@ class Decoded:
 class GridRun(ABC, Generic[S]):
     """A grid in a folder, to be run or to be gone on with."""
 
-    def __init__(self, config: Grid[S], tasks: Sequence[Task], folder: str | Path) -> None:
+    def __init__(
+        self,
+        config: Grid[S],
+        tasks: Sequence[Task],
+        folder: str | Path,
+        fitted: Mapping[str, Any] | None = None,
+    ) -> None:
         """Takes the folder and checks that what it holds is part of this very run.
+
+        Args:
+            config: the grid.
+            tasks: its tasks, loaded.
+            folder: new, or that of the same run.
+            fitted: what a calibration that fills in fields of rules was fitted on.
 
         Raises:
             TraceError: The folder belongs to something else, or to a run with other settings.
         """
         self.config = config
         self.tasks = tasks
+        self._fitted = [dict(fitted)] if fitted else []
         self._out = RunFolder(folder, "evaluation")
         try:
             self._begin()
@@ -141,7 +155,7 @@ class GridRun(ABC, Generic[S]):
     def _progress(self) -> Iterator[Progress]:
         chunks = self.chunks()
         for done, chunk in enumerate(chunks, 1):
-            if self._out.has("samples", chunk.name):
+            if self._out.has(chunk.name):
                 yield Progress(chunk=chunk, done=done, total=len(chunks), resumed=True)
                 continue
             samples, timing = self._finish(chunk)
@@ -199,6 +213,7 @@ class GridRun(ABC, Generic[S]):
             self.config.to_dict(),
             systems=[system.to_dict() for system in self.config.systems],
             tasks={task.name: _task_dict(task) for task in self.tasks},
+            fitted=self._fitted,
             **self.about(),
         )
         earlier = self._out.earlier
@@ -211,9 +226,17 @@ class GridRun(ABC, Generic[S]):
             names = {system["name"] for system in run["systems"]}
             kept = [system for system in earlier["systems"] if system["name"] not in names]
             run["systems"] = kept + run["systems"]
+            before = earlier["fitted"]
+            run["fitted"] = before + [fitted for fitted in self._fitted if fitted not in before]
         for task in self.tasks:
             self._out.write(task.name, {"items": _items_table(task)})
         self._out.begin(run)
+
+    def warnings(self) -> Iterator[str]:
+        """What whoever runs it should know before it is decoded."""
+        for path in self._out.damaged:
+            yield f"{path} was damaged; it is in {self._out.folder / 'damaged'} now"
+        yield from overlaps(self._out.run)
 
 
 def _must_agree(run: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.runs import Run, traces
+from easd.runs.fitted import overlaps
 from easd.runs.reader import CALLED
 from easd.runs.texts import visible
 
@@ -23,10 +24,10 @@ def overview(run: Run, console: Console) -> None:
     """Prints what a run holds, and which command shows more of it."""
     lines = [_head(run)]
     if run.kind == "evaluation":
-        console.print(*lines, _grades(run), sep="\n")
+        console.print(_name(_head(run)), _grades(run), sep="\n")
         lines = list(_evaluation_hints(run))
     elif run.kind == "bench":
-        console.print(*lines, _speeds(run), sep="\n")
+        console.print(_name(_head(run)), _speeds(run), sep="\n")
         lines = [f"`easd bench --out {run.folder}` with the same settings prints the ratios"]
     for line in lines:
         console.print(Text(visible(line)), soft_wrap=True)
@@ -41,6 +42,8 @@ def _head(run: Run) -> str:
 
 
 def _evaluation_hints(run: Run) -> Iterator[str]:
+    for line in overlaps(run.run):
+        yield f"warning: {line}"
     recorded = traces(run)
     if recorded:
         systems = dict.fromkeys(cell.run["cell"]["system"] for cell in recorded)
@@ -65,8 +68,8 @@ def _grades(run: Run) -> Table:
     rows = _summed(samples, keys, ["correct", *sums])
     for row in sorted(rows, key=lambda row: order.index(row["system"])):
         table.add_row(
-            visible(row["task"]),
-            visible(row["system"]),
+            _name(row["task"]),
+            _name(row["system"]),
             f"{row['count']:,}",
             _percent(row["correct"], row["count"]),
             "" if row["new_tokens"] is None else f"{row['new_tokens']:,}",
@@ -83,7 +86,7 @@ def _speeds(run: Run) -> Table:
         table.add_row(
             str(row["batch"]),
             "as it is" if row["context"] is None else str(row["context"]),
-            row["system"],
+            _name(row["system"]),
             str(row["count"]),
             f"{row['tokens'] / row['seconds']:.1f}",
             _percent(row["accepted"], row["examined"]),
@@ -101,6 +104,10 @@ def _summed(table: pa.Table, keys: Sequence[str], columns: Sequence[str]) -> lis
     grouped = table.group_by(list(keys), use_threads=False).aggregate([*asked, ([], "count_all")])
     renamed = {f"{name}_sum": name for name in columns} | {"count_all": "count"}
     return grouped.rename_columns([renamed.get(n, n) for n in grouped.column_names]).to_pylist()
+
+
+def _name(text: str) -> Text:
+    return Text(visible(text))
 
 
 def _percent(part: float | None, whole: float | None, digits: int = 1) -> str:

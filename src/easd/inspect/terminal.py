@@ -45,7 +45,7 @@ def render(trace: Run, sample: int, console: Console) -> None:
     """
     rule = trace.run["config"]["rule"]
     rows = _rows(trace, sample)
-    console.print(Line(_heading(trace, sample), align="left", style="dim"))
+    console.print(Line(Text(_heading(trace, sample)), align="left", style="dim"))
     console.print(_prompt(trace, sample))
     console.print(_decoded(rows))
     console.print(_legend())
@@ -60,8 +60,10 @@ def summary_panel(found: dict[str, Any], config: dict[str, Any], *, title: str) 
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     for name, value in _lines(found, config):
-        grid.add_row(name, Text(value))
-    return Panel(grid, title=Text(title), title_align="left", box=box.ROUNDED, expand=False)
+        grid.add_row(name, Text(visible(value)))
+    return Panel(
+        grid, title=Text(visible(title)), title_align="left", box=box.ROUNDED, expand=False
+    )
 
 
 def describe_rule(rule: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from easd.report.page import (
     tables_by_task,
     with_interval,
 )
+from easd.runs.fitted import overlaps
 
 _VERDICT = ("system", "finding", "difference", "p_holm", "p_equivalent", "detectable", "same_text")
 _SIGNS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "=", SAME: "=", UNKNOWN: "?"}
@@ -62,9 +63,14 @@ def verdict(frames: Frames, tables: Tables, margin: float) -> Section:
         name="verdict",
         title="Verdict",
         sentences=tuple(filter(None, sentences)),
-        warnings=_unfinished(frames, tables["coverage"]),
+        warnings=(*_unfinished(frames, tables["coverage"]), *_fitted(frames)),
         tables=tuple(shown),
     )
+
+
+def _fitted(frames: Frames) -> list[str]:
+    found = list(overlaps(frames.run))
+    return [f"{line[0].upper()}{line[1:]}." for line in found]
 
 
 def accuracies(frames: Frames, tables: Tables) -> Section:

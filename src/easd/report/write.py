@@ -29,6 +29,7 @@ from easd.report.page import (
 from easd.runs import Run
 from easd.runs.texts import visible
 
+_FORMULA = ("=", "+", "-", "@")  # A spreadsheet calculates a cell that begins so.
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _IDS = re.compile(r'(id="|href="#|url\(#)([^")]+)')
 
@@ -307,8 +308,21 @@ def _write(out: Path, parts: Sequence[Part], title: str) -> None:
         if table.shape[1] <= 1:
             continue
         table.insert(0, "run", table.pop("run"))
-        table.to_csv(out / "tables" / f"{name}.csv", index=False)
+        _for_spreadsheets(table).to_csv(out / "tables" / f"{name}.csv", index=False)
         table.to_parquet(out / "tables" / f"{name}.parquet", index=False)
+
+
+def _for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with texts that a spreadsheet cannot take for a formula, or a terminal obey."""
+    columns = table.select_dtypes(exclude=["number", "bool"]).columns
+    return table.assign(**{str(name): table[name].map(_cell_text) for name in columns})
+
+
+def _cell_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.lstrip()[:1] in _FORMULA else text
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

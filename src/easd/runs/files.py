@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from easd.errors import TraceError
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -20,7 +23,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        path.parent.mkdir(exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            _sync(path.parent.parent)
         write(unfinished)
         _sync(unfinished)
         os.replace(unfinished, path)
@@ -48,6 +53,8 @@ def write_json(path: Path, value: Any) -> None:
         TraceError: It cannot be written.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if _SURROGATE.search(text):  # UTF-8 has no half of a character, JSON has an escape for it.
+        text = json.dumps(value, indent=2) + "\n"
     replace_file(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 

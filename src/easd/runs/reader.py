@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from easd.errors import TraceError
+from easd.parsing import parse_json
+from easd.runs.parts import Parts
 from easd.runs.schema import FORMAT, TABLES, Kind
+from easd.runs.seal import is_sealed
+from easd.runs.texts import shortened, visible
 
 CALLED: dict[Kind, str] = {
     "trace": "a trace",
@@ -61,12 +64,36 @@ def open_run(folder: str | Path, kind: Kind | None = None) -> Run:
         kind: that is wanted, if only one will do.
 
     Raises:
-        TraceError: The folder holds no run, one of another kind or format, or a damaged part.
+        TraceError: The folder holds no run, one of another kind or format, or a part that is
+            damaged, missing, or not of this run.
     """
     folder = Path(folder)
     run = read_description(folder, kind)
-    schemas = TABLES[run["kind"]]
-    return Run(folder=folder, run=run, **{n: _read_table(folder, n, schemas[n]) for n in schemas})
+    tables = read_tables(Parts(folder, run["kind"], run["run"]), run)
+    if run["kind"] == "evaluation":
+        _check_keys(folder, run, tables["samples"])
+    return Run(folder=folder, run=run, **tables)
+
+
+def read_tables(parts: Parts, run: dict[str, Any]) -> dict[str, pa.Table]:
+    """Everything that was written whole.
+
+    Raises:
+        TraceError: See `open_run`.
+    """
+    names = parts.names(parts.marker)
+    for name in run.get("parts", ()):
+        if name not in names:
+            raise parts.missing(parts.marker, name)
+    groups = [(name, parts.group(name)) for name in names]
+    if run["kind"] == "evaluation":
+        needed = run["tasks"] if names else parts.names("items")
+        groups += [(task, parts.group(task, "items")) for task in needed]
+    parts.check_strangers({(table, name) for name, group in groups for table in group})
+    return {
+        table: _joined([group[table] for _, group in groups if table in group], schema)
+        for table, schema in TABLES[parts.kind].items()
+    }
 
 
 def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
@@ -79,7 +106,7 @@ def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
     if (folder / "bench.json").exists() and not path.exists():
         raise TraceError(_outdated(folder, "a benchmark (bench.json)", {}))
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         wanted = _WRITTEN_BY[kind] if kind else "easd generate, eval or bench"
         raise TraceError(
@@ -90,15 +117,20 @@ def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
         raise TraceError(f"{str(path)!r} is damaged ({error}); the run cannot be read") from None
     if not isinstance(run, dict) or "format" not in run:
         raise TraceError(f"{str(path)!r} describes no run; give another folder")
-    if run["format"] == 1:
-        raise TraceError(_outdated(folder, CALLED.get(run.get("kind", "trace"), "a run"), run))
+    if run["format"] in (1, 2):
+        was = run.get("kind", "trace")  # The first traces had none.
+        called = next((called for name, called in CALLED.items() if name == was), "a run")
+        raise TraceError(_outdated(folder, called, run))
     if run["format"] != FORMAT:
         raise TraceError(
-            f"{str(path)!r} has format {run['format']!r}, this version reads {FORMAT}; "
+            f"{str(path)!r} has format {shortened(run['format'])}, this version reads {FORMAT}; "
             "read it with the version that wrote it"
         )
-    if run.get("kind") not in TABLES:
-        raise TraceError(f"{str(path)!r} has kind {run.get('kind')!r}; give another folder")
+    if not _is_sealed(run):
+        raise TraceError(
+            f"{str(path)!r} is damaged, or was changed by hand (its seal does not fit); restore it "
+            "from a copy, or run again into another folder"
+        )
     if kind not in (None, run["kind"]):
         raise TraceError(
             f"{str(folder)!r} holds {CALLED[run['kind']]}, not {CALLED[kind]}; "
@@ -108,24 +140,47 @@ def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
     return run
 
 
+def _is_sealed(run: dict[str, Any]) -> bool:
+    try:
+        return is_sealed(run)
+    except RecursionError:
+        return False
+
+
 def _outdated(folder: Path, what: str, run: dict[str, Any]) -> str:
-    version = run.get("versions", {}).get("easd")
+    versions = run.get("versions")
+    version = versions.get("easd") if isinstance(versions, dict) else None
     return (
-        f"{str(folder)!r} holds {what} of format 1, this version reads {FORMAT}; run it again into "
-        f"another folder, or read it with the commit that wrote it"
-        + (f" (easd {version})" if version else "")
+        f"{str(folder)!r} holds {what} of format {run.get('format', 1)}, this version reads "
+        f"{FORMAT}; run it again into another folder, or read it with the version that wrote it"
+        + (f" (easd {shortened(version)})" if version else "")
     )
 
 
-def _read_table(folder: Path, name: str, schema: pa.Schema) -> pa.Table:
-    parts = []
-    for path in sorted((folder / name).glob("*.parquet")):
-        try:
-            parts.append(pq.ParquetFile(path).read())
-        except (OSError, pa.ArrowException) as error:
-            raise TraceError(
-                f"{str(path)!r} is damaged ({str(error).splitlines()[0]}); remove that file to "
-                "read the rest; an evaluation that goes on decodes it again"
-            ) from None
+def _joined(parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
     # Each part has a dictionary of its own for names, which Arrow does not group by.
     return pa.concat_tables(parts).unify_dictionaries() if parts else schema.empty_table()
+
+
+def _check_keys(folder: Path, run: dict[str, Any], samples: pa.Table) -> None:
+    """Every text belongs to the grid and is there once."""
+    keys = ("system", "task", "seed", "index")
+    known = {
+        "system": [system["name"] for system in run["systems"]],
+        "task": list(run["tasks"]),
+        "seed": run["config"]["seeds"],
+    }
+    for name, values in known.items():
+        strange = set(samples[name].unique().to_pylist()) - set(values)
+        if strange:
+            raise TraceError(
+                f"{str(folder)!r} has texts of the {name} {visible(str(strange.pop()))!r}, which "
+                "run.json does not name; evaluate again into another folder"
+            )
+    counts = samples.group_by(list(keys), use_threads=False).aggregate([([], "count_all")])
+    twice = counts.filter(pc.field("count_all") > 1).to_pylist()
+    if twice:
+        first = ", ".join(f"{name} {visible(str(twice[0][name]))}" for name in keys)
+        raise TraceError(
+            f"{str(folder)!r} has a text twice ({first}); evaluate again into another folder"
+        )

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-FORMAT = 2
+FORMAT = 3
 Kind = Literal["trace", "evaluation", "bench"]
 TOP = 5  # Most probable tokens kept per position for inspectors.
 

@@ -6,15 +6,16 @@ A row has `problem`, `answer` or `answers`, and what its kind needs besides: `so
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from easd.errors import ConfigError, InputError
+from easd.parsing import parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,12 @@ class Item:
     answers: tuple[str, ...]
     reference: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the prompt's words, which tells the problem in any file and under any id."""
+        words = " ".join(self.prompt.split())
+        return blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +178,7 @@ def read_file(path: Path) -> Iterator[DataRow]:
             continue
         place = f"{path.name}:{number}"
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError as error:
             raise InputError(f"{place}: the line is not JSON ({error})") from None
         if not isinstance(values, dict):

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from easd.errors import ConfigError, EndpointError
 from easd.evaluate.endpoint.servers import DIALECTS, Link, Server
 from easd.evaluate.endpoint.settings import SAMPLING, EndpointSystem
+from easd.parsing import parse_json
 from easd.tasks import Item, Task
 
 try:
@@ -156,7 +157,7 @@ class Client:
                 status,
             )
         try:
-            return response.json()
+            return parse_json(response.content)
         except ValueError:
             raise _Passing(f"no JSON but {_short(response.text)!r}") from None
 
@@ -195,7 +196,7 @@ def _asked_wait(header: str | None) -> float:
 def _message(response: httpx2.Response) -> str:
     """The error message of an answer, in the formats that servers use."""
     try:
-        said = response.json()
+        said = parse_json(response.content)
     except ValueError:
         return _short(response.text) or "no message"
     for name in ("error", "message", "detail"):

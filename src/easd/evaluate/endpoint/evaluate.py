@@ -165,6 +165,7 @@ class EndpointEvaluation(GridRun[EndpointSystem]):
         tasks: Sequence[Task],
         folder: str | Path,
         on_wait: Callable[[str], None] | None = None,
+        fitted: Mapping[str, Any] | None = None,
     ) -> None:
         """Asks the servers what they are, and takes the folder.
 
@@ -173,6 +174,7 @@ class EndpointEvaluation(GridRun[EndpointSystem]):
             tasks: its tasks, loaded.
             folder: new, or that of the same study.
             on_wait: called with the reason while requests wait to be sent again.
+            fitted: what a calibration that fills in fields of rules was fitted on.
 
         Raises:
             EasdError: A server cannot be used, or the folder holds another run.
@@ -181,7 +183,7 @@ class EndpointEvaluation(GridRun[EndpointSystem]):
         self._client = Client(config.link, on_wait)
         try:
             config, self._servers = self._loop.run(preflight(self._client, config, list(tasks)))
-            super().__init__(config, tasks, folder)
+            super().__init__(config, tasks, folder, fitted)
         except BaseException:
             self.close()
             raise

@@ -8,7 +8,7 @@ from typing import Any
 
 from easd.config import Fill, RunConfig, parse_rule, rule_to_dict
 from easd.errors import ConfigError
-from easd.evaluate.config import split_rule
+from easd.evaluate.config import split_rule, unfitted
 from easd.evaluate.endpoint.servers import SERVER, Link, Server, parse_endpoint, parse_server
 from easd.evaluate.grid import GRID, Grid, listed, parse_grid
 
@@ -167,7 +167,7 @@ def parse_endpoint_system(
         base = {name: getattr(server, name) for name in inherited}
         server = parse_server({**base, **spec})
     return EndpointSystem(
-        name=str(spec.get("name") or _describe(rule, overrides)),
+        name=f"{spec.get('name') or _describe(rule, overrides)}{_note(spec.get('rule'), fill)}",
         server=server,
         sampling={**shared, **overrides},
         overrides=overrides,
@@ -175,6 +175,12 @@ def parse_endpoint_system(
         body=dict(body),
         own_server=own_server,
     )
+
+
+def _note(rule: Any, fill: Fill) -> str:
+    """See `unfitted`."""
+    given = split_rule(rule) if isinstance(rule, str) else rule
+    return unfitted(given, fill) if isinstance(given, Mapping) else ""
 
 
 def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:

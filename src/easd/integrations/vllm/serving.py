@@ -13,6 +13,7 @@ from easd.core.rules import EASD, Rule, rule_name
 from easd.core.rules.refusal import Refusal
 from easd.errors import ConfigError
 from easd.integrations.vllm import KEY
+from easd.parsing import parse_json
 
 PER_REQUEST = ("tau_h", "tau_o")
 
@@ -65,7 +66,7 @@ def _rule_for(serving: Serving, asked_json: str) -> EASD | None:
     asked = json.loads(asked_json)
     if isinstance(asked, str):  # over HTTP `vllm_xargs` carries no mappings
         try:
-            asked = json.loads(asked)
+            asked = parse_json(asked)
         except ValueError:
             raise _not_understood(asked) from None
     if asked in (False, True):  # 0 and 1 too: HTTP turns booleans into numbers

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from hashlib import blake2b
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Bench:
         missing = {turn for turn in turns if (turn[0], *astuple(turn[1]), turn[2].name) not in done}
         for cell, system in dict.fromkeys(turn[1:] for turn in turns if turn in missing):
             self._decode(cell, system, 0, _WARM_UP)  # Caches, packed weights, allocators.
-        part = len(rows)
+        places = {pair: place for place, pair in enumerate(product(self.cells, self.systems))}
         for turn in turns:
             number, cell, system = turn
             if turn not in missing:
@@ -95,8 +96,8 @@ class Bench:
             timing = self._decode(cell, system, number + 1, self.tokens)
             own = {"round": number, **asdict(cell), "system": system.name, "gamma": system.gamma}
             row = pa.Table.from_pylist([own | timing.to_row()], TABLES["bench"]["timings"])
+            part = number * len(places) + places[cell, system]
             out.write(f"part-{part:05d}", {"timings": row})
-            part += 1
             yield *turn, timing
 
     def _turns(self) -> Iterator[tuple[int, Cell, System]]:
@@ -134,7 +135,7 @@ class Bench:
             out.check_same(_must_agree(out.earlier), _must_agree(run))
             run["config"]["rounds"] = max(out.earlier["config"]["rounds"], self.rounds)
         out.begin(run)
-        return open_run(self.folder, "bench").timings.to_pylist()
+        return out.rows("timings")
 
     def _describe(self) -> dict[str, Any]:
         return describe(

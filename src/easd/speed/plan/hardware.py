@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from easd.errors import ConfigError
+from easd.parsing import parse_yaml
 
 # Over float32 entries: softmax, entropy, top tokens, noise, acceptance, residual.
 _PASSES = 12
@@ -205,13 +205,13 @@ def parse_hardware(text: str, price: float | None = None) -> Hardware:
 
 def _from_file(path: Path) -> Hardware:
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = parse_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise TypeError("it holds no mapping")
         if values.get("products"):
             values["products"] = ProductTable.from_dict(values["products"])
         return Hardware(**values)
-    except (TypeError, ValueError, KeyError, yaml.YAMLError) as error:
+    except (OSError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{str(path)!r} describes no hardware ({error}); it takes "
             + ", ".join(f.name for f in fields(Hardware))

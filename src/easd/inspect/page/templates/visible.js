@@ -1,5 +1,6 @@
-// As `easd.trace.visible` in Python; a test holds the two together.
-const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
+// As `easd.runs.texts.visible` in Python; a test holds the two together.
+const UNSEEN =
+  /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|\p{Surrogate}/gu;
 
 /** The text with control, bidirectional and zero-width characters spelt out. */
 export function visible(text) {
