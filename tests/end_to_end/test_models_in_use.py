@@ -97,3 +97,36 @@ def test_ids_go_where_the_weights_are_that_are_in_memory():
     embedding.forward = lambda given: nn.functional.embedding(given, held)
     assert target.device.type == "meta"
     assert ids(generate(target, draft, ASKED, **GREEDY)) == alone
+
+
+def test_a_compiled_model_writes_its_models_text():
+    target, draft = fresh_pair()
+    wrapped = (
+        torch.compile(target, backend="eager"),
+        nn.DataParallel(draft) if DEVICE == "cpu" else draft,
+    )
+    alone = ids(generate(target, draft, ASKED, **GREEDY))
+    assert ids(generate(*wrapped, ASKED, **GREEDY)) == alone
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter_of_peft_is_decoded_with():
+    peft = pytest.importorskip("peft")
+    target, draft = fresh_pair()
+    config = peft.LoraConfig(
+        target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    adapted = peft.get_peft_model(target, config)
+    expected = [plainly(adapted, prompt) for prompt in ASKED]
+    assert ids(generate(adapted, draft, ASKED, **GREEDY)) == expected
+    assert ids(generate(draft, adapted, ASKED, **GREEDY)) == [plainly(draft, p) for p in ASKED]
+    virtual = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    prompted = peft.get_peft_model(fresh_pair()[0], virtual)
+    with pytest.raises(ModelError, match="puts virtual tokens before each prompt"):
+        generate(prompted, draft, ASKED, **GREEDY)
+
+
+@pytest.mark.parametrize("given", ["gpt2", nn.Linear(2, 2), 5])
+def test_what_is_no_model_is_told(given):
+    with pytest.raises(ModelError, match="is no transformers model; load one with"):
+        generate(given, None, ASKED, **GREEDY)

@@ -120,7 +120,7 @@ def _drafter(pair: Pair, settings: Settings, gamma: int, num_rows: int) -> Draft
         return PromptLookupDrafter(pair.vocab_size, pair.target.device, gamma)
     if pair.draft is None:
         raise ConfigError("no draft model given; name one, or use drafter='prompt-lookup'")
-    draft = SlotModel(pair.draft, num_rows)
+    draft = SlotModel(pair.draft, num_rows, pair.vocab_size)
     return ModelDrafter(draft, pair.vocab_size, settings.least_block_prob)
 
 

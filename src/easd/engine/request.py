@@ -11,7 +11,7 @@ from torch import Tensor
 
 from easd.core.couplings import Coupling
 from easd.core.noise import request_key
-from easd.core.rules import Rule
+from easd.core.rules import Rule, as_rule
 from easd.engine.sampling import Processing
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -51,6 +51,10 @@ class Request:
     padding: tuple[int, ...] = ()
     keep_scores: bool = False
     wants_raw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rule is not None:
+            object.__setattr__(self, "rule", as_rule(self.rule))
 
 
 @dataclass(slots=True, kw_only=True)

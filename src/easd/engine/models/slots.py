@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
@@ -30,12 +30,22 @@ CACHE_KEYWORDS = ("cache", "past_key_values")
 
 
 class SlotModel:
-    """A model and the slots of a batch; `lengths` are the valid cached tokens of each row."""
+    """A model and the slots of a batch; `lengths` are the valid cached tokens of each row.
 
-    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
+    Args:
+        model: the model.
+        num_rows: number of rows.
+        vocab_size: number of tokens that it may be fed, if it may not know all of them. It reads
+            those that it does not know as token 0, and gives them the probability 0.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, num_rows: int, vocab_size: int | None = None
+    ) -> None:
         _check_mode(model)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
+        self._unknown = max(0, (vocab_size or 0) - self.config.vocab_size)
         self.cache = SlotCache(num_rows)
         self.lengths = [0] * num_rows
         self._packed = PackedLinears(model)
@@ -65,6 +75,8 @@ class SlotModel:
     def forward(self, tokens: Tensor, first_row: int = 0, keep: int | None = None) -> Tensor:
         """Logits [b, keep, V] of the last `keep` of `tokens` [b, T]; does not move `lengths`."""
         batch, length = tokens.shape
+        if self._unknown:
+            tokens = tokens.masked_fill(tokens >= self.config.vocab_size, 0)
         rows = slice(first_row, first_row + batch)
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
         positions = self.cache.placement.positions
@@ -79,7 +91,8 @@ class SlotModel:
                 **{self._cache_keyword: self.cache},
                 **extra,
             )
-        return output.logits if keep is None else output.logits[:, -keep:]
+        logits = output.logits if keep is None else output.logits[:, -keep:]
+        return pad(logits, (0, self._unknown), value=-torch.inf) if self._unknown else logits
 
     def move(self, source: int, target: int) -> None:
         """Moves a row's slots to another row."""
