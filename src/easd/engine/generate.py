@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from easd.engine.chat import check_characters
 from easd.engine.drafters import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
 from easd.engine.engine import Engine, StepRecord
 from easd.engine.models.slots import SlotModel
@@ -195,6 +196,7 @@ def _token_ids(
         return list(prompt)
     if tokenizer is None:
         raise ConfigError("the prompt is text; give the tokenizer that turns it into token ids")
+    check_characters(prompt)
     return tokenizer(prompt, add_special_tokens=special)["input_ids"]
 
 

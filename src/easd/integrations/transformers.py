@@ -47,6 +47,8 @@ _OWN_KEYWORDS = {
     *("attention_mask", "position_ids", "cache_position", "use_cache", "logits_to_keep"),
     *CACHE_KEYWORDS,
 }
+# Since transformers 5.24 `generate` encodes images first and passes on what came of them.
+_MADE_OF = {"mm_encoder_outputs": "pixel_values (or another input of the model's encoders)"}
 _UNSUPPORTED = {
     "output_logits": "use output_scores, the processed logits of every emitted token",
     "output_attentions": "run a plain forward over the finished text instead",
@@ -175,8 +177,7 @@ def _refuse_unsupported(
     given = [
         name for name, value in model_kwargs.items() if value is not None and value is not False
     ]
-    if unused := sorted({*given} - _OWN_KEYWORDS, key=lambda name: name.startswith("mm_")):
-        # Newer versions of transformers encode images beforehand and pass on both.
+    if unused := [_MADE_OF.get(name, name) for name in given if name not in _OWN_KEYWORDS]:
         raise ConfigError(
             f"{', '.join(unused)} cannot be honoured: the models are fed token ids alone; leave it "
             "out, or decode with transformers' own generate"
