@@ -17,6 +17,7 @@ _PATIENCE = 10  # seconds for the hub to answer
 # The names under which configs say how many layers a model has; the deepest models have hundreds.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _MOST_LAYERS = 10_000
+_LONGEST = 300
 
 
 def find_model(name: str) -> str | Path:
@@ -30,13 +31,13 @@ def find_model(name: str) -> str | Path:
         is_there, is_folder = folder.exists(), folder.is_dir()
         beside = folder.parent if folder.parent != Path() and folder.parent.is_dir() else None
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{shown(name)} cannot be a folder or a hub id ({error})") from None
+        raise ModelError(f"{quoted(name)} cannot be a folder or a hub id ({error})") from None
     if is_folder:
         return folder
     only_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if is_there or only_local or beside is not None:
-        there = "" if beside is None else f"; {shown(str(beside))} holds {_holds(beside)}"
-        raise ModelError(f"{shown(name)} is not a folder; give a model folder or a hub id{there}")
+        there = "" if beside is None else f"; {quoted(str(beside))} holds {_holds(beside)}"
+        raise ModelError(f"{quoted(name)} is not a folder; give a model folder or a hub id{there}")
     return name
 
 
@@ -53,7 +54,7 @@ def check_model(name: str) -> None:
     if _read(place, _ADAPTER) is not None:
         if find_spec("peft") is None:
             raise ModelError(
-                f"{shown(name)} is an adapter, which needs peft; pip install peft, or merge it "
+                f"{quoted(name)} is an adapter, which needs peft; pip install peft, or merge it "
                 "into its model"
             )
         return
@@ -62,21 +63,29 @@ def check_model(name: str) -> None:
         return  # The loader says what is wrong with the file.
     if config.get("auto_map"):
         raise ModelError(
-            f"{shown(name)} brings Python code of its own (auto_map in {_CONFIG}), and easd runs "
+            f"{quoted(name)} brings Python code of its own (auto_map in {_CONFIG}), and easd runs "
             "none; load it yourself after reading that code, and give easd.generate the model"
         )
     if config.get("is_encoder_decoder"):
         raise ModelError(
-            f"{shown(name)} is an encoder-decoder ({shown(config.get('model_type'))}); "
+            f"{quoted(name)} is an encoder-decoder ({shown(config.get('model_type'))}); "
             "encoder-decoder models are not supported, only decoders"
         )
     for field in _LAYERS:
         layers = config.get(field)
         if isinstance(layers, int) and layers > _MOST_LAYERS:
             raise ModelError(
-                f"{field} = {shown(layers)} in {_CONFIG} of {shown(name)} is more "
+                f"{field} = {shown(layers)} in {_CONFIG} of {quoted(name)} is more "
                 f"than any model has ({_MOST_LAYERS}); mend the file"
             )
+
+
+def quoted(name: str) -> str:
+    """A name or path as messages quote it; longer ones than a path of a few folders are cut."""
+    text = repr(name)
+    return (
+        text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    )
 
 
 def _holds(folder: Path) -> str:
@@ -95,7 +104,7 @@ def _ask_hub(name: str) -> None:
     except Exception as error:  # Besides its own, the hub's client raises those of its transport.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"{shown(name)} is no folder here, and the hub does not know it or cannot be asked "
+            f"{quoted(name)} is no folder here, and the hub does not know it or cannot be asked "
             f"({one_line(reason)}); check the name"
         ) from None
 

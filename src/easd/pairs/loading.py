@@ -16,9 +16,9 @@ from transformers import (
 
 from easd.engine.models.int8 import quantise_linears
 from easd.engine.pair import Pair, num_tokens
-from easd.errors import ModelError, one_line, shown
+from easd.errors import ModelError, one_line
 from easd.pairs import lab
-from easd.pairs.checking import check_model, find_model
+from easd.pairs.checking import check_model, find_model, quoted
 from easd.pairs.packaged import Report, silent
 from easd.pairs.smollm2 import SMOLLM2, load_smollm2
 
@@ -139,7 +139,7 @@ def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
     except Exception as error:  # Loaders raise anything from OSError to SafetensorError.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
-            f"cannot load the {what} of {shown(name)}: {one_line(reason)} "
+            f"cannot load the {what} of {quoted(name)}: {one_line(reason)} "
             "(check the name, the files, and for gated models your login)"
         ) from error
 
