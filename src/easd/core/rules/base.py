@@ -6,7 +6,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import cleandoc
 from pathlib import Path
@@ -44,7 +44,8 @@ class Rule(ABC):
             RULES[cls.name] = cls
 
     def __new__(cls, *values: Any, **named: Any) -> Self:
-        _check_fields(cls, named, f"{cls.__name__} ")
+        if is_dataclass(cls):
+            _check_fields(cls, named, f"{cls.__name__} ")
         return super().__new__(cls)
 
     @abstractmethod
