@@ -9,7 +9,11 @@ import pytest
 import torch
 from models import DEVICE, build, fresh_pair, gpt2_config, llama_pair, word_tokenizer
 from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
     GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -383,11 +387,46 @@ def test_positions_of_ones_own_are_refused():
     assert plain.tolist() == theirs(one(), do_sample=False).tolist()
 
 
-def test_inputs_beside_the_tokens_are_refused():
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token_type_ids", torch.ones(1, len(LONG), dtype=torch.long)),
+        ("token_type_ids", [[0] * len(LONG)]),
+        ("token_type_ids", {"of": "the prompt"}),
+    ],
+)
+def test_inputs_beside_the_tokens_are_refused(name, value):
     model = build(gpt2_config(24))
-    kinds = torch.ones(1, len(LONG), device=DEVICE, dtype=torch.long)
-    with pytest.raises(easd.errors.ConfigError, match="token_type_ids cannot be honoured"):
-        ours(one(), pair=(model, model), token_type_ids=kinds)
+    with pytest.raises(easd.errors.ConfigError, match=f"{name} cannot be honoured"):
+        ours(one(), pair=(model, model), **{name: value})
+
+
+def test_labels_are_refused_and_nothing_is_not():
+    with pytest.raises(easd.errors.ConfigError, match="labels cannot be honoured"):
+        ours(one(), labels=[1, 2])
+    assert ours(one(), do_sample=False, labels=None).tolist()
+
+
+def test_images_are_refused():
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 24}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    config = LlavaConfig(
+        text_config=LlamaConfig(**text),
+        vision_config=CLIPVisionConfig(**vision),
+        image_token_id=23,
+    )
+    model = AutoModelForImageTextToText.from_config(config)
+    images = torch.rand(1, 3, 8, 8)
+    with pytest.raises(easd.errors.ConfigError, match=r"pixel_values.* cannot be honoured"):
+        ours(one([23] * 4 + SHORT), pair=(model, model), pixel_values=images)
+
+
+@pytest.mark.parametrize("rule", ["speculative", Speculative])
+def test_a_rule_is_taken_by_its_name_or_class(rule):
+    expected = ours(one(), do_sample=True, seed=3).tolist()
+    assert ours(one(), do_sample=True, seed=3, rule=rule).tolist() == expected
 
 
 def test_no_draft_at_all_is_refused():

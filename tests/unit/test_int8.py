@@ -58,7 +58,7 @@ def test_the_draft_is_rounded_and_the_target_is_not(pair):
     rounded = [m for m in pair.draft.modules() if isinstance(m, Int8Linear)]
     assert len(rounded) == 4 * 7 + 1
     assert not any(isinstance(m, Int8Linear) for m in pair.target.modules())
-    assert not PackedLinears(pair.draft)._forwards
+    assert not PackedLinears(pair.draft)._layers
     assert Shape.of(pair.draft, "int8").products == Shape.of(plain.draft, "plain").products
     ids = torch.arange(1000, 1040)[None]
     with torch.inference_mode():

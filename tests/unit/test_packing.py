@@ -1,7 +1,10 @@
 import gc
+from threading import Thread
 
+import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from easd.engine.models import packing
 from easd.engine.models.packing import PackedLinears
@@ -33,6 +36,78 @@ def test_weights_changed_since_are_packed_anew():
         plain = layers(rows)
     with PackedLinears(layers), torch.inference_mode():
         torch.testing.assert_close(layers(rows), plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["next decode", "next forward"])
+def test_changes_that_torch_does_not_count_are_seen(again):
+    """A copy, a merged adapter, a moving average; the same storage and the same version."""
+    layers, rows = model(), torch.randn(1, 512)
+    context = PackedLinears(layers)
+    for change in (
+        lambda weight: weight.copy_(torch.randn_like(weight)),
+        lambda weight: weight.add_(torch.randn(384, 2) @ torch.randn(2, 512)),
+        lambda weight: weight.mul_(0.99),
+    ):
+        change(layers[0].weight.data)
+        plain = layers(rows)
+        with context if again else PackedLinears(layers), torch.inference_mode():
+            torch.testing.assert_close(layers(rows), plain.detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["one weight", "two rows", "two columns"])
+def test_the_smallest_changes_are_seen_by_the_next_decode(change):
+    layers = model()
+    before = packing._packed_weight(layers[0])
+    values = layers[0].weight.data
+    if change == "one weight":
+        values[100, 101] = torch.nextafter(values[100, 101], torch.tensor(1.0))
+    elif change == "two rows":
+        values[[3, 5]] = values[[5, 3]]
+    else:
+        values[:, [2, 3, 6, 7]] = values[:, [6, 7, 2, 3]]
+    PackedLinears(layers)
+    assert packing._packed_weight(layers[0]) is not before
+    assert packing._packed_weight(layers[0]) is packing._packed_weight(layers[0], thoroughly=True)
+
+
+def test_layers_that_others_have_changed_are_left_alone():
+    """An offloader sets `forward`, a pruner computes the weight before each product."""
+    for late in (False, True):
+        layers, rows = model(), torch.randn(1, 512)
+        context = PackedLinears(layers) if late else None
+
+        def theirs(given):
+            return given[..., :384]
+
+        layers[0].forward = theirs
+        prune.l1_unstructured(layers[2], "weight", 0.5)
+        prunes = layers[2].weight
+        expected = layers(rows).detach()
+        for _ in range(2):
+            with context or PackedLinears(layers), torch.inference_mode():
+                assert torch.equal(layers(rows), expected)
+            assert layers[0].__dict__["forward"] is theirs
+        assert torch.equal(layers[2].weight, prunes)
+
+
+def test_a_layer_changed_within_the_context_keeps_the_change():
+    layers = model()
+    with PackedLinears(layers):
+        layers[0].forward = theirs = lambda given: given
+    assert layers[0].forward is theirs
+
+
+def test_other_threads_and_autocast_use_the_plain_product():
+    layers, rows = model(), torch.randn(2, 512)
+    plain, found = layers(rows), []
+    with PackedLinears(layers):
+        thread = Thread(target=lambda: found.append(layers(rows)))
+        thread.start()
+        thread.join()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layers(rows).dtype == torch.bfloat16
+    assert found[0].requires_grad
+    assert torch.equal(found[0], plain)
 
 
 def test_left_alone_after_an_error():

@@ -1,5 +1,6 @@
 """Rules as configuration: their fields, names, limits and messages."""
 
+import copy
 import dataclasses
 import math
 import pickle
@@ -15,6 +16,8 @@ from easd.core.rules import (
     RandomRefusal,
     Rule,
     Speculative,
+    as_rule,
+    field_names,
     make_rule,
     rule_name,
     rule_names,
@@ -23,6 +26,8 @@ from easd.core.rules import (
 from easd.core.rules.fly import FLy
 from easd.core.rules.pool import Pool
 from easd.core.step import Step
+from easd.engine.request import Request
+from easd.engine.settings import Settings
 from easd.errors import EasdError, RuleError
 
 ALL = [pytest.param(kind, id=name) for name, kind in RULES.items()]
@@ -227,3 +232,26 @@ def test_default_couplings():
     published = {name for name in RULES if make_rule(name).default_coupling == "published"}
     assert published == {"easd", "random-refusal", "fly"}
     assert FLy(window=0).default_coupling == "maximal"
+
+
+@pytest.mark.parametrize("given", ["easd", EASD, EASD()])
+def test_a_rule_is_taken_by_name_class_or_as_it_is(given):
+    assert Settings(rule=given).rule == EASD()
+    assert Request(prompt=(1,), rule=given).rule == EASD()
+    assert as_rule(given) == EASD()
+
+
+@pytest.mark.parametrize("given", ["esad", 5, None, int])
+def test_what_is_no_rule_lists_the_rules(given):
+    with pytest.raises(RuleError, match="easd, speculative, target"):
+        Settings(rule=given)
+
+
+def test_an_unknown_field_lists_the_fields_everywhere():
+    fields = ", ".join(field_names(EASD))
+    for make in (lambda: EASD(tauh=1), lambda: make_rule("easd", tauh=1)):
+        with pytest.raises(RuleError, match=f"no field 'tauh'; its fields are {fields}"):
+            make()
+    with pytest.raises(RuleError, match="Speculative has no field 'tau_h'; it has no fields"):
+        Speculative(tau_h=1)
+    assert pickle.loads(pickle.dumps(EASD(tau_h=1))) == copy.copy(EASD(tau_h=1)) == EASD(tau_h=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Collection, Sequence
@@ -68,8 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; a mistake of the user's costs one line and exit code 2."""
     warnings.filterwarnings("ignore", module=r"transformers|torch|huggingface_hub")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:
+        sys.exit(_fail("standard output is closed; send it to /dev/null to have nothing printed"))
     try:
         command_line(words[:1])(_dash_last(words))
+        sys.stdout.flush()
     except (CycloptsError, EasdError) as error:
         sys.exit(_fail(str(error)))
     except ModuleNotFoundError as error:
@@ -79,6 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_fail(f"this command needs {error.name}; pip install 'easd[{extra}]'"))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # What is left in the buffer cannot be written when Python ends, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_fail("standard output was closed before everything was printed"))
     sys.exit(0)
 
 

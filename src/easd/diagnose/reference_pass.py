@@ -112,7 +112,7 @@ def read_steps(
     lengths = [len(reference) for _, reference, _ in texts]
     budget = max(1, _MOST_PROBS // vocab_size)
     num_rows = min(_MOST_ROWS, len(texts), max(1, budget // _POSITIONS_AT_ONCE))
-    models = SlotModel(pair.target, num_rows), SlotModel(pair.draft, num_rows)
+    models = SlotModel(pair.target, num_rows), SlotModel(pair.draft, num_rows, vocab_size)
     # Texts of similar length are read together, which keeps padding short.
     order = sorted(range(len(texts)), key=lambda index: lengths[index])
     for begin in range(0, len(order), num_rows):

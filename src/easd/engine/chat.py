@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from easd.errors import ConfigError, InputError
+from easd.errors import ConfigError, InputError, one_line
 
 # What models write around their reasoning: Qwen3, DeepSeek-R1 and most others; Magistral.
 _REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
@@ -72,6 +71,8 @@ def encode_turns(
         ConfigError: A chat is asked for or needed and there is no template.
         InputError: The last turn is empty, or the template refuses them.
     """
+    for turn in turns:
+        check_characters(turn["content"])
     if not turns[-1]["content"].strip():
         raise InputError("the prompt is empty; give at least one word to go on from")
     has_template = bool(tokenizer.chat_template)
@@ -83,11 +84,47 @@ def encode_turns(
             return tokenizer.apply_chat_template(  # type: ignore[return-value]
                 turns, add_generation_prompt=True, return_dict=False
             )
-        except TemplateError as error:
-            raise InputError(f"the chat template refuses this conversation ({error})") from None
+        except Exception as error:  # A template is a program, of anyone's, and raises anything.
+            reason = one_line(str(error)) or type(error).__name__
+            raise InputError(f"the chat template refuses this conversation ({reason})") from None
     if len(turns) > 1:
         raise ConfigError(
             f"the conversation has {len(turns)} messages and no chat template; without one a model "
             "continues a single message"
         )
     return tokenizer(turns[0]["content"])["input_ids"]  # type: ignore[return-value]
+
+
+def check_characters(text: str) -> None:
+    """Refuses a text that no tokenizer reads.
+
+    Raises:
+        InputError: It has half of a character, a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt has a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}, which no tokenizer reads; write it as UTF-8 text"
+        ) from None
+
+
+def without_system_turn(
+    turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, str]]:
+    """The turns, with a system message put before the user's where the template takes none.
+
+    Templates without that role raise an error, or leave the message out without a word.
+    """
+    if turns[0]["role"] != "system":
+        return turns
+    system, user, *rest = turns
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # As above.
+        rendered = ""
+    if system["content"].strip() in str(rendered):
+        return turns
+    content = f"{system['content']}\n\n{user['content']}"
+    return [{"role": "user", "content": content}, *rest]

@@ -30,7 +30,7 @@ class Engine:
         target: scores drafted tokens.
         drafter: proposes them.
         rule: of the requests that name none.
-        vocab_size: number of token ids that both models know.
+        vocab_size: number of the target's tokens; rows that pad its embeddings are none.
         context_window: most tokens of a prompt and its text, or None.
         gamma: most draft tokens in a block.
         num_rows: texts decoded at once.

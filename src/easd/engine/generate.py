@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easd.engine.chat import reasoning_markers
+from easd.engine.chat import check_characters, reasoning_markers
 from easd.engine.drafters import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
 from easd.engine.engine import Engine, StepRecord
 from easd.engine.models.slots import SlotModel
@@ -121,7 +121,7 @@ def _drafter(pair: Pair, settings: Settings, gamma: int, num_rows: int) -> Draft
         return PromptLookupDrafter(pair.vocab_size, pair.target.device, gamma)
     if pair.draft is None:
         raise ConfigError("no draft model given; name one, or use drafter='prompt-lookup'")
-    draft = SlotModel(pair.draft, num_rows)
+    draft = SlotModel(pair.draft, num_rows, pair.vocab_size)
     return ModelDrafter(draft, pair.vocab_size, settings.least_block_prob)
 
 
@@ -199,6 +199,7 @@ def _token_ids(
         return list(prompt)
     if tokenizer is None:
         raise ConfigError("the prompt is text; give the tokenizer that turns it into token ids")
+    check_characters(prompt)
     return tokenizer(prompt, add_special_tokens=special)["input_ids"]
 
 

@@ -6,8 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easd.core.rules import Rule
@@ -36,6 +38,11 @@ class Pair:
     draft: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", plain_model(self.target))
+        if self.draft is not None:
+            object.__setattr__(self, "draft", plain_model(self.draft))
+
     @classmethod
     def of(
         cls,
@@ -60,22 +67,26 @@ class Pair:
 
     @property
     def vocab_size(self) -> int:
-        """The number of token ids that both models know; unequal padding is cut off.
+        """The number of the target's tokens: rows that only pad its embeddings are none.
+
+        Which rows those are, the tokenizer tells; without one every row is a token. The draft may
+        know fewer tokens, which it then never proposes, or more, which are cut.
 
         Raises:
-            ModelError: The sizes differ by more than padding.
+            ModelError: The sizes differ by more than padding or a few added tokens.
         """
-        size = self.target.config.get_text_config(decoder=True).vocab_size
+        size = rows_of(self.target)
+        tokens = size if self.tokenizer is None else min(size, num_tokens(self.tokenizer))
         if self.draft is None:
-            return size
-        other = self.draft.config.get_text_config(decoder=True).vocab_size
+            return tokens
+        other = rows_of(self.draft)
         if abs(size - other) > _MAX_PADDING:
             raise ModelError(
                 f"draft vocabulary ({other}) differs from target vocabulary ({size}) beyond "
                 f"padding ({_MAX_PADDING}); use models that share a tokenizer, or the "
                 "prompt-lookup drafter"
             )
-        return min(size, other)
+        return tokens
 
     @property
     def context_window(self) -> int | None:
@@ -85,13 +96,58 @@ class Pair:
 
     @property
     def end_tokens(self) -> list[int]:
-        """Ids that end a text: the target's generation config's, or the tokenizer's."""
+        """Ids that end a text: those of the target's generation config, and the tokenizer's."""
         ids = getattr(self.target.generation_config, "eos_token_id", None)
-        if ids is None and self.tokenizer is not None:
-            ids = self.tokenizer.eos_token_id
-        if ids is None:
-            return []
-        return [ids] if isinstance(ids, int) else [int(token) for token in ids]
+        found = (
+            [] if ids is None else [ids] if isinstance(ids, int) else [int(each) for each in ids]
+        )
+        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
+            found.append(self.tokenizer.eos_token_id)
+        return list(dict.fromkeys(found))
+
+
+def plain_model(model: Any) -> PreTrainedModel:
+    """The model inside the wrappers of `torch.compile`, of data parallelism and of peft.
+
+    Adapters that peft puts into a model's layers stay as they are.
+
+    Raises:
+        ModelError: It is no model, or peft feeds it more than tokens.
+    """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return plain_model(model.module)
+    if isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+        return plain_model(model._orig_mod)
+    if hasattr(model, "get_base_model"):
+        config = model.active_peft_config
+        if config.is_prompt_learning:
+            raise ModelError(
+                f"{type(model).__name__} puts virtual tokens before each prompt, which only peft's "
+                "own generate does; use an adapter such as LoRA, or decode with that"
+            )
+        return plain_model(model.get_base_model())
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"{repr(model)[:80]} is no transformers model; load one with from_pretrained, or a "
+            "pair by its models' names with easd.load_models"
+        )
+    return model
+
+
+def rows_of(model: PreTrainedModel) -> int:
+    """The number of rows of a model's embeddings."""
+    return model.config.get_text_config(decoder=True).vocab_size
+
+
+_counted: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]] = WeakKeyDictionary()
+
+
+def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than a tokenizer's largest id."""
+    size, found = len(tokenizer), _counted.get(tokenizer)
+    if found is None or found[0] != size:
+        found = _counted[tokenizer] = size, 1 + max(tokenizer.get_vocab().values())
+    return found[1]
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

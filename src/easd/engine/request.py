@@ -11,7 +11,7 @@ from torch import Tensor
 
 from easd.core.couplings import Coupling
 from easd.core.noise import request_key
-from easd.core.rules import Rule
+from easd.core.rules import Rule, as_rule
 from easd.engine.sampling import Processing
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -56,6 +56,10 @@ class Request:
     exact_first: int = 0
     markers: tuple[int, int] | None = None
     wants_raw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rule is not None:
+            object.__setattr__(self, "rule", as_rule(self.rule))
 
     @property
     def scoped(self) -> bool:

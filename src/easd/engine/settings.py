@@ -10,7 +10,7 @@ from typing import Literal
 from transformers.generation import logits_process as hf
 
 from easd.core.couplings import COUPLINGS, Coupling
-from easd.core.rules import EASD, Rule
+from easd.core.rules import EASD, Rule, as_rule
 from easd.core.rules.gated import EntropyGated, GatedRule
 from easd.engine.sampling import Processing, Processor
 from easd.errors import ConfigError
@@ -24,7 +24,7 @@ class Settings:
     """Everything besides the models and the prompt that decides a text.
 
     Attributes:
-        rule: how draft tokens are judged; see `easd.RULES`.
+        rule: how draft tokens are judged: a rule, or its name; see `easd.RULES`.
         gamma: draft tokens asked for in one block.
         least_block_prob: a block ends before `gamma` tokens once the draft's probability of all
             its tokens falls below this; 0 always drafts `gamma`. Needs a rule whose gate, if it has
@@ -78,6 +78,7 @@ class Settings:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rule", as_rule(self.rule))
         _at_least("gamma", self.gamma, 1)
         if self.max_new_tokens is not None:
             _at_least("max_new_tokens", self.max_new_tokens, 1)

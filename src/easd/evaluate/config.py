@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from easd.config import Fill, RunConfig, parse_override, parse_rule, read_yaml, 
 from easd.core.rules import Rule, field_names, make_rule, rule_name, rule_type
 from easd.core.rules.pool import Pool
 from easd.engine.settings import Settings
-from easd.errors import ConfigError
+from easd.errors import ConfigError, shown
 from easd.evaluate.grid import GRID, Grid, listed, parse_grid, whole
 from easd.presets import config_path
 
@@ -39,6 +40,17 @@ class Reward:
     model: str | None = None
     delta: float = 0.7
     step: str | int | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            delta = float(self.delta)
+        except (TypeError, ValueError, OverflowError):
+            delta = math.nan
+        if not 0 <= delta < math.inf:
+            raise ConfigError(
+                f"delta = {shown(self.delta)} is no threshold of rewards; use a number from 0 on"
+            )
+        object.__setattr__(self, "delta", delta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from transformers.generation import stopping_criteria as stopping
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 
 from easd.core.couplings import Coupling
-from easd.core.rules import EASD, Rule
+from easd.core.rules import EASD, Rule, as_rule
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode
 from easd.engine.models.slots import CACHE_KEYWORDS
@@ -42,8 +42,13 @@ _STATEFUL = (
 )
 # `generate` without its decorators, whose frame holds the streamer.
 _GENERATE = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__
-# What `generate` adds to the keywords by itself; other tensors are inputs of the user's.
-_OWN_KEYWORDS = {"attention_mask", "position_ids", "cache_position"}
+# What `generate` adds to the keywords by itself, or what changes no text.
+_OWN_KEYWORDS = {
+    *("attention_mask", "position_ids", "cache_position", "use_cache", "logits_to_keep"),
+    *CACHE_KEYWORDS,
+}
+# Since transformers 5.24 `generate` encodes images first and passes on what came of them.
+_MADE_OF = {"mm_encoder_outputs": "pixel_values (or another input of the model's encoders)"}
 _UNSUPPORTED = {
     "output_logits": "use output_scores, the processed logits of every emitted token",
     "output_attentions": "run a plain forward over the finished text instead",
@@ -60,7 +65,7 @@ def custom_generate(
     stopping_criteria: stopping.StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft_model: PreTrainedModel | None = None,
-    rule: Rule | None = None,
+    rule: Rule | str | None = None,
     gamma: int = 4,
     coupling: Coupling | None = None,
     draft_temperature: float | None = None,
@@ -79,7 +84,7 @@ def custom_generate(
     Args:
         draft_model: has the model's tokenizer; without one, the config's
             `prompt_lookup_num_tokens` turns on prompt lookup.
-        rule: how draft tokens are judged; `EASD()` unless given.
+        rule: how draft tokens are judged, or a rule's name; `EASD()` unless given.
         gamma: maximum number of draft tokens per block.
         coupling: see `Settings.coupling`.
         draft_temperature: see `Settings.draft_temperature`.
@@ -101,7 +106,7 @@ def custom_generate(
         if draft_model is None and lookup:
             gamma = lookup
         settings = Settings(
-            rule=rule if rule is not None else EASD(),
+            rule=EASD() if rule is None else as_rule(rule),
             gamma=gamma,
             drafter="prompt-lookup" if draft_model is None and lookup else "model",
             coupling=coupling,
@@ -177,9 +182,14 @@ def _refuse_unsupported(
             raise ConfigError(f"a filled {name} cannot be continued; pass the whole prompt")
     if model_kwargs.get("inputs_embeds") is not None:
         raise ConfigError("inputs_embeds cannot be drafted from; pass input_ids")
-    for name, value in model_kwargs.items():
-        if isinstance(value, Tensor) and name not in _OWN_KEYWORDS:
-            raise ConfigError(f"{name} cannot be honoured: the models are fed token ids alone")
+    given = [
+        name for name, value in model_kwargs.items() if value is not None and value is not False
+    ]
+    if unused := [_MADE_OF.get(name, name) for name in given if name not in _OWN_KEYWORDS]:
+        raise ConfigError(
+            f"{', '.join(unused)} cannot be honoured: the models are fed token ids alone; leave it "
+            "out, or decode with transformers' own generate"
+        )
     positions = model_kwargs.get("position_ids")
     if positions is not None and not _counts_up(positions, model_kwargs.get("attention_mask")):
         raise ConfigError("position_ids cannot be honoured: positions count up from 0; drop them")

@@ -11,7 +11,7 @@ from transformers.utils import logging as hf_logging
 
 from easd.config import RunConfig
 from easd.engine.pair import Pair
-from easd.errors import ConfigError
+from easd.errors import ConfigError, shown
 from easd.pairs.loading import load_models, load_pair
 from easd.pairs.packaged import Report, silent
 from easd.runs.texts import visible
@@ -49,9 +49,16 @@ def load_with_status(config: RunConfig, console: Console) -> Pair:
 
 def _checked_device(device: str | None) -> str | None:
     if device is not None:
+        if device.startswith("meta"):
+            raise ConfigError(
+                f"device = {shown(device)} holds shapes without weights, so nothing can be decoded "
+                "there; try cpu"
+            )
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"device = {device!r} cannot be used ({reason}); try cpu") from None
+            raise ConfigError(
+                f"device = {shown(device)} cannot be used ({reason}); try cpu"
+            ) from None
     return device

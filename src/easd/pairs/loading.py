@@ -15,9 +15,10 @@ from transformers import (
 )
 
 from easd.engine.models.int8 import quantise_linears
-from easd.engine.pair import Pair
-from easd.errors import ModelError
+from easd.engine.pair import Pair, num_tokens
+from easd.errors import ModelError, one_line
 from easd.pairs import lab
+from easd.pairs.checking import check_model, find_model, quoted
 from easd.pairs.packaged import Report, silent
 from easd.pairs.smollm2 import SMOLLM2, load_smollm2
 
@@ -104,6 +105,8 @@ def load_models(
     """
     device = device or default_device()
     weights = dtype or (torch.float32 if device == "cpu" else "auto")
+    for name in filter(None, [target, draft]):
+        check_model(name)
     tokenizer = _load(AutoTokenizer, target, "tokenizer")
     models = []
     for name in filter(None, [target, draft]):
@@ -129,16 +132,14 @@ def _with_int8_draft(pair: Pair) -> Pair:
 
 
 def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
-    looks_local = name.startswith((".", "/", "~")) or Path(name).exists()
-    path = str(Path(name).expanduser()) if looks_local else name
-    if looks_local and not Path(path).is_dir():
-        raise ModelError(f"{name!r} is not a folder; give a model folder or a hub id")
+    path = str(find_model(name))
     try:
-        return loader.from_pretrained(path, **options)
+        # Left open, the question whether to run a checkpoint's own code would go to the terminal.
+        return loader.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:  # Loaders raise anything from OSError to SafetensorError.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
-            f"cannot load the {what} of {name!r}: {reason} "
+            f"cannot load the {what} of {quoted(name)}: {one_line(reason)} "
             "(check the name, the files, and for gated models your login)"
         ) from error
 
@@ -151,10 +152,15 @@ def _check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, draft: str) -> Non
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
         return  # No tokenizer to compare; the vocabulary's size still is.
     other = _load(AutoTokenizer, draft, "tokenizer")
-    if other.get_vocab() == tokenizer.get_vocab():
-        return
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    differing = sum(theirs.get(token) != index for token, index in ours.items())
+    # Either may have added tokens behind those that both have.
+    shared = min(num_tokens(tokenizer), num_tokens(other))
+    differing = len(
+        {token for token, index in ours.items() if index < shared and theirs.get(token) != index}
+        | {token for token, index in theirs.items() if index < shared and ours.get(token) != index}
+    )
+    if not differing:
+        return
     raise ModelError(
         f"the draft's tokenizer ({len(theirs)} tokens) differs from the target's ({len(ours)} "
         f"tokens) in {differing} entries; use models that share a tokenizer, or the "

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from easd.errors import ConfigError, InputError
+from easd.errors import ConfigError, InputError, shown
 from easd.pairs import lab
 from easd.tasks.catalogue import TASKS, Kind, TaskInfo
 from easd.tasks.graders import (
@@ -40,6 +40,7 @@ from easd.tasks.task import (
 )
 
 DATA_FOLDER = "EASD_DATA"
+_MOST_ITEMS = 1_000_000
 LAB_COUNT = 1000
 
 # How each kind is turned into items and graded, and the system message of its chats.
@@ -87,6 +88,11 @@ def load_task(
         raise ConfigError(f"task {name!r} is not known; choose one of {', '.join(TASKS)}")
     if first < 0 or (limit is not None and limit < 1):
         raise ConfigError(f"first = {first}, limit = {limit}: count from 0, take 1 or more")
+    if max(first, limit or 0) > _MOST_ITEMS:
+        raise ConfigError(
+            f"task {name}: {shown(max(first, limit or 0))} items are more than any task has "
+            f"({_MOST_ITEMS:,}); take fewer"
+        )
     if info.kind == "lab":
         return _lab_task(lab.ALIASES.get(name, name), limit or LAB_COUNT, first, data, **options)
     kind = _kind(name, info, options)

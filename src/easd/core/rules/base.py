@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -42,6 +42,11 @@ class Rule(ABC):
     def __init_subclass__(cls) -> None:
         if "name" in cls.__dict__:
             RULES[cls.name] = cls
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        if is_dataclass(cls):
+            _check_fields(cls, named, f"{cls.__name__} ")
+        return super().__new__(cls)
 
     @abstractmethod
     def law(self, step: Step) -> Tensor:
@@ -108,12 +113,34 @@ def make_rule(name: str, **values: Any) -> Rule:
         RuleError: The name or a field is unknown, or a value is out of range.
     """
     kind, preset = rule_type(name), PRESETS.get(name)
+    _check_fields(kind, values, f"rule {name!r} ")
+    return kind(**({} if preset is None else preset.fields) | values)
+
+
+def as_rule(given: Any) -> Rule:
+    """The rule that is given as itself, by its name, or by its class.
+
+    Raises:
+        RuleError: It is none, or its name is unknown.
+    """
+    if isinstance(given, Rule):
+        return given
+    if isinstance(given, str):
+        return make_rule(given)
+    if isinstance(given, type) and issubclass(given, Rule):
+        return given()
+    raise RuleError(
+        f"rule = {repr(given)[:80]} is no rule; give one, such as EASD(tau_h=1.2), or the name of "
+        f"one: {', '.join(rule_names())}"
+    )
+
+
+def _check_fields(kind: type[Rule], values: Iterable[str], rule: str) -> None:
     known = field_names(kind)
     for field in values:
         if field not in known:
             has = f"its fields are {', '.join(known)}" if known else "it has no fields"
-            raise RuleError(f"rule {name!r} has no field {field!r}; {has}")
-    return kind(**({} if preset is None else preset.fields) | values)
+            raise RuleError(f"{rule}has no field {field!r}; {has}")
 
 
 def rule_type(name: str) -> type[Rule]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from easd.engine.models.borrowing import borrowed, borrows
 from easd.engine.models.cache import SlotCache
 from easd.engine.models.packing import PackedLinears
 from easd.errors import ModelError
@@ -28,11 +30,22 @@ CACHE_KEYWORDS = ("cache", "past_key_values")
 
 
 class SlotModel:
-    """A model and the slots of a batch; `lengths` are the valid cached tokens of each row."""
+    """A model and the slots of a batch; `lengths` are the valid cached tokens of each row.
 
-    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
+    Args:
+        model: the model.
+        num_rows: number of rows.
+        vocab_size: number of tokens that it may be fed, if it may not know all of them. It reads
+            those that it does not know as token 0, and gives them the probability 0.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, num_rows: int, vocab_size: int | None = None
+    ) -> None:
+        _check_mode(model)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
+        self._unknown = max(0, (vocab_size or 0) - self.config.vocab_size)
         self.cache = SlotCache(num_rows)
         self.lengths = [0] * num_rows
         self._packed = PackedLinears(model)
@@ -43,7 +56,7 @@ class SlotModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device  # type: ignore[return-value]
+        return input_device(self.model)
 
     def prefill(self, first_row: int, prompts: Sequence[Sequence[int]]) -> None:
         """Caches whole prompts into consecutive rows; shorter ones are padded on the right."""
@@ -62,11 +75,13 @@ class SlotModel:
     def forward(self, tokens: Tensor, first_row: int = 0, keep: int | None = None) -> Tensor:
         """Logits [b, keep, V] of the last `keep` of `tokens` [b, T]; does not move `lengths`."""
         batch, length = tokens.shape
+        if self._unknown:
+            tokens = tokens.masked_fill(tokens >= self.config.vocab_size, 0)
         rows = slice(first_row, first_row + batch)
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
         positions = self.cache.placement.positions
         extra = {"logits_to_keep": keep} if keep is not None and self._head_knows_keep else {}
-        with _own_attention(self.config), self._packed:
+        with borrowed(self.config, _ATTENTION), self._packed:
             output = self.model(
                 input_ids=tokens,
                 attention_mask=self._mask(positions),
@@ -76,7 +91,8 @@ class SlotModel:
                 **{self._cache_keyword: self.cache},
                 **extra,
             )
-        return output.logits if keep is None else output.logits[:, -keep:]
+        logits = output.logits if keep is None else output.logits[:, -keep:]
+        return pad(logits, (0, self._unknown), value=-torch.inf) if self._unknown else logits
 
     def move(self, source: int, target: int) -> None:
         """Moves a row's slots to another row."""
@@ -101,6 +117,39 @@ class SlotModel:
 def context_window(model: PreTrainedModel) -> int | None:
     """The number of positions a model was made for, or None where its config names none."""
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its token ids, whichever of its weights are offloaded.
+
+    Raises:
+        ModelError: None of its weights is in memory.
+    """
+    for values in (model.get_input_embeddings().weight, *model.parameters()):
+        if values.device.type != "meta":
+            return values.device
+    raise ModelError(
+        f"the weights of {type(model).__name__} are on the meta device, so there are none to "
+        "compute with; load them onto a cpu or a GPU"
+    )
+
+
+def _check_mode(model: PreTrainedModel) -> None:
+    """Refuses a model whose forward in training mode is not the one that decoding needs.
+
+    Raises:
+        ModelError: It checkpoints gradients, or drops activations.
+    """
+    name, advice = type(model).__name__, "call model.eval() before decoding"
+    if any(m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        raise ModelError(
+            f"{name} is in training mode with gradient checkpointing, under which it keeps no keys "
+            f"and values; {advice}"
+        )
+    if any(isinstance(m, nn.Dropout) and m.training and m.p for m in model.modules()):
+        raise ModelError(
+            f"{name} is in training mode and its dropout is random beyond any seed; {advice}"
+        )
 
 
 def cache_keyword(model: PreTrainedModel) -> str:
@@ -148,18 +197,8 @@ def _attention_layout(model: PreTrainedModel) -> tuple[int | None, bool]:
     return window, False
 
 
-@contextmanager
-def _own_attention(config: Any) -> Iterator[None]:
-    before = config._attn_implementation
-    config._attn_implementation_internal = _ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation_internal = before
-
-
 def _slot_attention(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -171,6 +210,10 @@ def _slot_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention on grouped heads without repeating keys and values."""
+    if not borrows():  # Another thread runs the model while slots have their attention in it.
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
     if softcap is not None or s_aux is not None:
         kind = "soft-capped attention" if softcap is not None else "attention sinks"
         raise ModelError(
@@ -195,3 +238,5 @@ def _slot_attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _slot_attention)
+# For other threads: a mask that every kind of attention adds.
+ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, eager_mask)

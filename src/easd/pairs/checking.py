@@ -1,0 +1,118 @@
+"""What small files tell of a model before its weights are read."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
+
+from easd.errors import ModelError, one_line, shown
+
+_CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+_PATIENCE = 10  # seconds for the hub to answer
+# The names under which configs say how many layers a model has; the deepest models have hundreds.
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_MOST_LAYERS = 10_000
+_LONGEST = 300
+
+
+def find_model(name: str) -> str | Path:
+    """The folder that a name means, or the name itself where it is a hub id.
+
+    Raises:
+        ModelError: It can only be a folder, and there is none.
+    """
+    try:
+        folder = Path(name).expanduser()
+        is_there, is_folder = folder.exists(), folder.is_dir()
+        beside = folder.parent if folder.parent != Path() and folder.parent.is_dir() else None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{quoted(name)} cannot be a folder or a hub id ({error})") from None
+    if is_folder:
+        return folder
+    only_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if is_there or only_local or beside is not None:
+        there = "" if beside is None else f"; {quoted(str(beside))} holds {_holds(beside)}"
+        raise ModelError(f"{quoted(name)} is not a folder; give a model folder or a hub id{there}")
+    return name
+
+
+def check_model(name: str) -> None:
+    """Refuses, before weights are read, what cannot be decoded with.
+
+    Raises:
+        ModelError: There is no such model, it is an encoder-decoder, it brings code of its own, or
+            it is an adapter and peft is not installed.
+    """
+    place = find_model(name)
+    if isinstance(place, str):
+        _ask_hub(place)
+    if _read(place, _ADAPTER) is not None:
+        if find_spec("peft") is None:
+            raise ModelError(
+                f"{quoted(name)} is an adapter, which needs peft; pip install peft, or merge it "
+                "into its model"
+            )
+        return
+    config = _read(place, _CONFIG)
+    if not isinstance(config, dict):
+        return  # The loader says what is wrong with the file.
+    if config.get("auto_map"):
+        raise ModelError(
+            f"{quoted(name)} brings Python code of its own (auto_map in {_CONFIG}), and easd runs "
+            "none; load it yourself after reading that code, and give easd.generate the model"
+        )
+    if config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{quoted(name)} is an encoder-decoder ({shown(config.get('model_type'))}); "
+            "encoder-decoder models are not supported, only decoders"
+        )
+    for field in _LAYERS:
+        layers = config.get(field)
+        if isinstance(layers, int) and layers > _MOST_LAYERS:
+            raise ModelError(
+                f"{field} = {shown(layers)} in {_CONFIG} of {quoted(name)} is more "
+                f"than any model has ({_MOST_LAYERS}); mend the file"
+            )
+
+
+def quoted(name: str) -> str:
+    """A name or path as messages quote it; longer ones than a path of a few folders are cut."""
+    text = repr(name)
+    return (
+        text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    )
+
+
+def _holds(folder: Path) -> str:
+    found = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    return ", ".join(map(shown, found[:5])) + (", ..." if found[5:] else "") or "no folders"
+
+
+def _ask_hub(name: str) -> None:
+    """Asks once, without the minute of retries that each of the loader's files would take."""
+    if isinstance(try_to_load_from_cache(name, _CONFIG), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=_PATIENCE)
+    except GatedRepoError:
+        return
+    except Exception as error:  # Besides its own, the hub's client raises those of its transport.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{quoted(name)} is no folder here, and the hub does not know it or cannot be asked "
+            f"({one_line(reason)}); check the name"
+        ) from None
+
+
+def _read(place: str | Path, file: str) -> Any:
+    """What a JSON file of the model holds; None where there is none or it is damaged."""
+    try:
+        path = place / file if isinstance(place, Path) else hf_hub_download(place, file)
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, EntryNotFoundError):
+        return None
