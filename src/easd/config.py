@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from easd.core.rules import Rule, field_names, make_rule, rule_name, rule_names, rule_type
 from easd.engine.settings import Settings
-from easd.errors import ConfigError, EasdError, RuleError
+from easd.errors import ConfigError, EasdError, RuleError, shown
 
 DEFAULT_PAIR = "smollm2"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -142,8 +142,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r} sets nothing; write field=value")
     try:
         return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        return name.strip(), value
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return name.strip(), value  # Whether text fits is the setting's to say.
 
 
 def parse_rule(spec: str | Mapping[str, Any]) -> Rule:
@@ -157,7 +157,7 @@ def parse_rule(spec: str | Mapping[str, Any]) -> Rule:
     values = _rule_mapping(spec)
     name = values.pop("name", "easd")
     if not isinstance(name, str):
-        raise RuleError(f"rule {name!r} is not known; choose one of {', '.join(rule_names())}")
+        raise RuleError(f"rule {shown(name)} is not known; choose one of {', '.join(rule_names())}")
     kind = rule_type(name)
     known = field_names(kind)
     for key, value in values.items():
@@ -235,7 +235,9 @@ def _convert(owner: type, name: str, value: Any, error: type[EasdError]) -> Any:
         return adapter.validate_python(value)
     except ValidationError as failure:
         reason = failure.errors()[0]["msg"]
-        raise error(f"{name} = {value!r} does not fit: {reason[0].lower()}{reason[1:]}") from None
+        raise error(
+            f"{name} = {shown(value)} does not fit: {reason[0].lower()}{reason[1:]}"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

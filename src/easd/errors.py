@@ -1,5 +1,10 @@
 """Errors a user can mend. Each message names the value, the limit and the way out."""
 
+from __future__ import annotations
+
+from reprlib import Repr
+from typing import Any
+
 
 class EasdError(Exception):
     """Base of every error caused by input rather than by a defect of this library."""
@@ -31,3 +36,34 @@ class TraceError(EasdError):
 
 class EndpointError(EasdError):
     """A server that cannot be reached, refuses a request, or does not answer as it should."""
+
+
+def shown(value: Any) -> str:
+    """A value as messages quote it: in one short line, control characters escaped."""
+    return _SHORT.repr(value)
+
+
+def one_line(message: str) -> str:
+    """A message as people are shown it: one line, not endless, control characters escaped."""
+    text = " ".join(message.split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class _Short(Repr):
+    """Also for integers of more digits than Python turns into text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 60
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict = 3, 4, 4, 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() <= 128:
+            return repr(x)
+        return f"{'-' if x < 0 else ''}10^{round((x.bit_length() - 1) * 0.30103)}"
+
+
+_SHORT = _Short()
+_LONGEST = 1000

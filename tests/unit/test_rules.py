@@ -3,16 +3,17 @@
 import dataclasses
 import math
 import pickle
+import re
 
 import pytest
 import torch
 
+from easd.config import parse_rule
 from easd.core.gate import Gate
 from easd.core.rules import (
     EASD,
     PRESETS,
     RULES,
-    RandomRefusal,
     Rule,
     Speculative,
     make_rule,
@@ -23,7 +24,8 @@ from easd.core.rules import (
 from easd.core.rules.fly import FLy
 from easd.core.rules.pool import Pool
 from easd.core.step import Step
-from easd.errors import EasdError, RuleError
+from easd.errors import EasdError, RuleError, one_line, shown
+from easd.fields import described
 
 ALL = [pytest.param(kind, id=name) for name, kind in RULES.items()]
 
@@ -142,9 +144,111 @@ def test_limits_themselves_are_allowed(values):
     assert make_rule("easd", **values) == EASD(**values)
 
 
-@pytest.mark.parametrize("rate", [0, 0.0, 1, 1.0])
-def test_limits_of_the_refusal_rate_are_allowed(rate):
-    assert RandomRefusal(rate=rate).rate == rate
+# Of every field of rules that is a number: what is just allowed, and what no longer is.
+LIMITS = {
+    ("easd", "tau_h"): ([0, math.inf], [-1e-9, math.nan]),
+    ("easd", "tau_o"): ([0, 1], [-1e-9, 1 + 1e-9]),
+    ("easd", "top_n"): ([1, 1024], [0, 1025]),
+    ("random-refusal", "rate"): ([0, 1], [-1e-9, 1 + 1e-9]),
+    ("pool", "plausible"): ([0, 1], [-1e-9, 1 + 1e-9]),
+    ("pool", "a"): ([-100, 100], [-100.1, 100.1]),
+    ("pool", "b"): ([-100, 100], [-100.1, 100.1]),
+    ("keep-near-top", "mu"): ([0, 1], [-1e-9, 1 + 1e-9]),
+    ("contrast", "beta"): ([0, 99], [-1e-9, 99.1]),
+    ("sharpened", "power"): ([1e-9, 100], [0, 100.1]),
+    ("lenience", "lenience"): ([1e-9, 1], [0, 1 + 1e-9]),
+    ("relaxed-pool", "lenience"): ([1e-9, 1], [0, 1 + 1e-9]),
+    ("ensemble", "weight"): ([1e-9, 1], [0, 1 + 1e-9]),
+    ("typical-acceptance", "epsilon"): ([0, 1], [-1e-9, 1 + 1e-9]),
+    ("typical-acceptance", "delta"): ([0, 1], [-1e-9, 1 + 1e-9]),
+    ("fly", "tau_h"): ([0, math.inf], [-1e-9, math.nan]),
+    ("fly", "window"): ([0, 1024], [-1, 1025]),
+}
+
+
+@pytest.mark.parametrize(("name", "field"), LIMITS)
+def test_limits_are_allowed_and_what_is_past_them_is_not(name, field):
+    allowed, refused = LIMITS[name, field]
+    for value in allowed:
+        assert getattr(make_rule(name, **{field: value}), field) == value
+    for value in refused:
+        with pytest.raises(RuleError, match=rf"^{field} = .*; use "):
+            make_rule(name, **{field: value})
+
+
+NUMBERS = [
+    pytest.param(kind, field, id=f"{name}-{field.name}")
+    for name, kind in RULES.items()
+    for field in described(kind).values()
+    if field.kind in (int, float)
+]
+
+
+@pytest.mark.parametrize(("kind", "field"), NUMBERS)
+def test_no_number_of_any_rule_is_without_bounds(kind, field):
+    """In Python, and as files, options and HTTP bodies say it; whoever adds a rule too."""
+    wrong = [10**400, -(10**400), 10**5000, math.nan, "5 bytes", [1], None, True]
+    wrong += [1.5] if field.kind is int else []
+    for value in wrong:
+        with pytest.raises(RuleError, match=f"^{field.name} = ") as error:
+            kind(**{field.name: value})
+        assert len(str(error.value)) < 200
+    for value in [10**400, -(10**400), 10**5000, "5 bytes", [1]]:
+        with pytest.raises(RuleError, match=f"^{field.name} = ") as error:
+            parse_rule({"name": kind.name, field.name: value})
+        assert len(str(error.value)) < 200
+
+
+def test_every_number_of_a_rule_declares_its_bounds():
+    for name, kind in RULES.items():
+        for field in described(kind).values():
+            assert field.kind not in (int, float) or field.within, f"{name}: {field.name}"
+
+
+def test_a_field_without_bounds_still_takes_no_number_that_nothing_can_hold():
+    @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+    class Mine(Rule):
+        count: int = 1
+        share: float = 0.5
+        table: tuple[tuple[int, ...], ...] = ()
+
+        def law(self, step):
+            return step.target_probs
+
+    with pytest.raises(RuleError, match=re.escape("count = 10^40 is out of range; use -9223")):
+        Mine(count=10**40)
+    with pytest.raises(RuleError, match="share = nan is no number; use a number"):
+        Mine(share=math.nan)
+    assert Mine(share=2, table=((1, 2), (3,))).share == 2.0
+
+
+@pytest.mark.parametrize(
+    ("conditions", "says"),
+    [
+        (("overlap", "overlap"), "names one twice"),
+        (("overlap",) * 50_000, "names one twice"),
+        ("overlap", "is no tuple"),
+        (5, "is no tuple"),
+        ((["overlap"],), "is not known"),
+        (("x" * 50_000,), "is not known"),
+    ],
+    ids=["twice", "often", "text", "number", "nested", "long"],
+)
+def test_conditions_that_are_none(conditions, says):
+    for kind in (EASD, Gate):
+        with pytest.raises(RuleError, match=f"^conditions = .*{says}") as error:
+            kind(conditions=conditions)
+        assert len(str(error.value)) < 300
+
+
+def test_what_a_message_quotes_is_short_and_plain():
+    assert shown(10**400) == "10^400"
+    assert shown(-(10**6000)) == "-10^6000"
+    assert shown("\x1b[2J\u202e") == "'\\x1b[2J\\u202e'"
+    assert len(shown("x" * 10**6)) < 70
+    assert len(shown([["x" * 1000] * 100] * 100)) < 2000
+    assert one_line("a\nb\x1b\u202e") == "a b\\x1b\\u202e"
+    assert len(one_line("x" * 10**6)) < 1010
 
 
 @pytest.mark.parametrize(

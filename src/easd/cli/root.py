@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
-from easd.errors import EasdError
+from easd.errors import EasdError, one_line
 
 # Where each command is, and what help says of it before its module is imported.
 COMMANDS = {
@@ -90,5 +90,5 @@ def _dash_last(words: list[str]) -> list[str]:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return USAGE_ERROR
