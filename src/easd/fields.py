@@ -156,12 +156,13 @@ def check_fields(owner: Any, error: type[EasdError]) -> None:
         error: Names the field, its value and what to use instead.
     """
     for name, kind in _kinds(type(owner)).items():
-        value = getattr(owner, name)
+        value: Any = getattr(owner, name)
         if value is None and kind.optional:
             continue
         if kind.several and not isinstance(value, tuple | list):
             raise error(f"{name} = {shown(value)} is no tuple; write ({shown(value)},)")
-        for each in value if kind.several else (value,):
+        elements: Any = value if kind.several else (value,)
+        for each in elements:
             if wrong := _wrong(each, kind):
                 raise error(f"{name} = {shown(each)} {wrong}")
         if kind.kind is float and isinstance(value, Integral):
