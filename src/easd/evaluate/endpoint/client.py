@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from easd.errors import ConfigError, EndpointError
 from easd.evaluate.endpoint.servers import DIALECTS, Link, Server
 from easd.evaluate.endpoint.settings import SAMPLING, EndpointSystem
+from easd.runs.texts import visible
 from easd.tasks import Item, Task
 
 try:
@@ -31,6 +32,7 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # Seconds, where the server does not say.
 LONGEST_ASKED = 600.0  # A server that asks for more is treated as one that does not answer.
 CONNECT = 10.0
 LOOK_UP = 30.0  # What needs no decoding is answered at once.
+_UNREADABLE = (ValueError, RecursionError)  # No JSON, or nested too deeply.
 _PASSING = (408, 425, 429)
 _MESSAGE = 300  # Characters of a server's own words.
 
@@ -157,7 +159,7 @@ class Client:
             )
         try:
             return response.json()
-        except ValueError:
+        except _UNREADABLE:
             raise _Passing(f"no JSON but {_short(response.text)!r}") from None
 
     async def _wait(self, server: Server, reason: str, seconds: float) -> None:
@@ -196,7 +198,7 @@ def _message(response: httpx2.Response) -> str:
     """The error message of an answer, in the formats that servers use."""
     try:
         said = response.json()
-    except ValueError:
+    except _UNREADABLE:
         return _short(response.text) or "no message"
     for name in ("error", "message", "detail"):
         if isinstance(said, dict) and said.get(name):
@@ -205,7 +207,7 @@ def _message(response: httpx2.Response) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = visible(" ".join(text[: 4 * _MESSAGE].split()))
     return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 1]}…"
 
 
