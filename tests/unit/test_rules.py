@@ -10,10 +10,12 @@ import torch
 
 from easd.config import parse_rule
 from easd.core.gate import Gate
+from easd.core.noise import Noise, race, request_key
 from easd.core.rules import (
     EASD,
     PRESETS,
     RULES,
+    RandomRefusal,
     Rule,
     Speculative,
     make_rule,
@@ -22,8 +24,10 @@ from easd.core.rules import (
     summary_of,
 )
 from easd.core.rules.fly import FLy
+from easd.core.rules.keep_near_top import KeepNearTop
 from easd.core.rules.pool import Pool
 from easd.core.step import Step
+from easd.core.verify import verify
 from easd.errors import EasdError, RuleError, one_line, shown
 from easd.fields import described
 
@@ -330,3 +334,89 @@ def test_default_couplings():
     published = {name for name in RULES if make_rule(name).default_coupling == "published"}
     assert published == {"easd", "random-refusal", "fly"}
     assert FLy(window=0).default_coupling == "maximal"
+
+
+def one_position(target, draft, token):
+    """A step of one draft token, whose two positions have these distributions."""
+    row = {"draft_probs": [draft, draft], "target_probs": [target, target]}
+    return Step(
+        draft_tokens=torch.tensor([[token]]),
+        num_draft_tokens=torch.tensor([1]),
+        **{name: torch.tensor([values], dtype=torch.float64) for name, values in row.items()},
+    )
+
+
+def test_with_mu_zero_only_the_best_token_is_kept():
+    """Of two best tokens both; the nearly best is refused."""
+    gate = {"tau_h": 0.0, "tau_o": 0.0, "mu": 0.0}
+    step = one_position([0.4, 0.4, 0.2], [0.2, 0.5, 0.3], 1)
+    assert KeepNearTop(**gate).law(step)[0, 0].tolist() == pytest.approx([0.5, 0.5, 0.0])
+    step = one_position([0.4, 0.4 - 1e-6, 0.2 + 1e-6], [0.2, 0.5, 0.3], 1)
+    assert KeepNearTop(**gate).law(step)[0, 0].tolist() == [1.0, 0.0, 0.0]
+    assert KeepNearTop(**gate | {"mu": 1e-3}).law(step)[0, 0].tolist() == pytest.approx(
+        [0.5, 0.5, 0.0]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_penalised_law_is_never_negative(dtype):
+    """Where draft and target agree on one token, rounding alone is left for it."""
+    generator = torch.Generator().manual_seed(0)
+    for vocab in (2, 3, 50, 700):
+        logits = torch.randn(200, 1, vocab, generator=generator, dtype=torch.float64) * 4
+        probs = logits.softmax(-1).to(dtype)
+        step = Step(
+            draft_tokens=torch.zeros(200, 0, dtype=torch.long),
+            num_draft_tokens=torch.zeros(200, dtype=torch.long),
+            draft_probs=torch.nn.functional.one_hot(probs.argmax(-1), vocab).to(dtype),
+            target_probs=probs,
+        )
+        law = RandomRefusal(rate=1, draft_at_bonus=True).law(step)
+        assert (law >= 0).all()
+        assert (law.gather(-1, probs.argmax(-1, keepdim=True)) < 1e-5).all()
+
+
+def test_a_window_past_the_block_costs_nothing_and_is_the_block():
+    step = one_position([0.25, 0.75], [1.0, 0.0], 0)
+    for window in (1, 2, 1024):
+        judged = FLy(tau_h=0.1, window=window).published().judge(step)
+        assert judged.accept_prob.tolist() == [[0.25]]
+    length, vocab = 8, 5
+    probs = torch.full((64, length + 1, vocab), 1 / vocab)
+    step = Step(
+        draft_tokens=torch.zeros(64, length, dtype=torch.long),
+        num_draft_tokens=torch.full((64,), length),
+        draft_probs=probs,
+        target_probs=probs,
+    )
+    with torch.profiler.profile(profile_memory=True) as profile:
+        FLy(tau_h=0.1, window=1024).published().judge(step)
+    largest = max(event.self_cpu_memory_usage for event in profile.key_averages())
+    assert largest < 64 * (length + 1) * vocab * 8 * 8  # No tensor grows with the window.
+
+
+def test_refusals_under_shared_noise_are_penalised_in_the_rules_proportion():
+    """Of refusals at position 0: a share of penalty_prob / (1 - accept_prob), not all."""
+    rows = 40_000
+    probs = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    draft = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    keys = torch.tensor([request_key(3, request) for request in range(rows)])
+    noise = Noise(keys=keys, start=torch.full((rows,), 5), shared=True)
+    at = torch.zeros(rows, 1, dtype=torch.long)
+    step = Step(
+        draft_tokens=race(draft.expand(rows, 1, -1), noise.draft(at, 4)),
+        num_draft_tokens=torch.ones(rows, dtype=torch.long),
+        draft_probs=draft.expand(rows, 2, -1),
+        target_probs=probs.expand(rows, 2, -1),
+    )
+    for rate in (0.2, 0.6):
+        rule = RandomRefusal(rate=rate)
+        decision = verify(rule, step, noise, "shared")
+        refused = decision.num_accepted == 0
+        judged = decision.judgement
+        share = (judged.penalty_prob / (1 - judged.accept_prob))[refused, 0]
+        expected, count = share.mean().item(), int(refused.sum())
+        found = decision.penalised[refused].double().mean().item()
+        assert 0.05 < expected < 0.95
+        z = abs(found - expected) / math.sqrt(expected * (1 - expected) / count)
+        assert z < 4.5, f"{found:.3f} of refusals penalised, not {expected:.3f} (z {z:.1f})"
