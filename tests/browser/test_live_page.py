@@ -185,7 +185,7 @@ def test_a_small_pair_decodes_its_own_prompt_at_once(visit, lab_address):
     page.get_by_role("button", name="Decode").click()
     finished(page)
     expect(page.locator("#problem")).to_be_empty()
-    assert page.locator(".panel .t").count() > 5
+    assert page.locator(".panel .t").count() > 2
 
 
 def test_after_an_error_the_page_is_as_before(visit, lab_address):
