@@ -99,8 +99,8 @@ def kind(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
-    if "anyOf" in schema:
-        return " or ".join(kind(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if kinds := schema.get("anyOf", schema.get("oneOf")):
+        return " or ".join(kind(each) for each in kinds if each.get("type") != "null")
     if "const" in schema or "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     word = schema.get("type", "anything")

@@ -21,6 +21,7 @@ from easd.serve.run import http_server
 from easd.serve.serving import Serving
 
 PROBLEM = "82 + 7 - 8 - 11 + 27 ?"
+CHAT, COMPLETIONS, DECODE = "/v1/chat/completions", "/v1/completions", "/easd/decode"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,3 +116,27 @@ def events(response: httpx.Response) -> list[dict]:
     lines = [line for line in response.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines)
     return [json.loads(line[6:]) for line in lines if line != "data: [DONE]"]
+
+
+def still_serves(server) -> bool:
+    """Whether a plain request is answered."""
+    return server.complete(seed=1, temperature=0).status_code == 200
+
+
+def refusal(response: httpx.Response, status: int, *words: str) -> dict:
+    """The one error of a response, which must be in OpenAI's shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"error"}
+    error = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    for word in words:
+        assert word in error["message"]
+    return error
+
+
+def long_text(**body):
+    """The body of a text of the endless pair that does not end soon."""
+    return {"model": "endless", "prompt": "w5 w6", "max_tokens": 2000, "stream": True, **body}

@@ -210,6 +210,14 @@ def garbage(handler: _Handler) -> None:
     handler.reply(200, b'{"choices": [{"text": ')
 
 
+def nested(handler: _Handler) -> None:
+    handler.reply(200, b"[" * 100_000)
+
+
+def refused_in_depth(handler: _Handler) -> None:
+    handler.reply(400, b"[" * 100_000)
+
+
 def other_json(handler: _Handler) -> None:
     handler.reply(200, {"choices": []})
 

@@ -14,9 +14,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from easd.core.rules import Rule, field_names, make_rule, rule_name, rule_names, rule_type
 from easd.engine.settings import Settings
-from easd.errors import ConfigError, EasdError, RuleError
+from easd.errors import ConfigError, EasdError, RuleError, shown
 from easd.parsing import parse_yaml
-from easd.runs.texts import shortened
 
 DEFAULT_PAIR = "smollm2"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -144,7 +143,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     try:
         return name.strip(), parse_yaml(value)
     except ValueError:
-        return name.strip(), value
+        return name.strip(), value  # Whether text fits is the setting's to say.
 
 
 def parse_rule(spec: str | Mapping[str, Any]) -> Rule:
@@ -158,7 +157,7 @@ def parse_rule(spec: str | Mapping[str, Any]) -> Rule:
     values = _rule_mapping(spec)
     name = values.pop("name", "easd")
     if not isinstance(name, str):
-        raise RuleError(f"rule {name!r} is not known; choose one of {', '.join(rule_names())}")
+        raise RuleError(f"rule {shown(name)} is not known; choose one of {', '.join(rule_names())}")
     kind = rule_type(name)
     known = field_names(kind)
     for key, value in values.items():
@@ -236,7 +235,7 @@ def _convert(owner: type, name: str, value: Any, error: type[EasdError]) -> Any:
     except ValidationError as failure:
         reason = failure.errors()[0]["msg"]
         raise error(
-            f"{name} = {shortened(repr(value))} does not fit: {reason[0].lower()}{reason[1:]}"
+            f"{name} = {shown(value)} does not fit: {reason[0].lower()}{reason[1:]}"
         ) from None
 
 

@@ -1,33 +1,85 @@
-"""The fields of dataclasses, each with its type, its default and the sentence that documents it."""
+"""The fields of dataclasses: type, bounds, default and the sentence that documents each."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+import math
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 from docstring_parser.common import DocstringStyle
 
+from easd.errors import EasdError, shown
+
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class Within:
+    """Bounds of a number, beside its type: `rate: Annotated[float, Within(0, 1, "not a share")]`.
+
+    Attributes:
+        least, most: the bounds; both are allowed.
+        what: what is said of a number outside, such as "not a share".
+        unit: of the number.
+        above: whether the number must be more than `least`.
+    """
+
+    least: float
+    most: float
+    what: str
+    unit: str = ""
+    above: bool = False
+
+    def admits(self, value: Any) -> bool:
+        """Whether a value lies within; no NaN does, and no integer too large for a float."""
+        try:
+            value = float(value) if math.isinf(self.most) else value
+        except OverflowError:
+            return False
+        return self.least <= value <= self.most and not (self.above and value == self.least)
+
+    def limits(self, kind: type) -> str:
+        """What to use instead of a value outside."""
+        unit = f"{self.unit}, " if self.unit else ""
+        if math.isinf(self.most):
+            return "a number" if math.isinf(self.least) else f"{unit}{self.least:g} or more"
+        if kind is int:
+            return f"{unit}{self.least} to {self.most}"
+        return f"{unit}a number in {'(' if self.above else '['}{self.least:g}, {self.most:g}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What values a field takes.
+
+    Attributes:
+        kind: its type without `None`; the type of an element where it holds several.
+        several: whether it holds several values.
+        optional: whether it may be `None`.
+        choices: the only values there are, if it has such.
+        within: its bounds, if it is a number that has such.
+    """
+
+    kind: type
+    several: bool = False
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+    within: Within | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described(Kind):
     """A field of a dataclass.
 
     Attributes:
         name: as in the dataclass.
-        kind: its type without `None`; the type of an element where it holds several.
-        several: whether it holds several values.
-        choices: the only values there are, if it has such.
         default: its default; `MISSING` where it has none, or a factory.
         help: what the dataclass's docstring says of it.
     """
 
     name: str
-    kind: type
-    several: bool
-    choices: tuple[str, ...]
     default: Any
     help: str
 
@@ -35,15 +87,16 @@ class Described:
 @cache
 def described(owner: type) -> dict[str, Described]:
     """The fields of a dataclass by name, with the documentation of its bases where it adds none."""
-    hints, said = get_type_hints(owner), _documentation(owner)
+    said = _documentation(owner)
+    defaults = {field.name: field.default for field in fields(owner)}
     return {
-        field.name: Described(
-            field.name,
-            *_taken_apart(hints[field.name]),
-            default=field.default,
-            help=said.get(field.name, ""),
+        name: Described(
+            **{field.name: getattr(kind, field.name) for field in fields(Kind)},
+            name=name,
+            default=defaults[name],
+            help=said.get(name, ""),
         )
-        for field in fields(owner)
+        for name, kind in _kinds(owner).items()
     }
 
 
@@ -69,15 +122,76 @@ def _documentation(owner: type) -> dict[str, str]:
     return found
 
 
-def _taken_apart(hint: Any) -> tuple[type, bool, tuple[str, ...]]:
-    """The type of a value, whether there are several, and the choices."""
+@cache
+def _kinds(owner: type) -> dict[str, Kind]:
+    hints = get_type_hints(owner, include_extras=True)
+    return {field.name: _kind(hints[field.name]) for field in fields(owner)}
+
+
+def _kind(hint: Any) -> Kind:
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = (each for each in arguments[1:] if isinstance(each, Within))
+        return replace(_kind(arguments[0]), within=next(bounds, None))
     if origin in (Union, UnionType):
-        (hint,) = (each for each in arguments if each is not NoneType)
-        return _taken_apart(hint)
+        types = [each for each in arguments if each is not NoneType]
+        kind = _kind(types[0]) if len(types) == 1 else Kind(kind=object)
+        return replace(kind, optional=NoneType in arguments)
     if origin is tuple:
-        kind, _, choices = _taken_apart(arguments[0])
-        return kind, True, choices
+        alike = len(arguments) == 2 and arguments[1] is Ellipsis
+        element = _kind(arguments[0]) if alike else Kind(kind=object)
+        return replace(Kind(kind=object) if element.several else element, several=True)
     if origin is Literal:
-        return str, False, arguments
-    return (hint if isinstance(hint, type) else object), False, ()
+        return Kind(kind=str, choices=arguments)
+    return Kind(kind=hint if isinstance(hint, type) else object)
+
+
+def check_fields(owner: Any, error: type[EasdError]) -> None:
+    """Refuses a dataclass with a field of another type than declared, or out of its bounds.
+
+    Integers without bounds of their own must fit into 64 bits, and floats must not be NaN. An
+    integer given for a float becomes one, and a list given for a tuple.
+
+    Raises:
+        error: Names the field, its value and what to use instead.
+    """
+    for name, kind in _kinds(type(owner)).items():
+        value: Any = getattr(owner, name)
+        if value is None and kind.optional:
+            continue
+        if kind.several and not isinstance(value, tuple | list):
+            raise error(f"{name} = {shown(value)} is no tuple; write ({shown(value)},)")
+        elements: Any = value if kind.several else (value,)
+        for each in elements:
+            if wrong := _wrong(each, kind):
+                raise error(f"{name} = {shown(each)} {wrong}")
+        if kind.kind is float and isinstance(value, Integral):
+            object.__setattr__(owner, name, float(value))
+        if isinstance(value, list) and kind.several:
+            object.__setattr__(owner, name, tuple(value))
+
+
+def _wrong(value: Any, kind: Kind) -> str | None:
+    """What is wrong with a value and what to use instead; None where nothing is."""
+    if kind.choices:
+        allowed = ", ".join(kind.choices)
+        return None if value in kind.choices else f"is not known; choose one of {allowed}"
+    if kind.kind is bool:
+        return None if isinstance(value, bool) else "is neither true nor false; use one of them"
+    if kind.kind not in _NUMBERS:
+        return None
+    numbers, without_bounds = _NUMBERS[kind.kind]
+    within = kind.within or without_bounds
+    if isinstance(value, bool) or not isinstance(value, numbers):
+        what = "whole number" if kind.kind is int else "number"
+        return f"is no {what}; use {within.limits(kind.kind)}"
+    if not within.admits(value):
+        return f"is {within.what}; use {within.limits(kind.kind)}"
+    return None
+
+
+# What counts as a number of each type, and its bounds where a field declares none.
+_NUMBERS: dict[type, tuple[type, Within]] = {
+    int: (Integral, Within(-(2**63), 2**63 - 1, "out of range")),
+    float: (Real, Within(-math.inf, math.inf, "no number")),
+}

@@ -167,6 +167,47 @@ def test_the_policy_allows_the_pages_own_code_alone(visit, address):
     page.complaints.clear()
 
 
+@pytest.fixture(scope="module")
+def lab_address():
+    process, url = started("--pair", "lab-a")
+    yield url
+    process.terminate()
+    process.wait(30)
+    process.stderr.close()
+
+
+def test_a_small_pair_decodes_its_own_prompt_at_once(visit, lab_address):
+    """The first click works: prompt, chat and number of tokens are the pair's."""
+    page = visit(lab_address)
+    expect(page.locator("#ask select")).not_to_be_empty()
+    assert "?" in page.get_by_role("textbox", name="Prompt").input_value()
+    assert not page.get_by_label("as a chat message").is_checked()
+    page.get_by_role("button", name="Decode").click()
+    finished(page)
+    expect(page.locator("#problem")).to_be_empty()
+    assert page.locator(".panel .t").count() > 2
+
+
+def test_after_an_error_the_page_is_as_before(visit, lab_address):
+    page = visit(lab_address)
+    expect(page.locator("#ask select")).not_to_be_empty()
+    page.get_by_label("Most tokens").fill("999")
+    page.get_by_role("button", name="Decode").click()
+    expect(page.locator("#problem")).to_contain_text("context window")
+    expect(page.locator("#shown")).to_be_hidden()
+    page.get_by_label("Most tokens").fill("")  # As many as there is room for.
+    page.get_by_role("button", name="Decode").click()
+    finished(page)
+    shown = page.locator("#panels").inner_text()
+    page.get_by_label("Most tokens").fill("999")
+    page.get_by_role("button", name="Decode").click()
+    expect(page.locator("#problem")).to_contain_text("context window")
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    assert page.locator("#panels").inner_text() == shown
+    assert len(page.complaints) == 2  # The browser logs every refused request.
+    page.complaints.clear()
+
+
 def test_a_key_is_asked_for_where_one_is_needed(visit):
     process, url = started("--pair", "lab", EASD_API_KEY="sesame")
     try:

@@ -153,6 +153,20 @@ def test_what_passes_is_tried_again_and_leaves_no_mark(server, run, tmp_path):
     assert max(slow) > 2
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [(serving.nested, "no JSON but '\\[\\["), (serving.refused_in_depth, "status 400 \\(\\[\\[")],
+)
+def test_an_answer_that_is_nested_too_deeply_is_one_line(server, tmp_path, fault, says):
+    with (
+        running(Proxy(server.url, Faults(otherwise=fault))) as proxy,
+        pytest.raises(EasdError, match=says) as error,
+    ):
+        evaluate(proxy.url, tmp_path / "run", retries=0)
+    assert len(str(error.value)) < 600
+    assert "\n" not in str(error.value)
+
+
 def test_a_server_that_stays_broken_ends_the_run_and_a_better_one_goes_on(server, run, tmp_path):
     faults = Faults()
     with running(Proxy(server.url, faults)) as proxy:

@@ -21,7 +21,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 BYTES = byte_tokenizer()
-TEXT = st.text(st.sampled_from("ab\n é\u20ac\U0001f600\u202e\u0301\u4e2d"), max_size=12)
+TEXT = st.text(st.sampled_from("ab\n é\u20ac\U0001f600\u202e\u0301\u4e2d\ufffd"), max_size=12)
 
 
 def written(tokens, cuts, *, stop=(), finished="length", tokenizer=BYTES):
@@ -40,7 +40,6 @@ def test_pieces_are_whole_characters_and_make_up_the_text(text, cuts):
     tokens = BYTES(text)["input_ids"]
     detokenizer, pieces = written(tokens, cuts)
     assert "".join(pieces) == detokenizer.text == text
-    assert "\ufffd" not in text
     assert detokenizer.num_released == len(tokens)
 
 
@@ -89,6 +88,44 @@ def test_garbage_without_end_is_not_held_back_for_ever():
     pieces = [detokenizer.add([continuation], None) for _ in range(100)]
     assert any(pieces[:10])
     assert sum(map(len, pieces)) > 80
+
+
+def fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """Characters with a token of their own, and bytes for all others, as sentencepiece has them."""
+    names = [*(f"<0x{byte:02X}>" for byte in range(256)), "a", "\ufffd", "</s>"]
+    model = Tokenizer(
+        BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True, unk_token="</s>")
+    )
+    model.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>")
+
+
+FALLBACK = fallback_tokenizer()
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, FALLBACK], ids=["byte level", "byte fallback"])
+@pytest.mark.parametrize(
+    "text", ["\ufffdé", "\ufffd\ufffd\U0001f600a", "a" + "\ufffd" * 9 + "\u20ac", "é\ufffd"]
+)
+def test_a_replacement_character_that_the_model_writes_is_one(tokenizer, text):
+    """Byte by byte, and as a token where there is one."""
+    cases = [BYTES(text)["input_ids"] if tokenizer is BYTES else list(text.encode())]
+    if tokenizer is FALLBACK:
+        cases.append(FALLBACK(text)["input_ids"])
+        assert 257 in cases[1]
+    for tokens in cases:
+        detokenizer, pieces = written(tokens, [1] * len(tokens), tokenizer=tokenizer)
+        assert "".join(pieces) == detokenizer.text == text
+        assert all(len(piece) <= 1 for piece in pieces)
+        assert detokenizer.num_released == len(tokens)
+
+
+def test_bytes_that_begin_no_character_hold_nothing_back():
+    """A first byte again and again: each shows that the one before was none."""
+    (first, *_) = BYTES("\U0001f600")["input_ids"]
+    _, pieces = written([first] * 20 + BYTES("\U0001f600a")["input_ids"], [1] * 30)
+    assert all(pieces[1:20])
+    assert "".join(pieces) == "\ufffd" * 20 + "\U0001f600a"
 
 
 @pytest.mark.parametrize("cuts", [[1] * 9, [2, 3], [9]])

@@ -16,6 +16,7 @@ from cyclopts import Group, Parameter
 from easd.config import IN_NATS, MODEL_FIELDS, RunConfig, parse_override
 from easd.core.rules import RULES, rule_names
 from easd.engine.settings import Settings
+from easd.errors import ConfigError, shown
 from easd.fields import Described, default_text, described
 
 MODELS, RULE, OTHER_RULES, DECODING, GRID, SERVER, OUTPUT = (
@@ -185,5 +186,7 @@ def overrides_of_rule(*given: Options, set_: Iterable[str] | None = None) -> dic
     """The rule and its fields, as `load_config` takes them; the rule comes before its fields."""
     found = {name: value for each in given for name, value in (each or {}).items()}
     found |= dict(parse_override(text) for text in set_ or ())
+    if "name" in found:
+        raise ConfigError(f"name = {shown(found['name'])} is no field of a rule; use --rule")
     rule = {"rule": found.pop("rule")} if "rule" in found else {}
     return rule | {f"rule.{name}": value for name, value in found.items()}

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
-from easd.errors import EasdError
+from easd.errors import EasdError, one_line
 
 # Where each command is, and what help says of it before its module is imported.
 COMMANDS = {
@@ -100,5 +100,5 @@ def _dash_last(words: list[str]) -> list[str]:
 def _fail(message: str) -> int:
     from easd.runs.texts import visible  # Imports pyarrow, which no help text has to wait for.
 
-    print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
+    print(f"error: {one_line(visible(' '.join(message.split())))}", file=sys.stderr)
     return USAGE_ERROR

@@ -45,6 +45,10 @@ def command(
     config: Config = None,
     host: Annotated[str, Parameter(group=SERVER)] = "127.0.0.1",
     port: Integer = 8000,
+    allowed_host: Annotated[list[str] | None, Parameter(group=SERVER, show_default=False)] = None,
+    served_model_name: Annotated[
+        str | None, Parameter(group=SERVER, show_default="the pair's")
+    ] = None,
     api_key: Annotated[
         str | None, Parameter(group=SERVER, env_var="EASD_API_KEY", allow_leading_hyphen=True)
     ] = None,
@@ -65,6 +69,9 @@ def command(
     Args:
         host: The address to listen at.
         port: The port to listen at; 0 takes any free one.
+        allowed_host: A name that clients call the server by, where a proxy passes theirs on; may
+            be repeated. Requests for other names are refused, but those for `localhost`.
+        served_model_name: What clients call the model.
         api_key: What clients must show as their key.
         lossless_only: Refuse rules that change what the target would write; the rule is then
             `speculative` unless another is given.
@@ -82,6 +89,8 @@ def command(
     serving = Serving(
         config=load_config(config, overrides),
         lossless_only=lossless_only,
+        served_model_name=served_model_name,
+        hosts=tuple(allowed_host or ()),
         api_key=api_key,
         max_queue=max_queue,
         max_body=max_body,

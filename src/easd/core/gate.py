@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from easd.errors import RuleError
+from easd.errors import RuleError, shown
+from easd.fields import Within, check_fields
 
 Condition = Literal["draft_entropy", "target_entropy", "overlap"]
 ALL_CONDITIONS: tuple[Condition, ...] = ("draft_entropy", "target_entropy", "overlap")
 SIGNALS = ("draft_entropy", "target_entropy", "shared_top")
 MOST_TOP_N = 1024
+
+Nats = Annotated[float, Within(0, math.inf, "not an entropy", unit="nats")]
+Share = Annotated[float, Within(0, 1, "not a share")]
+TopN = Annotated[int, Within(1, MOST_TOP_N, "no number of tokens")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,29 +37,22 @@ class Gate:
         RuleError: A value is out of range.
     """
 
-    tau_h: float = 1.5
-    tau_o: float = 0.8
-    top_n: int = 5
+    tau_h: Nats = 1.5
+    tau_o: Share = 0.8
+    top_n: TopN = 5
     conditions: tuple[Condition, ...] = ALL_CONDITIONS
 
     def __post_init__(self) -> None:
-        if not self.tau_h >= 0:
-            raise RuleError(f"tau_h = {self.tau_h} is not an entropy; use nats, 0 or more")
-        if not 0 <= self.tau_o <= 1:
-            raise RuleError(f"tau_o = {self.tau_o} is not a share; use a number in [0, 1]")
-        if not 1 <= self.top_n <= MOST_TOP_N:
-            raise RuleError(f"top_n = {self.top_n} is no number of tokens; use 1 to {MOST_TOP_N}")
+        check_fields(self, RuleError)
         if not self.conditions:
             raise RuleError(
                 "conditions = () would penalise every token; name at least one of "
                 + ", ".join(ALL_CONDITIONS)
             )
-        for condition in self.conditions:
-            if condition not in ALL_CONDITIONS:
-                raise RuleError(
-                    f"conditions = {condition!r} is not known; choose one of "
-                    + ", ".join(ALL_CONDITIONS)
-                )
+        if len(set(self.conditions)) < len(self.conditions):
+            raise RuleError(
+                f"conditions = {shown(self.conditions)} names one twice; name each at most once"
+            )
 
     @property
     def required_shared(self) -> int:

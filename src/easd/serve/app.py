@@ -21,6 +21,7 @@ from easd.engine.engine import Engine
 from easd.engine.generate import make_engine
 from easd.engine.pair import Pair, provenance
 from easd.engine.settings import Settings
+from easd.errors import shown
 from easd.inspect.page import content_security_policy, live_page
 from easd.runs.texts import TokenTexts
 from easd.serve.completions import Builder, ChatCompletionBuilder, CompletionBuilder
@@ -73,7 +74,8 @@ class App:
     def __init__(self, pair: Pair, serving: Serving) -> None:
         self.pair = pair
         self.serving = serving
-        self.metrics = Metrics(pair.name, serving.config.settings.gamma)
+        self.name = serving.served_model_name or pair.name
+        self.metrics = Metrics(self.name, serving.config.settings.gamma)
         self.scheduler = Scheduler(
             self._engine,
             num_rows=serving.num_rows,
@@ -99,12 +101,13 @@ class App:
         install_handlers(app)
         app.add_middleware(
             Guard,
+            hosts=self.serving.hosts,
             api_key=self.serving.api_key,
             max_body=self.serving.max_body,
             body_seconds=BODY_SECONDS,
         )
         self._add_routes(app)
-        app.openapi = lambda: _openapi(app, self.pair.name)
+        app.openapi = lambda: _openapi(app, self.name)
         return app
 
     @asynccontextmanager
@@ -139,7 +142,7 @@ class App:
                 body,
                 [self._reader.conversation(body.messages)],
                 settings,
-                max_new_tokens=body.max_completion_tokens or body.max_tokens,
+                max_new_tokens=body.max_completion_tokens or body.max_new_tokens,
                 top=body.top_logprobs if body.logprobs else None,
             )
         )
@@ -154,7 +157,7 @@ class App:
                 body,
                 self._reader.prompts(body.prompt),
                 settings,
-                max_new_tokens=body.max_tokens,
+                max_new_tokens=body.max_new_tokens,
                 top=body.logprobs,
             )
         )
@@ -164,7 +167,7 @@ class App:
         """Decodes one text and streams its trace: events `run`, `rows` and `end`."""
         if body.model is not None:
             self._check_name(body.model)
-        settings = self._reader.settings(body, n=1, coupling=body.coupling)
+        settings = self._reader.settings(body, n=1)
         config = replace(self.serving.config, settings=settings)
         decoding = TraceEvents(self.pair, config, self._provenance, self._texts)
 
@@ -173,7 +176,7 @@ class App:
                 prompts = self._reader.prompts(body.prompt)
             else:
                 prompts = [self._reader.conversation(body.messages)]
-            job = self._job(body, prompts, settings, max_new_tokens=body.max_tokens, top=None)
+            job = self._job(body, prompts, settings, max_new_tokens=body.max_new_tokens, top=None)
             job.observe = decoding.observe
             return job
 
@@ -191,7 +194,7 @@ class App:
         return self._described()
 
     async def rules(self) -> dict[str, Any]:
-        """Lists every rule with its fields, and the server's default settings."""
+        """Lists every rule with its fields, the default settings, and a prompt to try."""
         rules = {
             name: {
                 "fields": {k: v for k, v in rule_to_dict(rule).items() if k != "name"},
@@ -203,7 +206,12 @@ class App:
         }
         config = self.serving.config.to_dict()
         defaults = {field.name: config[field.name] for field in fields(Settings)}
-        return {"rules": rules, "pair": self.pair.name, "defaults": defaults}
+        return {
+            "rules": rules,
+            "pair": self.name,
+            "defaults": defaults,
+            "example": self._reader.example(),
+        }
 
     async def health(self) -> dict[str, str]:
         """Says whether new requests are accepted."""
@@ -232,16 +240,17 @@ class App:
         return make_engine(self.pair, settings, num_rows=num_rows)
 
     def _check_name(self, model: str) -> None:
-        if model not in (self.pair.name, self.serving.config.pair):
+        config = self.serving.config
+        if model not in (self.name, self.pair.name, config.pair, config.target):
             raise Refusal(
                 404,
-                f"model {model!r} is not served here; use {self.pair.name!r}",
+                f"model {shown(model)} is not served here; use {self.name!r}",
                 param="model",
                 code="model_not_found",
             )
 
     def _described(self) -> Model:
-        return Model(id=self.pair.name, created=self._started, max_model_len=self._reader.limit)
+        return Model(id=self.name, created=self._started, max_model_len=self._reader.limit)
 
     async def _read(self, read: Callable[[], Job]) -> Job:
         return await asyncio.get_running_loop().run_in_executor(self._reading, read)
@@ -269,7 +278,7 @@ class App:
     ) -> Response:
         builder = kind(
             job,
-            model=self.pair.name,
+            model=self.name,
             tokenizer=self.pair.tokenizer,
             texts=self._texts,
             include_usage=body.stream_options.include_usage,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from easd.engine.request import FinishReason
 
-_PART = "\ufffd"  # An incomplete character decodes to this.
-# A character has at most four bytes, with tokens that decode to nothing among theirs.
-_LONGEST_PART = 8
+_PART = "\ufffd"  # Bytes that are no character decode to this, and so does this character.
+_MOST_BYTES = 4  # Of a character.
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 class Detokenizer:
@@ -31,6 +35,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
+        self._known: dict[int, bytes | None] = {}
         # Length of the text before and after each token.
         self._starts: list[int] = []
         self._ends: list[int] = []
@@ -67,19 +72,59 @@ class Detokenizer:
         return self._starts[token]
 
     def _extend(self, *, whole: bool) -> None:
-        window = self._decode(self._context)
-        partial = window.endswith(_PART) and len(self._ids) - self._decoded < _LONGEST_PART
-        grows = len(window) > len(self._before)
-        if not whole and (partial or not grows):
+        """Adds what the tokens up to the last whole character say; or all of them say."""
+        end = len(self._ids) if whole else len(self._ids) - self._num_partial()
+        if end <= self._decoded:
             return
-        if grows:
+        window = self._decode(self._context, end)
+        if len(window) > len(self._before):
             self.text += window[len(self._before) :]
-            self._context, self._decoded = self._decoded, len(self._ids)
-            self._before = self._decode(self._context)
-        self._ends += [len(self.text)] * (len(self._ids) - len(self._ends))
+            self._context, self._decoded = self._decoded, end
+            self._before = self._decode(self._context, end)
+        elif not whole:
+            return
+        self._ends += [len(self.text)] * (end - len(self._ends))
 
-    def _decode(self, first: int) -> str:
-        return str(self._tokenizer.decode(self._ids[first:], skip_special_tokens=True))
+    def _decode(self, first: int, end: int) -> str:
+        return str(self._tokenizer.decode(self._ids[first:end], skip_special_tokens=True))
+
+    def _num_partial(self) -> int:
+        """How many tokens at the end belong to a character that is not whole yet.
+
+        Told from their bytes: the text cannot tell, since a model may write U+FFFD itself.
+        """
+        tail, places = b"", []
+        for place in range(len(self._ids) - 1, self._decoded - 1, -1):
+            piece = self._bytes_of(self._ids[place])
+            if piece is None or len(tail) >= _MOST_BYTES:
+                break
+            tail = piece + tail
+            places += [place] * len(piece)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(tail)
+        pending = len(decoder.getstate()[0])
+        return len(self._ids) - places[pending - 1] if pending else 0
+
+    def _bytes_of(self, token: int) -> bytes | None:
+        """The bytes of a token that is no text by itself; None of one that is."""
+        if token not in self._known:
+            self._known[token] = self._find_bytes(token)
+        return self._known[token]
+
+    def _find_bytes(self, token: int) -> bytes | None:
+        text = str(self._tokenizer.decode([token], skip_special_tokens=True))
+        if not text:
+            return b""
+        if _PART not in text:
+            return None
+        name = self._tokenizer.convert_ids_to_tokens(token)
+        if isinstance(name, bytes):
+            return name
+        if match := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(match[1], 16)])
+        if all(character in _BYTES for character in name):
+            return bytes(_BYTES[character] for character in name)
+        return None
 
     def _beginning_of_stop(self) -> int:
         """The length of the longest suffix that may be the beginning of a stop string."""

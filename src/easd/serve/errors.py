@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from easd.errors import ConfigError, EasdError, InputError, RuleError
+from easd.errors import ConfigError, EasdError, InputError, RuleError, one_line, shown
 
 _log = logging.getLogger("easd.serve")
 
+_LONGEST_PART = 60  # Characters of a name that an error repeats.
 _CLIENTS = (ConfigError, InputError, RuleError)
 
 _TYPES = {
@@ -61,6 +63,7 @@ class Refusal(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = one_line(message)
         super().__init__(message)
         self.status = status
         self.body = ErrorResponse(
@@ -119,7 +122,7 @@ def install_handlers(app: FastAPI) -> None:
         if error.status_code == 400:
             message = "the body is not JSON that can be read"
         elif error.status_code in (404, 405):
-            message = f"there is no {request.method} {request.url.path}; see /openapi.json"
+            message = f"there is no {request.method} {shown(request.url.path)}; see /openapi.json"
         return Refusal(error.status_code, message, headers=error.headers).response()
 
     app.add_exception_handler(Refusal, refused)
@@ -133,13 +136,15 @@ def _unfit(errors: Sequence[Any]) -> Refusal:
     """The refusal for the first error in a body."""
     first = errors[0]
     kind, where = first["type"], [str(part) for part in first["loc"] if part != "body"]
+    # What stands in angle brackets tells which of a field's types was meant.
+    where = [_shorten(part) for part in where if not re.fullmatch("<[a-z_]+>", part)]
     param = ".".join(where) or None
     if kind == "json_invalid":
         return Refusal(400, f"the body is not JSON ({first['ctx']['error']})", code="invalid_json")
     if kind == "extra_forbidden":
         return Refusal(
             400,
-            f"{param!r} is not a field that this server honours; leave it out, or see "
+            f"{shown(param)} is not a field that this server honours; leave it out, or see "
             "/openapi.json for those it does",
             param=param,
             code="unknown_field",
@@ -153,3 +158,7 @@ def _unfit(errors: Sequence[Any]) -> Refusal:
         param=param,
         code="invalid_value",
     )
+
+
+def _shorten(part: str) -> str:
+    return part if len(part) <= _LONGEST_PART else f"{part[:_LONGEST_PART]}..."

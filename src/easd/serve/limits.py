@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import resource
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from easd.errors import shown
 from easd.serve.errors import Refusal
 
 BODY_SECONDS = 30.0
@@ -20,19 +23,30 @@ _GUARDED = ("/v1/", "/easd/")
 
 
 class Guard:
-    """Middleware that checks the API key, and the size and duration of the body's upload.
+    """Middleware that checks host and API key, and the size and duration of the body's upload.
+
+    A page of another site can have its name resolved to this machine and would then read what the
+    server answers; the request's Host still names that site.
 
     Args:
         app: the application to protect.
+        hosts: names for this server beside those of loopback; None lets any pass.
         api_key: bearer token required under /v1 and /easd, if any.
         max_body: maximum size of a body in bytes.
         body_seconds: maximum duration of its upload.
     """
 
     def __init__(
-        self, app: ASGIApp, *, api_key: str | None, max_body: int, body_seconds: float
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Iterable[str] | None,
+        api_key: str | None,
+        max_body: int,
+        body_seconds: float,
     ) -> None:
         self._app = app
+        self._hosts = None if hosts is None else {name.lower() for name in hosts}
         self._api_key = api_key
         self._max_body = max_body
         self._body_seconds = body_seconds
@@ -44,6 +58,7 @@ class Guard:
             return
         headers = dict(scope["headers"])
         try:
+            self._check_host(headers.get(b"host", b""))
             self._check_key(scope["path"], headers.get(b"authorization", b""))
             body = await self._read(headers.get(b"content-length"), receive)
         except Refusal as refusal:
@@ -59,6 +74,18 @@ class Guard:
             return message or await receive()
 
         await self._app(scope, replay, send)
+
+    def _check_host(self, asked: bytes) -> None:
+        name = _host_name(asked.decode("latin-1"))
+        if self._hosts is None or not name or name in self._hosts or is_loopback(name):
+            return
+        raise Refusal(
+            403,
+            f"this server is not called {shown(name)}; use the address that it printed, or start "
+            "it with --allowed-host",
+            code="wrong_host",
+            headers={"Connection": "close"},
+        )
 
     def _check_key(self, path: str, shown: bytes) -> None:
         if self._api_key is None or not path.startswith(_GUARDED):
@@ -151,6 +178,22 @@ class Connection(H11Protocol):
             self._timer = None
         elif idle and self._timer is None:
             self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's to itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host_name(host: str) -> str:
+    """The name or address in a Host header: without port, brackets and a dot at its end."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0].removesuffix(".")
 
 
 def most_connections() -> int:

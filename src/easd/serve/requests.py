@@ -6,12 +6,29 @@ null, or that ask for what happens anyway, are ignored.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    model_validator,
+)
+
+from easd.core.couplings import Coupling
+from easd.engine.settings import Settings
+from easd.fields import described
 
 MOST_TEXTS = 128  # In one request; OpenAI's limit.
+MOST_MESSAGES = 2048
 MOST_LOGPROBS = 20
+_MOST_BIASES = 1024
+_LARGEST = 2**31 - 1
 _COLDEST = 0.01  # Logits divided by less would overflow.
 
 # Unsupported fields that are accepted with these values, which ask for nothing.
@@ -33,10 +50,105 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _few_biases(given: Any) -> Any:
+    """Counts before anything is read."""
+    if isinstance(given, dict) and len(given) > _MOST_BIASES:
+        raise ValueError(f"{len(given)} entries are more than {_MOST_BIASES}")
+    return given
+
+
+def _zero_or_warm(value: float) -> float:
+    if value and value < _COLDEST:
+        raise ValueError(f"use 0 for greedy decoding, or at least {_COLDEST}")
+    return value
+
+
+def _one_of(use: str, **kinds: Any) -> Any:
+    """A field of several types, chosen by what a value looks like, so that one type is checked.
+
+    Args:
+        use: what an error tells to use.
+        kinds: types by `_looks`.
+    """
+    names = {looks: f"<{looks}>" for looks in kinds}
+    union: Any = None
+    for looks, kind in kinds.items():
+        tagged = Annotated[kind, Tag(names[looks])]
+        union = tagged if union is None else union | tagged
+    chosen = Discriminator(
+        lambda value: names.get(_looks(value)),
+        custom_error_type="wrong_type",
+        custom_error_message=use,
+    )
+    return Annotated[union, chosen]
+
+
+def _looks(value: Any) -> str:
+    if not isinstance(value, list):
+        return "text" if isinstance(value, str) else "other"
+    first = value[0] if value else ""
+    return {str: "texts", int: "ids", list: "id_lists", dict: "parts"}.get(type(first), "other")
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
-StopString = Annotated[Text, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(max_length=512)]
+StopString = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_encodable)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, le=_LARGEST)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS, fail_fast=True)]
+Temperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_zero_or_warm)]
+Strings = _one_of(
+    "a text or a list of texts is needed",
+    text=StopString,
+    texts=Annotated[list[StopString], Field(max_length=16, fail_fast=True)],
+)
+Prompt: TypeAlias = _one_of(  # type: ignore[valid-type]
+    "a text, token ids, or a list of either is needed",
+    text=Text,
+    texts=Texts,
+    ids=TokenIds,
+    id_lists=Annotated[list[TokenIds], Field(max_length=MOST_TEXTS, fail_fast=True)],
+)
+
+# What all texts of an engine share, or what a request says in another way.
+_NOT_SAMPLING = ("rule", "gamma", "least_block_prob", "drafter", "batch_size", "n")
+# Settings by the names that they have in a request.
+SAMPLING = {
+    name: {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}.get(name, name)
+    for name in described(Settings)
+    if name not in _NOT_SAMPLING
+}
+# Limits that a request has beside those of the settings.
+_LIMITED: dict[str, Any] = {
+    "seed": Annotated[int, Field(ge=-(2**63), lt=2**63)],
+    "max_new_tokens": Annotated[int, Field(ge=1, le=_LARGEST)],
+    "min_new_tokens": Annotated[int, Field(ge=0, le=_LARGEST)],
+    "temperature": Temperature,
+    "draft_temperature": Temperature,
+    "top_p": Annotated[float, Field(gt=0, le=1)],
+    "top_k": Annotated[int, Field(ge=-1, le=_LARGEST), AfterValidator(lambda k: max(k, 0))],
+    "min_p": Annotated[float, Field(ge=0, le=1)],
+    "repetition_penalty": Annotated[float, Field(ge=0.1, le=10)],
+    "bad_words": Strings,
+    "stop": Strings,
+}
+_SAID = {
+    "seed": "repeats a text; without one, every request has another.",
+    "stop": "texts that end the decoding and are not part of the answer.",
+    "top_k": "keep the k most probable tokens; 0 and -1 keep all.",
+}
+
+
+def _sampling_fields() -> dict[str, Any]:
+    """Fields of a body: the settings that a request may say, each absent unless it does."""
+    hints, about = get_type_hints(Settings), described(Settings)
+    found: dict[str, Any] = {}
+    for setting, name in SAMPLING.items():
+        said = _SAID.get(setting, about[setting].help)
+        kind = _LIMITED.get(setting, hints[setting])
+        found[name] = (kind | None, Field(None, description=said[:1].upper() + said[1:]))
+    return found
 
 
 class Body(BaseModel):
@@ -49,11 +161,11 @@ class Body(BaseModel):
     def _without_nothings(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {
-            name: value
-            for name, value in values.items()
-            if value is not None and (name not in _NOTHING or value != _NOTHING[name])
-        }
+        known, unknown = {}, {}
+        for name, value in values.items():
+            if value is not None and (name not in _NOTHING or value != _NOTHING[name]):
+                (known if name in cls.model_fields else unknown)[name] = value
+        return known | dict(list(unknown.items())[:1])  # One error is enough.
 
 
 class TextPart(Body):
@@ -63,12 +175,20 @@ class TextPart(Body):
     text: Text
 
 
+Content: TypeAlias = _one_of(  # type: ignore[valid-type]
+    "a text or a list of text parts is needed",
+    text=Text,
+    texts=Annotated[list[TextPart], Field(min_length=1, fail_fast=True)],
+    parts=Annotated[list[TextPart], Field(max_length=MOST_MESSAGES, fail_fast=True)],
+)
+
+
 class Message(Body):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
-    name: str | None = None
+    content: Content
+    name: Name | None = None
 
     @property
     def text(self) -> str:
@@ -78,28 +198,13 @@ class Message(Body):
         return "".join(part.text for part in self.content)
 
 
-class SamplingFields(Body):
+class _SamplingFields(Body):
     """How to decode; the defaults are the settings the server was started with."""
 
-    seed: int | None = Field(
-        None,
-        ge=-(2**63),
-        lt=2**63,
-        description="Repeats a text; without one, every request has another.",
-    )
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
-        None, description="Texts that end the decoding and are not part of the answer."
-    )
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, description="0 decodes greedily.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, description="0 and -1 keep all tokens.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[str, Bias] = Field(
-        default_factory=dict, max_length=1024, description="Added to logits, by token id."
+    logit_bias: Annotated[dict[str, Bias], BeforeValidator(_few_biases)] = Field(
+        default_factory=dict, max_length=_MOST_BIASES, description="Added to logits, by token id."
     )
     user: str | None = Field(None, description="Taken, and used for nothing.")
     speculative: dict[str, Any] = Field(
@@ -109,19 +214,29 @@ class SamplingFields(Body):
         examples=[{"rule": "easd", "tau_h": 1.5}],
     )
 
-    @field_validator("temperature")
-    @classmethod
-    def _zero_or_warm(cls, value: float | None) -> float | None:
-        if value and value < _COLDEST:
-            raise ValueError(f"use 0 for greedy decoding, or at least {_COLDEST}")
-        return value
+    def asked(self) -> dict[str, Any]:
+        """The settings that the body names."""
+        found = {setting: getattr(self, name) for setting, name in SAMPLING.items()}
+        several = {setting for setting, field in described(Settings).items() if field.several}
+        for setting in found.keys() & several:
+            if isinstance(found[setting], str):
+                found[setting] = (found[setting],)
+        return {
+            setting: tuple(value) if isinstance(value, list) else value
+            for setting, value in found.items()
+            if value is not None
+        }
 
     @property
-    def stop_strings(self) -> tuple[str, ...] | None:
-        """The stop strings as a tuple, or None."""
-        if self.stop is None:
-            return None
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+    def max_new_tokens(self) -> int | None:
+        """Maximum number of new tokens, where the body says one."""
+        return getattr(self, SAMPLING["max_new_tokens"])
+
+
+if TYPE_CHECKING:
+    SamplingFields = _SamplingFields
+else:
+    SamplingFields = create_model("SamplingFields", __base__=_SamplingFields, **_sampling_fields())
 
 
 class StreamOptions(Body):
@@ -133,7 +248,7 @@ class StreamOptions(Body):
 class OpenAIRequest(SamplingFields):
     """Fields that both of OpenAI's endpoints share."""
 
-    model: str
+    model: Name
     n: int = Field(1, ge=1, le=MOST_TEXTS)
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=StreamOptions)
@@ -142,8 +257,10 @@ class OpenAIRequest(SamplingFields):
 class ChatCompletionRequest(OpenAIRequest):
     """Body of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, description="Goes before max_tokens.")
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=_LARGEST, description="Goes before max_tokens."
+    )
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
 
@@ -157,17 +274,17 @@ class ChatCompletionRequest(OpenAIRequest):
 class CompletionRequest(OpenAIRequest):
     """Body of /v1/completions: one prompt or several, as text or as token ids."""
 
-    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
+    prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
 
 class DecodeRequest(SamplingFields):
     """Body of /easd/decode: one conversation or one prompt."""
 
-    model: str | None = None
-    messages: list[Message] = Field(default_factory=list)
+    model: Name | None = None
+    messages: list[Message] = Field(default_factory=list, max_length=MOST_MESSAGES, fail_fast=True)
     prompt: Text | None = None
-    coupling: Literal["shared", "maximal", "published"] = "shared"
+    coupling: Coupling = "shared"
 
     @model_validator(mode="after")
     def _one_of_both(self) -> DecodeRequest:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -13,7 +13,7 @@ from rich.text import Text
 from easd.errors import ConfigError
 from easd.pairs.from_config import load_with_status
 from easd.serve.app import App
-from easd.serve.limits import Connection
+from easd.serve.limits import Connection, is_loopback
 from easd.serve.serving import Serving
 
 GRACE_SECONDS = 30.0
@@ -28,8 +28,9 @@ def serve(serving: Serving, host: str, port: int) -> None:
     console = Console(stderr=True)
     with _bind(host, port) as taken:
         pair = load_with_status(serving.config, console)
-        server = http_server(App(pair, serving))
-        if not _is_loopback(host) and serving.api_key is None:
+        local = is_loopback(taken.getsockname()[0])
+        server = http_server(App(pair, replace(serving, hosts=_hosts(serving, host, local=local))))
+        if not local and serving.api_key is None:
             console.print(Text("note: anyone who reaches this address can use it; see --api-key"))
         host, port = taken.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -70,6 +71,13 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _hosts(serving: Serving, host: str, *, local: bool) -> tuple[str, ...] | None:
+    """Names that requests may have as their host; any where the server is open to others."""
+    if serving.hosts or local:
+        return (*(serving.hosts or ()), host)
+    return None
+
+
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     taken = socket.socket(family)
@@ -84,10 +92,3 @@ def _bind(host: str, port: int) -> socket.socket:
             "--host or --port, or port 0 for any free one"
         ) from None
     return taken
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

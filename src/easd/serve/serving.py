@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,17 +14,18 @@ from torch import Tensor
 
 from easd.config import RunConfig, parse_rule, rule_to_dict
 from easd.core.rules import Rule, make_rule, rule_name, rule_names
-from easd.engine.chat import encode_turns
+from easd.engine.chat import encode, encode_turns
 from easd.engine.generate import make_requests
 from easd.engine.pair import Pair
 from easd.engine.request import Request
 from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
-from easd.errors import ConfigError, InputError
+from easd.errors import ConfigError, EasdError, InputError, RuleError, shown
+from easd.pairs.loading import PAIRS
 from easd.serve.errors import Refusal
 from easd.serve.requests import MOST_TEXTS, Message, SamplingFields
 
-_SAME_NAME = ("temperature", "top_p", "min_p", "repetition_penalty", "seed")
+_IS_ID = re.compile("[0-9]{1,10}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,9 @@ class Serving:
     Attributes:
         config: the models, and the settings of requests that leave them out.
         lossless_only: refuse rules that change the target's output distribution.
+        served_model_name: what clients call the model; the pair's name unless given.
+        hosts: names that clients may call the server by, beside those of this machine to itself;
+            None lets any name pass.
         api_key: required of clients, if any.
         max_queue: maximum number of texts that wait for a slot.
         max_body: maximum size of a request body in bytes.
@@ -42,6 +47,8 @@ class Serving:
 
     config: RunConfig
     lossless_only: bool = False
+    served_model_name: str | None = None
+    hosts: tuple[str, ...] | None = ()
     api_key: str | None = None
     max_queue: int = 256
     max_body: int = 2**20
@@ -56,8 +63,9 @@ class Serving:
                 f"max_model_len = {self.max_model_len} has no room for a prompt and a token; "
                 "use 2 or more"
             )
-        if self.api_key == "":
-            raise ConfigError("the API key is empty; leave it out, or give one")
+        for name, value in (("API key", self.api_key), ("model's name", self.served_model_name)):
+            if value == "":
+                raise ConfigError(f"the {name} is empty; leave it out, or give one")
         self.check_lossless(self.config.settings.rule)
 
     @property
@@ -94,6 +102,17 @@ class Reader:
         self.limit = min((limit for limit in limits if limit), default=None)
         self._check_models(serving.config.settings)
 
+    def example(self) -> dict[str, Any]:
+        """A prompt to try, whether it is sent as a chat, and how many tokens there is room for."""
+        info = PAIRS.get(self._pair.name)
+        chat = self._serving.config.chat
+        chat = bool(self._pair.tokenizer.chat_template) if chat is None else chat
+        prompt = None if info is None else info.example
+        if prompt is None or self.limit is None:
+            return {"prompt": prompt, "chat": chat, "room": self.limit}
+        ids = encode(prompt, self._pair.tokenizer, chat=chat)
+        return {"prompt": prompt, "chat": chat, "room": max(self.limit - len(ids), 1)}
+
     def settings(self, body: SamplingFields, **more: Any) -> Settings:
         """The settings that a body asks for.
 
@@ -101,11 +120,8 @@ class Reader:
             EasdError: The settings or the rule do not fit.
         """
         base = self._serving.config.settings
-        asked = {name: getattr(body, name) for name in _SAME_NAME}
-        asked["top_k"] = 0 if body.top_k == -1 else body.top_k
-        asked["stop"] = body.stop_strings
-        asked["seed"] = secrets.randbits(63) if body.seed is None else body.seed
-        asked = {name: value for name, value in asked.items() if value is not None} | more
+        asked = {"seed": secrets.randbits(63)} | body.asked() | more
+        asked.pop("max_new_tokens", None)  # What fits depends on the prompt.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Warnings are for a terminal.
             settings = replace(base, **asked, rule=self._rule(body.speculative))
@@ -155,21 +171,32 @@ class Reader:
         return encode_turns(turns, self._pair.tokenizer, chat=self._serving.config.chat)
 
     def prompts(self, given: str | Sequence[Any]) -> list[list[int]]:
-        """Token ids of one prompt or several."""
-        if isinstance(given, list) and not given:
-            raise InputError("there is no prompt; give at least one")
-        several = not isinstance(given, str) and not (given and isinstance(given[0], int))
+        """Token ids of one prompt or several.
+
+        Raises:
+            Refusal: One is longer than the context window, found before any text is tokenized.
+        """
+        several = isinstance(given, list) and not isinstance(given[0], int)
+        prompts = given if several else [given]
+        for prompt in prompts:
+            if isinstance(prompt, list) and self.limit is not None and len(prompt) > self.limit:
+                raise self._too_long(len(prompt), None, param="prompt")
         return [
             self._pair.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
-            for prompt in (given if several else [given])
+            for prompt in prompts
         ]
 
     def _rule(self, asked: Mapping[str, Any]) -> Rule:
         own = rule_to_dict(self._serving.config.settings.rule)
         name = asked.get("rule", own["name"])
         fields = {field: value for field, value in asked.items() if field != "rule"}
-        rule = parse_rule({**(own if name == own["name"] else {}), **fields, "name": name})
-        self._serving.check_lossless(rule)
+        try:
+            if "name" in fields:
+                raise RuleError("a rule has no field 'name'; name the rule by 'rule'")
+            rule = parse_rule({**(own if name == own["name"] else {}), **fields, "name": name})
+            self._serving.check_lossless(rule)
+        except EasdError as error:
+            raise Refusal(400, str(error), param="speculative") from None
         return rule
 
     def _check_models(self, settings: Settings) -> None:
@@ -197,10 +224,10 @@ class Reader:
 
     def _biases(self, asked: Mapping[str, float]) -> dict[int, float]:
         for token in asked:
-            if not (token.isascii() and token.isdecimal() and int(token) < self._vocab_size):
+            if not (_IS_ID.fullmatch(token) and int(token) < self._vocab_size):
                 raise Refusal(
                     400,
-                    f"logit_bias names {token[:20]!r}, which is no token; use ids from 0 to "
+                    f"logit_bias names {shown(token)}, which is no token; use ids from 0 to "
                     f"{self._vocab_size - 1}",
                     param="logit_bias",
                 )
@@ -219,14 +246,17 @@ class Reader:
             return asked or request.max_new_tokens
         room = self.limit - length
         if room < (asked or 1):
-            raise Refusal(
-                400,
-                f"the prompt has {length} tokens and max_tokens is {asked or 1}, together more "
-                f"than the context window of {self.limit}; shorten the prompt or lower max_tokens",
-                param="messages" if asked is None else "max_tokens",
-                code="context_length_exceeded",
-            )
+            raise self._too_long(length, asked, param="messages" if asked is None else "max_tokens")
         return asked or min(request.max_new_tokens, room)
+
+    def _too_long(self, length: int, asked: int | None, *, param: str) -> Refusal:
+        return Refusal(
+            400,
+            f"the prompt has {length} tokens and max_tokens is {asked or 1}, together more "
+            f"than the context window of {self.limit}; shorten the prompt or lower max_tokens",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 class OccurrencePenalty:

@@ -10,13 +10,17 @@ from dataclasses import fields, is_dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from torch import Tensor
 
 from easd.core.couplings import Coupling, Procedure
 from easd.core.step import Models, NeedsRaw, Step
-from easd.errors import RuleError
+from easd.errors import RuleError, shown
+from easd.fields import Within, check_fields
+
+Probability = Annotated[float, Within(0, 1, "not a probability")]
+PositiveShare = Annotated[float, Within(0, 1, "not a share", above=True)]
 
 RULES: dict[str, type[Rule]] = {}
 """Every rule by name. A class with a `name` enters it by being defined."""
@@ -47,6 +51,10 @@ class Rule(ABC):
         if is_dataclass(cls):
             _check_fields(cls, named, f"{cls.__name__} ")
         return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        """Checks types and bounds of the fields; a subclass that checks more calls this first."""
+        check_fields(self, RuleError)
 
     @abstractmethod
     def law(self, step: Step) -> Tensor:
@@ -106,7 +114,7 @@ class Rule(ABC):
         return cleandoc(cls.__doc__ or "").partition("\n")[0]
 
 
-def make_rule(name: str, **values: Any) -> Rule:
+def make_rule(name: str, /, **values: Any) -> Rule:
     """The rule or preset `name` with `values` for its fields.
 
     Raises:
@@ -140,7 +148,7 @@ def _check_fields(kind: type[Rule], values: Iterable[str], rule: str) -> None:
     for field in values:
         if field not in known:
             has = f"its fields are {', '.join(known)}" if known else "it has no fields"
-            raise RuleError(f"{rule}has no field {field!r}; {has}")
+            raise RuleError(f"{rule}has no field {shown(field)}; {has}")
 
 
 def rule_type(name: str) -> type[Rule]:
@@ -151,7 +159,7 @@ def rule_type(name: str) -> type[Rule]:
     """
     kind = PRESETS[name].rule if name in PRESETS else RULES.get(name)
     if kind is None:
-        raise RuleError(f"rule {name!r} is not known; choose one of {', '.join(rule_names())}")
+        raise RuleError(f"rule {shown(name)} is not known; choose one of {', '.join(rule_names())}")
     return kind
 
 
@@ -209,25 +217,3 @@ def load_rule_files() -> None:
                 spec.loader.exec_module(module)
             except Exception as error:
                 raise RuleError(f"EASD_RULES: cannot run {str(file)!r} ({error})") from error
-
-
-def check_choice(field: str, value: str, choices: object) -> None:
-    """Refuses a `value` of `field` that is none of the `choices`, a Literal type.
-
-    Raises:
-        RuleError: The value is not among them.
-    """
-    allowed = choices.__args__  # type: ignore[attr-defined]
-    if value not in allowed:
-        raise RuleError(f"{field} = {value!r} is not known; choose one of {', '.join(allowed)}")
-
-
-def check_share(field: str, value: float, *, positive: bool = False) -> None:
-    """Refuses a `value` of `field` outside [0, 1], or (0, 1] where it must be `positive`.
-
-    Raises:
-        RuleError: The value is outside.
-    """
-    if not 0 <= value <= 1 or (positive and not value):
-        allowed = "(0, 1]" if positive else "[0, 1]"
-        raise RuleError(f"{field} = {value} is not a share; use a number in {allowed}")

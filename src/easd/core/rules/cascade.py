@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from easd.core.rules.base import Rule, check_choice, check_share
+from easd.core.gate import Share
+from easd.core.rules.base import Rule
 from easd.core.step import NeedsRaw, Step
 
 Deferral = Literal["chow", "diff", "opt", "token"]
@@ -37,11 +38,7 @@ class Cascade(Rule):
     source = "arXiv:2405.19261"
 
     deferral: Deferral = "opt"
-    alpha: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_choice("deferral", self.deferral, Deferral)
-        check_share("alpha", self.alpha)
+    alpha: Share = 0.2
 
     @property
     def needs_raw(self) -> NeedsRaw:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from easd.core.rules.gated import best_or_drawn
-from easd.core.rules.pool import Pooled
+from easd.core.rules.pool import MOST_POWER, Pooled
 from easd.core.step import Step
-from easd.errors import RuleError
+from easd.fields import Within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +26,7 @@ class Contrast(Pooled):
     name = "contrast"
     source = "arXiv:2210.15097"
 
-    beta: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.beta >= 0:
-            raise RuleError(f"beta = {self.beta} would follow the draft; use 0 or more")
-        Pooled.__post_init__(self)
+    beta: Annotated[float, Within(0, MOST_POWER - 1, "no sensible weight")] = 0.5
 
     @property
     def powers(self) -> tuple[float, float]:

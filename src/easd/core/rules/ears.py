@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from easd.core.rules.base import Rule
 from easd.core.signals import residual
 from easd.core.step import Step
-from easd.errors import RuleError
+from easd.fields import Within
 
 MOST_BETA = 100
 
@@ -30,11 +31,7 @@ class Ears(Rule):
     name = "ears"
     source = "arXiv:2512.13194"
 
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta <= MOST_BETA:
-            raise RuleError(f"beta = {self.beta} is no tolerance; use a number in [0, {MOST_BETA}]")
+    beta: Annotated[float, Within(0, MOST_BETA, "no tolerance")] = 0.1
 
     @classmethod
     def example(cls) -> Rule:

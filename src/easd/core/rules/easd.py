@@ -34,10 +34,6 @@ class EASD(EntropyGated):
     penalise: Penalise = "drafted"
     gate_on: GateOn = "proposed"
 
-    def __post_init__(self) -> None:
-        EntropyGated.__post_init__(self)
-        self.refusal  # noqa: B018  (it checks the fields that it is made of)
-
     @property
     def refusal(self) -> Refusal:
         """What happens at an open gate, as a value."""

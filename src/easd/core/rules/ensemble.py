@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.rules.base import Rule, check_share
+from easd.core.rules.base import PositiveShare, Rule
 from easd.core.signals import most_probable
 from easd.core.step import NeedsRaw, Step
 
@@ -25,10 +25,7 @@ class Ensemble(Rule):
     name = "ensemble"
     source = "transformers, assistant_ensemble_weight"
 
-    weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_share("weight", self.weight, positive=True)
+    weight: PositiveShare = 0.5
 
     @property
     def lossless(self) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from easd.core.couplings import Coupling, Procedure, acceptance, drafted
+from easd.core.gate import Nats
 from easd.core.rules.base import Rule
 from easd.core.signals import entropy, residual
 from easd.core.step import Judgement, NeedsRaw, Step
 from easd.errors import RuleError
+from easd.fields import Within
 
 MOST_WINDOW = 1024
 
@@ -36,16 +39,8 @@ class FLy(Rule):
     name = "fly"
     source = "arXiv:2511.22972"
 
-    tau_h: float = 1.5
-    window: int = 2
-
-    def __post_init__(self) -> None:
-        if not self.tau_h >= 0:
-            raise RuleError(f"tau_h = {self.tau_h} is not an entropy; use nats, 0 or more")
-        if not 0 <= self.window <= MOST_WINDOW:
-            raise RuleError(
-                f"window = {self.window} is no number of tokens; use 0 to {MOST_WINDOW}"
-            )
+    tau_h: Nats = 1.5
+    window: Annotated[int, Within(0, MOST_WINDOW, "no number of tokens")] = 2
 
     @classmethod
     def example(cls) -> Rule:

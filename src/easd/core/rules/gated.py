@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from easd.core import kernels
-from easd.core.gate import ALL_CONDITIONS, SIGNALS, Condition, Gate
-from easd.core.rules.base import Rule, check_choice
+from easd.core.gate import ALL_CONDITIONS, SIGNALS, Condition, Gate, Nats, Share, TopN
+from easd.core.rules.base import Rule
 from easd.core.signals import entropy, most_probable, shared_top_tokens
 from easd.core.step import NeedsRaw, Step
 
@@ -131,15 +131,15 @@ class EntropyGated(GatedRule):
         conditions: which of the three conditions are asked; the ablations drop some.
     """
 
-    tau_h: float = 1.5
-    tau_o: float = 0.8
-    top_n: int = 5
+    tau_h: Nats = 1.5
+    tau_o: Share = 0.8
+    top_n: TopN = 5
     entropy_of: EntropyOf = "sampling"
     conditions: tuple[Condition, ...] = ALL_CONDITIONS
 
     def __post_init__(self) -> None:
+        Rule.__post_init__(self)
         self.gate  # noqa: B018  (it checks the fields that it is made of)
-        check_choice("entropy_of", self.entropy_of, EntropyOf)
 
     @property
     def gate(self) -> Gate:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.rules.base import Rule
-from easd.core.rules.pool import Pooled
+from easd.core.gate import Share
+from easd.core.rules.base import Probability, Rule
+from easd.core.rules.pool import Pooled, Power
 from easd.core.step import Step
-from easd.errors import RuleError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +28,10 @@ class KeepNearTop(Pooled):
 
     name = "keep-near-top"
 
-    plausible: float = 0.0
-    mu: float = 0.3
-    a: float = 1.0
-    b: float = 0.0
-
-    def __post_init__(self) -> None:
-        Pooled.__post_init__(self)
-        if not 0 <= self.mu <= 1:
-            raise RuleError(f"mu = {self.mu} is not a probability; use a number in [0, 1]")
+    plausible: Share = 0.0
+    mu: Probability = 0.3
+    a: Power = 1.0
+    b: Power = 0.0
 
     @classmethod
     def example(cls) -> Rule:

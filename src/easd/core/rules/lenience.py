@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.rules.base import Rule, check_share
+from easd.core.rules.base import PositiveShare, Rule
 from easd.core.signals import residual
 from easd.core.step import Step
 
@@ -25,10 +25,7 @@ class Lenient(Rule):
     name = "lenience"
     source = "arXiv:2211.17192, appendix A.5"
 
-    lenience: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_share("lenience", self.lenience, positive=True)
+    lenience: PositiveShare = 0.5
 
     @property
     def lossless(self) -> bool:

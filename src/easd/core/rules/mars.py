@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.rules.base import Rule, check_share
+from easd.core.gate import Share
+from easd.core.rules.base import Rule
 from easd.core.signals import top_tokens
 from easd.core.step import NeedsRaw, Step
 
@@ -29,10 +30,7 @@ class Mars(Rule):
     name = "mars"
     source = "arXiv:2601.15498"
 
-    least_ratio: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_share("least_ratio", self.least_ratio)
+    least_ratio: Share = 0.5
 
     @property
     def needs_raw(self) -> NeedsRaw:

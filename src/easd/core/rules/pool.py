@@ -8,22 +8,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from easd.core.rules.base import Rule, check_choice, check_share
+from easd.core.gate import Share
+from easd.core.rules.base import Rule
 from easd.core.rules.gated import EntropyGated, best_or_drawn
 from easd.core.signals import log, most_probable
 from easd.core.step import Step
-from easd.errors import RuleError
+from easd.fields import Within
 
 Pick = Literal["argmax", "sample"]
 
 # A draft probability below this one counts as this one: a power of it must stay finite.
 LEAST_DRAFT_PROB = 1e-6
 MOST_POWER = 100
+
+Power = Annotated[float, Within(-MOST_POWER, MOST_POWER, "no sensible power")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +37,7 @@ class Pooled(EntropyGated):
         plausible: tokens below this share of the target's most probable one are left out.
     """
 
-    plausible: float = 0.1
-
-    def __post_init__(self) -> None:
-        EntropyGated.__post_init__(self)
-        check_share("plausible", self.plausible)
-        for name, power in zip("ab", self.powers, strict=True):
-            if not abs(power) <= MOST_POWER:
-                raise RuleError(
-                    f"{name} = {power} is no sensible power; use a number in "
-                    f"[-{MOST_POWER}, {MOST_POWER}]"
-                )
+    plausible: Share = 0.1
 
     @property
     @abstractmethod
@@ -74,13 +67,9 @@ class Pool(Pooled):
 
     name = "pool"
 
-    a: float = 1.0
-    b: float = 0.0
+    a: Power = 1.0
+    b: Power = 0.0
     pick: Pick = "argmax"
-
-    def __post_init__(self) -> None:
-        Pooled.__post_init__(self)
-        check_choice("pick", self.pick, Pick)
 
     @classmethod
     def example(cls) -> Rule:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from easd.core.couplings import Coupling, Procedure
-from easd.core.rules.base import Rule
+from easd.core.rules.base import Probability, Rule
 from easd.core.rules.gated import GatedRule
 from easd.core.rules.refusal import AsPublished, GateOn, Penalise, Redraw, Refusal
 from easd.core.step import Step
-from easd.errors import RuleError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +28,10 @@ class RandomRefusal(GatedRule):
 
     name = "random-refusal"
 
-    rate: float = 0.02
+    rate: Probability = 0.02
     redraw: Redraw = "exclude"
     penalise: Penalise = "drafted"
     gate_on: GateOn = "proposed"
-
-    def __post_init__(self) -> None:
-        self.refusal  # noqa: B018  (it checks the fields that it is made of)
-        if not 0 <= self.rate <= 1:
-            raise RuleError(f"rate = {self.rate} is not a probability; use a number in [0, 1]")
 
     @property
     def refusal(self) -> Refusal:

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from easd.core.couplings import acceptance, drafted
-from easd.core.rules.base import check_choice
 from easd.core.rules.gated import GatedRule, on_host
 from easd.core.signals import exclude, residual, sum_of_odds
 from easd.core.step import Judgement, Step
+from easd.errors import RuleError
+from easd.fields import check_fields
 
 Redraw = Literal["exclude", "target"]
 Penalise = Literal["drafted", "draft_top"]
@@ -51,9 +52,7 @@ class Refusal:
     gate_on: GateOn
 
     def __post_init__(self) -> None:
-        check_choice("redraw", self.redraw, Redraw)
-        check_choice("penalise", self.penalise, Penalise)
-        check_choice("gate_on", self.gate_on, GateOn)
+        check_fields(self, RuleError)
 
     @property
     def lossless(self) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.rules.base import Rule, check_share
+from easd.core.gate import Share
+from easd.core.rules.base import PositiveShare, Rule
 from easd.core.rules.keep_near_top import KeepNearTop
 from easd.core.rules.lenience import lenient_law
 from easd.core.step import Step
@@ -24,12 +25,8 @@ class RelaxedPool(KeepNearTop):
 
     name = "relaxed-pool"
 
-    plausible: float = 0.1
-    lenience: float = 0.8
-
-    def __post_init__(self) -> None:
-        KeepNearTop.__post_init__(self)
-        check_share("lenience", self.lenience, positive=True)
+    plausible: Share = 0.1
+    lenience: PositiveShare = 0.8
 
     @classmethod
     def example(cls) -> Rule:

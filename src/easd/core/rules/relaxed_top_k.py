@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.gate import MOST_TOP_N
-from easd.core.rules.base import Rule, check_share
+from easd.core.gate import Share, TopN
+from easd.core.rules.base import Rule
 from easd.core.signals import residual, top_tokens
 from easd.core.step import NeedsRaw, Step
-from easd.errors import RuleError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +30,8 @@ class RelaxedTopK(Rule):
     name = "relaxed-top-k"
     source = "TensorRT-LLM, relaxed acceptance of MTP drafts"
 
-    relaxed_top_k: int = 10
-    relaxed_delta: float = 0.6
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.relaxed_top_k <= MOST_TOP_N:
-            raise RuleError(
-                f"relaxed_top_k = {self.relaxed_top_k} is no count; use 1 to {MOST_TOP_N}"
-            )
-        check_share("relaxed_delta", self.relaxed_delta)
+    relaxed_top_k: TopN = 10
+    relaxed_delta: Share = 0.6
 
     @classmethod
     def example(cls) -> Rule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from easd.core.rules.gated import EntropyGated
 from easd.core.rules.pool import MOST_POWER
 from easd.core.signals import log, most_probable
 from easd.core.step import Step
-from easd.errors import RuleError
+from easd.fields import Within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +25,7 @@ class Sharpened(EntropyGated):
 
     name = "sharpened"
 
-    power: float = 2.0
-
-    def __post_init__(self) -> None:
-        EntropyGated.__post_init__(self)
-        if not 0 < self.power <= MOST_POWER:
-            raise RuleError(
-                f"power = {self.power} is no sensible power; use a number in (0, {MOST_POWER}]"
-            )
+    power: Annotated[float, Within(0, MOST_POWER, "no sensible power", above=True)] = 2.0
 
     def open_law(self, step: Step) -> Tensor:
         scores = self.power * log(step.target_probs)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from easd.core.rules.base import Rule, check_share
+from easd.core.gate import Share
+from easd.core.rules.base import Rule
 from easd.core.signals import entropy, most_probable
 from easd.core.step import Step
 
@@ -26,12 +27,8 @@ class TypicalAcceptance(Rule):
     name = "typical-acceptance"
     source = "arXiv:2401.10774, section 2.3.1"
 
-    epsilon: float = 0.09
-    delta: float = 0.3
-
-    def __post_init__(self) -> None:
-        check_share("epsilon", self.epsilon)
-        check_share("delta", self.delta)
+    epsilon: Share = 0.09
+    delta: Share = 0.3
 
     def law(self, step: Step) -> Tensor:
         unsure = self.delta * torch.exp(-entropy(step.target_probs))

@@ -17,6 +17,7 @@ from easd.errors import ConfigError, EndpointError
 from easd.evaluate.endpoint.servers import DIALECTS, Link, Server
 from easd.evaluate.endpoint.settings import SAMPLING, EndpointSystem
 from easd.parsing import parse_json
+from easd.runs.texts import visible
 from easd.tasks import Item, Task
 
 try:
@@ -206,7 +207,7 @@ def _message(response: httpx2.Response) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = visible(" ".join(text[: 4 * _MESSAGE].split()))
     return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 1]}…"
 
 

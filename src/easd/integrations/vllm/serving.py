@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from easd.config import parse_rule, rule_to_dict
+from easd.core.gate import Gate
 from easd.core.rules import EASD, Rule, rule_name
-from easd.core.rules.refusal import Refusal
 from easd.errors import ConfigError
+from easd.fields import described
 from easd.integrations.vllm import KEY
 from easd.parsing import parse_json
 
-PER_REQUEST = ("tau_h", "tau_o")
+# A request may set the gate's thresholds. What is not the gate's at all is as published.
+PER_REQUEST = tuple(name for name, field in described(Gate).items() if field.kind is float)
+_AS_PUBLISHED = tuple(name for name in described(EASD) if name not in described(Gate))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +109,7 @@ def _served(rule: Rule) -> EASD:
             f"rule {rule_name(rule)} is not served in vLLM; use 'easd' or one of its ablations"
         )
     default = EASD()
-    for name in ("draft_at_bonus", "entropy_of", *(field.name for field in fields(Refusal))):
+    for name in _AS_PUBLISHED:
         value = getattr(default, name)
         if getattr(rule, name) != value:
             raise ConfigError(

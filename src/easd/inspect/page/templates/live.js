@@ -28,7 +28,7 @@ export class Live {
   async #load() {
     byId("problem").textContent = "";
     try {
-      const { rules, pair, defaults } = await (await this.#fetch(RULES_PATH)).json();
+      const { rules, pair, defaults, example } = await (await this.#fetch(RULES_PATH)).json();
       this.#rules = rules;
       Object.assign(rules[defaults.rule.name].fields, defaults.rule);
       const fields = this.#form.elements;
@@ -37,7 +37,10 @@ export class Live {
       );
       fields.rule.value = defaults.rule.name;
       for (const name of ["temperature", "seed"]) fields[name].value = defaults[name];
-      fields.max_tokens.value = defaults.max_new_tokens ?? 128;
+      fields.max_tokens.value = Math.min(defaults.max_new_tokens ?? 128, example.room ?? Infinity);
+      const { value, defaultValue } = fields.prompt;
+      if (example.prompt !== null && value === defaultValue) fields.prompt.value = example.prompt;
+      fields.chat.checked = example.chat;
       for (const box of fields.compare) box.disabled = !(box.value in rules);
       byId("title").textContent = pair;
       this.#showFields();
@@ -67,7 +70,12 @@ export class Live {
     const running = (this.#running = new AbortController());
     byId("problem").textContent = "";
     byId("stop").disabled = false;
-    this.#page.start();
+    let begun = false;
+    // What is shown stays until the server has taken the request.
+    const begin = () => {
+      if (!begun) this.#page.start();
+      begun = true;
+    };
     const elements = this.#form.elements;
     const others = [...elements.compare].filter(
       (box) => box.checked && box.value !== elements.rule.value,
@@ -75,7 +83,7 @@ export class Live {
     try {
       // One after the other: each has the machine for itself, so that speeds compare.
       for (const rule of [elements.rule.value, ...others.map((box) => box.value)])
-        await this.#one(rule, running.signal);
+        await this.#one(rule, running.signal, begin);
     } catch (error) {
       if (this.#running !== running) return; // Another decoding has begun.
       if (error.name === "AbortError") this.#page.announce("stopped");
@@ -84,7 +92,7 @@ export class Live {
     byId("stop").disabled = true;
   }
 
-  async #one(rule, signal) {
+  async #one(rule, signal, begin) {
     this.#page.announce(`decoding with ${rule}`);
     const response = await this.#fetch(DECODE_PATH, {
       method: "POST",
@@ -97,6 +105,7 @@ export class Live {
     const began = performance.now();
     for await (const event of events(response)) {
       if (event.type === "run") {
+        begin();
         panel = this.#page.panel(event.run, vocabulary);
         panel.showSummary(null, 1);
       } else if (event.type === "rows") {
@@ -126,10 +135,11 @@ export class Live {
       }
     }
     const prompt = elements.prompt.value;
+    const most = elements.max_tokens.valueAsNumber;
     return {
       ...(elements.chat.checked ? { messages: [{ role: "user", content: prompt }] } : { prompt }),
       temperature: elements.temperature.valueAsNumber,
-      max_tokens: elements.max_tokens.valueAsNumber,
+      ...(Number.isFinite(most) && { max_tokens: most }),
       seed: elements.seed.valueAsNumber,
       coupling: "shared",
       speculative,

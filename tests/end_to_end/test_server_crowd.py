@@ -1,0 +1,73 @@
+"""Innocent requests beside hostile ones: whatever those ask for, no innocent one fails."""
+
+import asyncio
+
+import httpx
+import pytest
+from http_server import COMPLETIONS, PROBLEM, lab, lab_server
+
+from easd import generate
+
+# What hostile clients send in place of, or beside, a prompt.
+HOSTILE = {
+    "numbers of rules": [
+        {"speculative": {"top_n": 10**400}},
+        {"speculative": {"rule": "fly", "window": 2**40}},
+        {"speculative": {"tau_h": -(10**400)}},
+        {"speculative": {"rule": "pool", "a": 10**30}},
+        {"speculative": {"conditions": ["overlap"] * 20_000}},
+    ],
+    "floods of prompts": [
+        {"prompt": ["1"] * 170_000},
+        {"prompt": [5] * 200_000},
+        {"prompt": [-5] * 200_000},
+        {"prompt": [[5]] * 100_000},
+    ],
+    "fields": [
+        {"logit_bias": {"9" * 5000: 1}},
+        {"stop": ""},
+        {"stop": 5},
+        {"prompt": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        {"model": "x" * 900_000},
+        {"x" * 100_000: 1},
+    ],
+}
+# Fewer beside each other where time is short; the same code counts in full behind `slow`.
+COUNTS = [pytest.param(16, 4), pytest.param(160, 40, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with lab_server() as running:
+        yield running
+
+
+@pytest.mark.parametrize(("innocent", "hostile"), COUNTS)
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_innocent_request_fails(server, kind, innocent, hostile):
+    async def one(client, body):
+        return await client.post(COMPLETIONS, json={"model": "lab-c", "prompt": PROBLEM, **body})
+
+    async def crowd():
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
+            every = innocent // hostile
+            asked = []
+            for number in range(innocent):
+                asked.append({"seed": number, "temperature": 1.5})
+                if number % every == 0:
+                    asked.append(HOSTILE[kind][number // every % len(HOSTILE[kind])])
+            answers = await asyncio.gather(*(one(client, body) for body in asked))
+        return list(zip(asked, answers, strict=True))
+
+    answers = asyncio.run(crowd())
+    innocents = [(body, got) for body, got in answers if "seed" in body]
+    others = [got for body, got in answers if "seed" not in body]
+    assert [got.status_code for _, got in innocents] == [200] * innocent
+    assert {got.status_code for got in others} == {400}
+    assert len(others) == hostile
+    assert max(len(got.content) for got in others) < 1500
+    for body, got in innocents[:: innocent // 8]:
+        own = {"seed": body["seed"], "temperature": 1.5}
+        (text,) = generate(lab().target, lab().draft, PROBLEM, tokenizer=lab().tokenizer, **own)
+        assert got.json()["choices"][0]["text"] == text.text
