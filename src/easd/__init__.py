@@ -1,9 +1,10 @@
 """Entropy-aware speculative decoding: exact rules, a batched engine, evidence.
 
 The names below load on first use, so that importing the package, or a part of it that works on
-tables alone, does not import torch.
+tables alone, does not import torch. Every rule's class is among them.
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -11,25 +12,53 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from easd.core.rules import EASD as EASD
     from easd.core.rules import RULES as RULES
+    from easd.core.rules import DraftOnly as DraftOnly
     from easd.core.rules import RandomRefusal as RandomRefusal
+    from easd.core.rules import Rule as Rule
     from easd.core.rules import Speculative as Speculative
+    from easd.core.rules import TargetOnly as TargetOnly
     from easd.core.rules import make_rule as make_rule
+    from easd.core.rules.contrast import Contrast as Contrast
+    from easd.core.rules.ensemble import Ensemble as Ensemble
+    from easd.core.rules.fly import FLy as FLy
+    from easd.core.rules.keep_near_top import KeepNearTop as KeepNearTop
+    from easd.core.rules.lenience import Lenient as Lenient
+    from easd.core.rules.pool import Pool as Pool
+    from easd.core.rules.relaxed_pool import RelaxedPool as RelaxedPool
+    from easd.core.rules.sharpened import Greedy as Greedy
+    from easd.core.rules.sharpened import Sharpened as Sharpened
+    from easd.core.rules.typical_acceptance import TypicalAcceptance as TypicalAcceptance
     from easd.engine.generate import Generation as Generation
     from easd.engine.generate import generate as generate
     from easd.engine.pair import Pair as Pair
     from easd.engine.settings import Settings as Settings
+    from easd.errors import EasdError as EasdError
     from easd.integrations.transformers import custom_generate as custom_generate
     from easd.pairs.loading import PAIRS as PAIRS
     from easd.pairs.loading import load_models as load_models
     from easd.pairs.loading import load_pair as load_pair
+    from easd.runs import open_run as open_run
 
+_RULES = "easd.core.rules"
 _HOMES = {
-    "easd.core.rules": ("EASD", "RULES", "RandomRefusal", "Speculative", "make_rule"),
+    _RULES: ("EASD", "RULES", "DraftOnly", "RandomRefusal", "Rule", "Speculative", "TargetOnly"),
+    f"{_RULES}.base": ("make_rule",),
+    f"{_RULES}.contrast": ("Contrast",),
+    f"{_RULES}.ensemble": ("Ensemble",),
+    f"{_RULES}.fly": ("FLy",),
+    f"{_RULES}.keep_near_top": ("KeepNearTop",),
+    f"{_RULES}.lenience": ("Lenient",),
+    f"{_RULES}.pool": ("Pool",),
+    f"{_RULES}.relaxed_pool": ("RelaxedPool",),
+    f"{_RULES}.sharpened": ("Greedy", "Sharpened"),
+    f"{_RULES}.typical_acceptance": ("TypicalAcceptance",),
     "easd.engine.generate": ("Generation", "generate"),
     "easd.engine.pair": ("Pair",),
-    "easd.pairs.loading": ("PAIRS", "load_models", "load_pair"),
     "easd.engine.settings": ("Settings",),
+    "easd.errors": ("EasdError",),
     "easd.integrations.transformers": ("custom_generate",),
+    "easd.pairs.loading": ("PAIRS", "load_models", "load_pair"),
+    "easd.runs": ("open_run",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -37,16 +66,31 @@ __all__ = [
     "EASD",
     "PAIRS",
     "RULES",
+    "Contrast",
+    "DraftOnly",
+    "EasdError",
+    "Ensemble",
+    "FLy",
     "Generation",
+    "Greedy",
+    "KeepNearTop",
+    "Lenient",
     "Pair",
+    "Pool",
     "RandomRefusal",
+    "RelaxedPool",
+    "Rule",
     "Settings",
+    "Sharpened",
     "Speculative",
+    "TargetOnly",
+    "TypicalAcceptance",
     "custom_generate",
     "generate",
     "load_models",
     "load_pair",
     "make_rule",
+    "open_run",
 ]
 
 
@@ -55,4 +99,17 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOME_OF[name]), name)
     if name == "__version__":
         return version("easd")
+    # A rule of one's own, from a file that EASD_RULES names. Only a class's name asks for it:
+    # tools that look for dunder names must not import torch.
+    if name[:1].isupper() and name in (rules := _rules()):
+        return rules[name]
     raise AttributeError(f"module 'easd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    loaded = _rules() if _RULES in sys.modules else {}
+    return sorted({*__all__, "__version__", *loaded})
+
+
+def _rules() -> dict[str, type]:
+    return {kind.__name__: kind for kind in import_module(_RULES).RULES.values()}

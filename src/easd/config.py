@@ -124,11 +124,21 @@ def load_config(
         EasdError: The file cannot be read, or what results is not a valid run.
     """
     values = read_yaml(Path(path)) if path is not None else {}
+    leave_models_to(overrides or {}, values)
     for name, value in (overrides or {}).items():
         _override(values, name, value)
     if fill is not None:
         values["rule"] = fill(_rule_mapping(values.get("rule") or "easd"))
     return RunConfig.from_dict(values)
+
+
+def leave_models_to(overrides: Mapping[str, Any], values: dict[str, Any]) -> None:
+    """Removes a file's models where an override names others: a pair replaces both of them."""
+    if overrides.get("pair") is not None:
+        values.pop("target", None)
+        values.pop("draft", None)
+    if overrides.get("target") is not None:
+        values.pop("pair", None)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -11,6 +11,7 @@ import yaml
 from easd.config import RunConfig, load_config, parse_override, parse_rule, rule_to_dict
 from easd.core.rules import EASD, RandomRefusal, Speculative, make_rule, rule_names
 from easd.errors import ConfigError, EasdError, RuleError
+from easd.evaluate.config import load_study
 
 
 @pytest.mark.parametrize("name", rule_names())
@@ -171,3 +172,19 @@ def test_yaml_that_cannot_be_read_is_one_clear_error(tmp_path, text, says):
     with pytest.raises(ConfigError, match=says) as caught:
         load_config(path)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("read", [load_config, lambda *given: load_study(*given).base])
+def test_models_among_the_options_replace_those_of_a_file(tmp_path, read):
+    path = tmp_path / "run.yaml"
+    grid = "" if read is load_config else "tasks: [lab-a]\n"
+    path.write_text(f"target: a/b\ndraft: c/d\ndtype: bfloat16\n{grid}")
+    found = read(path, {"pair": "lab-a"})
+    assert (found.pair, found.target, found.draft, found.dtype) == ("lab-a", None, None, "bfloat16")
+    found = read(path, {"draft": "e/f"})
+    assert (found.target, found.draft) == ("a/b", "e/f")
+    path.write_text(f"pair: lab-a\n{grid}")
+    found = read(path, {"target": "a/b", "draft": "c/d"})
+    assert (found.pair, found.target, found.draft) == (None, "a/b", "c/d")
+    with pytest.raises(ConfigError, match="names both models already"):
+        read(path, {"target": "a/b", "pair": "lab-a"})

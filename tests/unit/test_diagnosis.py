@@ -17,7 +17,7 @@ from easd.diagnose import pool_fit
 from easd.diagnose.diagnosis import diagnose
 from easd.diagnose.pool_fit import fit_pool
 from easd.diagnose.positions import TOP_N, Positions, gate, positions_schema, threshold_for
-from easd.diagnose.printing import markdown, render
+from easd.diagnose.printing import markdown, render, verdicts
 from easd.diagnose.reference_pass import judged_rules
 from easd.errors import ConfigError, InputError
 
@@ -420,3 +420,33 @@ def test_a_new_rule_is_judged_without_being_listed(monkeypatch):
     assert effects["gated one"].gated
     assert not effects["other one"].gated
     assert "| other one | 100.0 % |" in markdown(found)
+
+
+def printed(show, found):
+    out = StringIO()
+    show(found, Console(file=out, width=200))
+    return " ".join(out.getvalue().split())
+
+
+def test_a_rate_that_no_threshold_reaches_is_said_to_be_out_of_reach():
+    shared = np.where(np.arange(1200) % 5 == 0, TOP_N, 0)
+    found = diagnose(make_table(shared_top=shared), tau_h=1.0, rates=[0.1, 0.9])
+    said = printed(render, found)
+    assert "no threshold reaches 90.0 % of positions; the gate opens at 20.0 % at most" in said
+    assert said.count("no threshold reaches") == 1
+
+
+def test_quiet_prints_a_verdict_a_threshold_and_no_table():
+    found = diagnose(make_table(), tau_h=1.0, rates=[0.1])
+    said = printed(verdicts, found)
+    assert said.count("EASD will") == 2
+    assert "Gated positions" not in said
+    assert len(said) < len(printed(render, found)) / 3
+
+
+def test_the_unit_on_free_text_is_explained():
+    table = make_table(length=20)
+    said = printed(render, diagnose(table, tau_h=1.0))
+    assert "A text has 20 tokens on average, so +1 means: of the 2,000 tokens of 100 texts" in said
+    known = printed(render, diagnose(table, tau_h=1.0, unique_solution=True))
+    assert "A text has 20 tokens" not in known

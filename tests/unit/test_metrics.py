@@ -115,7 +115,7 @@ def test_equal_lists_compares_every_token():
 def test_speed_is_relative_to_the_baseline_by_token():
     made = graded({"target": [RIGHT] * 4, "easd": [RIGHT] * 4})
     made.units = []
-    for first in (0, 4, 8):
+    for first in (0, 4, 8, 16, 20):
         made.unit("target", "sums", first, tokens=20, seconds=1.0)
         made.unit("easd", "sums", first, tokens=40, seconds=4.0)
     made.unit("easd", "sums", 12, tokens=1, seconds=100.0)  # The baseline has no such unit yet.

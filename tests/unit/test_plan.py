@@ -1,6 +1,7 @@
 """Forecasts: shapes counted from configurations, rates from traces, seconds from both."""
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, Qwen2Config
 
 from easd import EASD, generate, load_pair
+from easd.cli.plan import Plan
 from easd.config import RunConfig
 from easd.core.rules import TargetOnly
 from easd.engine.generate import decode, make_requests
@@ -324,3 +326,31 @@ def test_rates_go_on_beyond_the_last_place_seen():
     assert kept.emitted(3) == pytest.approx(1 + 0.9 + 0.45 + 0.225)
     with pytest.raises(ConfigError, match="no share"):
         Acceptance(rates=(math.nan,))
+
+
+@pytest.mark.parametrize("gamma", [0, 4])
+def test_the_devices_that_are_needed_are_the_fewest_that_do(gamma):
+    costs = CostModel(
+        hardware=SIMPLE,
+        target=shape(parameters=120_000_000_000, cached=10**5, vocab_size=10**5),
+        draft=shape(parameters=8_000_000_000, cached=10**4),
+    )
+    count = costs.devices_needed(8, gamma, 1000)
+    assert count is not None
+    on, fewer = (replace(costs, hardware=replace(SIMPLE, devices=n)) for n in (count, count - 1))
+    assert on.texts_that_fit(gamma, 1000) >= 8 > fewer.texts_that_fit(gamma, 1000)
+    assert on.missing_bytes(8, gamma, 1000) <= 0 < fewer.missing_bytes(8, gamma, 1000)
+
+
+def test_where_nothing_fits_the_plan_says_what_is_missing(tmp_path, capsys):
+    LARGE.save_pretrained(tmp_path)
+    config = str(tmp_path)
+    asked = Plan(target=config, draft=config, on="h100", acceptance=0.8, texts=(1,), gammas=(3,))
+    asked.run()
+    out = capsys.readouterr().out
+    assert re.search(
+        r"nothing fits: 1 x h100 offers 72 GB .* lacks [\d.]+ GB and fits on 3 of", out
+    )
+    assert "best gamma" not in out
+    replace(asked, on="h100:5").run()
+    assert "best gamma" in capsys.readouterr().out

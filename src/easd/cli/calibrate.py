@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -82,7 +85,10 @@ def command(
     gate: GateOptions = None,
     decoding: SharedDecoding = None,
     out: Annotated[Path, Parameter(group=OUTPUT)] = Path("calibration.json"),
-    run: Annotated[Path, Parameter(group=OUTPUT)] = Path("runs/calibration"),
+    run: Annotated[
+        Path | None,
+        Parameter(group=OUTPUT, show_default="runs/calibration-, with pair, task and a hash"),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Find tau_h for a pair: the paper's mean of the top 5 % entropies, or a wanted firing rate.
@@ -95,7 +101,8 @@ def command(
         rate: Find the tau_h at which the gate opens at this share of positions, instead of the
             paper's rule.
         out: The file to write.
-        run: Folder of the texts decoded for it; one that was stopped goes on.
+        run: Folder of the texts decoded for it; one that was stopped goes on. Unless given, each
+            pair, task and setting has one of its own.
     """
     if source not in SOURCES:
         raise ConfigError(f"source = {source!r} is not known; choose one of {', '.join(SOURCES)}")
@@ -104,6 +111,7 @@ def command(
     console = Console(stderr=True, quiet=quiet)
     tasks = load_tasks(study, console)
     pair = load_with_status(study.base, console)
+    run = run or _folder_of(study, pair.name)
     evaluation = Evaluation(study, pair, tasks, run)
     watch(evaluation, console)
     decoded, tempered = open_run(run, "evaluation"), None
@@ -140,7 +148,8 @@ def command(
         _show_draft_temperatures(console, tempered)
     for line in told:
         console.print(Text(f"warning: {line}", "yellow"), soft_wrap=True)
-    console.print(Text(visible(f"written to {out}; use it with --calibration {out}")))
+    line = f"written to {out} from the texts in {run}; use it with --calibration {out}"
+    console.print(Text(visible(line)), soft_wrap=True)
 
 
 def _draft_temperatures(
@@ -170,6 +179,15 @@ def _show_draft_temperatures(console: Console, found: DraftTemperatures) -> None
         "target's own temperature; the law of texts stays the same"
     )
     console.print(table)
+
+
+def _folder_of(study: StudyConfig, pair: str) -> Path:
+    """A folder named by what it holds, so that another calibration does not meet it."""
+    what = [study.to_dict(), [system.to_dict() for system in study.systems]]
+    digest = hashlib.blake2b(json.dumps(what, default=str).encode(), digest_size=4).hexdigest()
+    names = "-".join([pair, *(task.name for task in study.tasks)])
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", names).strip("-.")[:80]
+    return Path("runs") / f"calibration-{plain}-{digest}"
 
 
 def _show(

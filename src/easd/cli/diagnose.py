@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +18,8 @@ from easd.cli.study import Data, SetValue, SharedDecoding, load_tasks, settings
 from easd.config import parse_rule
 from easd.core.rules import EASD
 from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
-from easd.diagnose.diagnosis import diagnose
-from easd.diagnose.printing import render
+from easd.diagnose.diagnosis import AtThreshold, Diagnosis, diagnose
+from easd.diagnose.printing import render, verdicts
 from easd.diagnose.reference_pass import ReferenceText, read_positions
 from easd.engine.pair import Pair, fingerprints
 from easd.errors import InputError
@@ -26,7 +27,6 @@ from easd.evaluate.config import StudyConfig, load_study
 from easd.evaluate.prompting import encode_item
 from easd.pairs.from_config import load_with_status
 from easd.runs.files import replace_file
-from easd.runs.texts import visible
 from easd.tasks import Task
 
 _RATES = (0.02, 0.005, 0.08)
@@ -94,27 +94,43 @@ def command(
         rates=sorted(rates),
         unique_solution=loaded.unique_solution,
     )
+    # Files first: whoever reads the output may close it early.
+    kept = None if out is None else _keep(found, out, given, rates, pair, study, loaded)
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
+    elif quiet:
+        verdicts(found, Console())
     else:
         render(found, Console())
-    if out is None:
-        return
+    if kept is not None:
+        fitted = "no pool: none could be fitted" if kept.pool.fallback else "the pool fitted there"
+        line = f"{out} holds tau_h {kept.tau_h:.3g} and {fitted}; use it with --calibration {out}"
+        console.print(Text(visible(line)), soft_wrap=True)
+
+
+def _keep(
+    found: Diagnosis,
+    out: Path,
+    given: Options,
+    rates: Sequence[float],
+    pair: Pair,
+    study: StudyConfig,
+    task: Task,
+) -> AtThreshold:
+    """Writes one threshold and its pool for --calibration; returns what was written."""
     # The threshold that was asked for, not the one that sounds best.
-    wanted = None if "tau_h" in given else rates[0]
+    wanted = None if "tau_h" in (given or {}) else rates[0]
     kept = next(each for each in found.thresholds if each.wanted == wanted)
     CalibrationFile(
         kind="diagnosis",
-        fields={"tau_h": kept.tau_h, "tau_o": rule.tau_o, "a": kept.pool.a, "b": kept.pool.b},
+        fields={"tau_h": kept.tau_h, "tau_o": found.tau_o, "a": kept.pool.a, "b": kept.pool.b},
         pair=pair.name,
         fingerprints=fingerprints(pair),
         sampling=sampling(study.base.settings),
-        data=[data_of(loaded)],
+        data=[data_of(task)],
         estimates=found.to_dict(),
     ).save(out)
-    fitted = "no pool: none could be fitted" if kept.pool.fallback else "the pool fitted there"
-    line = f"{out} holds tau_h {kept.tau_h:.3g} and {fitted}; use it with "
-    console.print(Text(visible(f"{line}--calibration {out}")), soft_wrap=True)
+    return kept
 
 
 def references(

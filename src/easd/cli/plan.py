@@ -10,6 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from easd.cli.options import MODELS, joined
 from easd.config import RunConfig
@@ -86,8 +87,11 @@ class Plan:
         console = Console()
         console.print(_title(costs, kept, self.context))
         console.print(_table(cells, self.gammas))
-        for line in _advice(cells, self.texts):
-            console.print(line)
+        advice = _advice(cells, self.texts)
+        if not any(cell.fits for cell in cells):
+            advice = [_nothing_fits(costs, self.texts, self.gammas, self.context)]
+        for line in advice:
+            console.print(Text(line), soft_wrap=True)
 
     def _acceptance(self) -> Acceptance:
         if self.trace is not None and self.acceptance is None:
@@ -150,6 +154,27 @@ def _cell(cell: Forecast) -> str:
     if cell.price is not None:
         lines.append(f"{cell.price:.2f}")
     return "\n".join(lines)
+
+
+def _nothing_fits(
+    costs: CostModel, texts: Sequence[int], gammas: Sequence[int], context: int
+) -> str:
+    """How much memory is missing, and on how many devices there is enough."""
+    hardware, fewest, gamma = costs.hardware, min(texts), min(gammas)
+
+    def count(gamma: int) -> str:
+        devices = costs.devices_needed(fewest, gamma, context)
+        return "no number of them" if devices is None else f"{devices} of them"
+
+    missing = costs.missing_bytes(fewest, 0, context) / 1e9
+    with_draft = costs.missing_bytes(fewest, gamma, context) / 1e9
+    texts_at_once = f"{fewest} text{'s' if fewest > 1 else ''} at once"
+    return (
+        f"nothing fits: {hardware.devices} x {hardware.name} offers "
+        f"{hardware.devices * costs.usable_bytes / 1e9:.3g} GB to use; for {texts_at_once} the "
+        f"target alone lacks {missing:.3g} GB and fits on {count(0)}, the pair at gamma {gamma} "
+        f"lacks {with_draft:.3g} GB and fits on {count(gamma)}"
+    )
 
 
 def _advice(cells: Sequence[Forecast], texts: Sequence[int]) -> list[str]:

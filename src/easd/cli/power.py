@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +16,7 @@ from easd.runs import open_run
 from easd.runs.texts import visible
 from easd.stats import Spread
 
+_LEVEL = 0.05
 _DIFFERENCES = (0.5, 1.0, 2.0, 5.0)
 
 
@@ -25,7 +28,7 @@ def command(
     baseline: str = "target",
     difference: float | None = None,
     problems: int | None = None,
-    seeds: int = 1,
+    seeds: Annotated[int | None, Parameter(show_default="as in the pilot run")] = None,
     chance: float = 0.8,
 ) -> None:
     """How many problems and seeds does it take? From the variance of a pilot run of the pair.
@@ -40,6 +43,8 @@ def command(
         chance: The wanted probability of seeing it.
     """
     samples = pd.concat([open_run(run, "evaluation").samples.to_pandas() for run in runs])
+    seeds = seeds or samples["seed"].nunique()
+    comparisons = _comparisons(samples)
     table = Table("task", "differ on", f"problems for a power of {chance:.0%}", "can be seen")
     table.title = f"{system} against {baseline}, {seeds} text(s) a problem, level 5 %"
     for task, rows in samples.groupby("task", observed=True, sort=False):
@@ -59,11 +64,30 @@ def command(
             for points in wanted
         ]
         count = problems or len(set(items))
-        seen = spread.detectable(count, seeds, chance)
+        seen = [_seen(spread.detectable(count, seeds, chance), f"with {count:,} problems")]
+        if comparisons > 1:
+            adjusted = spread.detectable(count, seeds, chance, level=_LEVEL / comparisons)
+            seen.append(_seen(adjusted, f"as one of {comparisons} comparisons"))
         table.add_row(
             Text(visible(str(task))),
             f"{spread.shared + spread.fresh:.1%} of {len(both):,}",
             "\n".join(needed),
-            "nothing" if seen is None else f"{100 * seen:.2g} points with {count:,} problems",
+            "\n".join(seen),
+        )
+    if comparisons > 1:
+        table.caption = (
+            f"The run compares {comparisons} pairs of systems; its report adjusts for all of them "
+            "(Holm), and so calls the larger difference detectable."
         )
     Console().print(table)
+
+
+def _comparisons(samples: pd.DataFrame) -> int:
+    """How many comparisons with the baseline a report makes: on each task, and on all together."""
+    systems = samples.groupby("task", observed=True)["system"].nunique()
+    pooled = systems.min() - 1 if len(systems) > 1 else 0
+    return int((systems - 1).sum() + pooled)
+
+
+def _seen(difference: float | None, where: str) -> str:
+    return f"nothing {where}" if difference is None else f"{100 * difference:.2g} points {where}"

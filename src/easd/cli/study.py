@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import (
@@ -34,11 +36,13 @@ from easd.evaluate.grid import Grid, parse_task
 from easd.evaluate.runner import GridRun, Progress
 from easd.pairs.from_config import load_with_status
 from easd.presets import PRESETS
+from easd.runs import open_run
 from easd.runs.texts import visible
 from easd.tasks import Task
 
 # A grid has the rules of its systems, and its own seeds.
 _NOT_SHARED = ("rule", "n", "seed")
+_SUMS = ("gate_open", "examined", "new_tokens", "blocks")
 _DEFAULTS = {"max_new_tokens": "the task's", "batch_size": "16", "coupling": "shared"}
 
 if TYPE_CHECKING:
@@ -179,7 +183,8 @@ def run_grid(
         if then is not None:
             study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
             watch(Evaluation(study, pair, tasks, out, fitted), console)
-    console.print(_shown(f"the run is in {out}; next: easd report {out}"))
+    show_run(out, console)
+    console.print(_shown(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
 
 
 def _shown(text: str, style: str = "") -> Text:
@@ -209,7 +214,7 @@ def load_tasks(
 
 
 def watch(evaluation: GridRun[Any], console: Console) -> None:
-    """Runs an evaluation behind a progress bar and prints a table of accuracies."""
+    """Runs an evaluation behind a progress bar."""
     tally: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     texts = tokens = 0
     seconds = 0.0
@@ -247,11 +252,42 @@ def watch(evaluation: GridRun[Any], console: Console) -> None:
             bar.update(task, completed=progress.done, note=note)
 
         evaluation.run(show)
-    table = Table("task", "system", "right", "texts", title="this session")
-    for (name, system), (correct, count) in tally.items():
-        if count:
-            table.add_row(_shown(name), _shown(system), f"{correct / count:.1%}", f"{count:,}")
-    if texts:
-        console.print(table)
-    else:
+    if not texts:
         console.print("nothing was left to decode")
+
+
+def show_run(folder: Path, console: Console) -> None:
+    """Prints a run's accuracies and gates, and says where a gate never opened."""
+    run = open_run(folder, "evaluation")
+    samples = run.samples
+    if not samples.num_rows:
+        return
+    names = ["task", "system"]
+    keys = [samples[name].cast(pa.string()) for name in names]
+    right = pc.fill_null(samples["correct"], False).cast(pa.int64())
+    counted = pa.table([*keys, right, *map(samples.column, _SUMS)], [*names, "right", *_SUMS])
+    sums = [("right", "sum"), *((name, "sum") for name in _SUMS), ("right", "count")]
+    rows = counted.group_by(names, use_threads=False).aggregate(sums).to_pylist()
+    place = {system["name"]: at for at, system in enumerate(run.run["systems"])}
+    table = Table("task", "system", "right", "texts", "gate open", "tokens a forward")
+    gated = shut = 0
+    for row in sorted(rows, key=lambda row: (row["task"], place[row["system"]])):
+        texts, gate, blocks = row["right_count"], row["gate_open_sum"], row["blocks_sum"]
+        rate = None if gate is None else gate / max(row["examined_sum"], 1)
+        table.add_row(
+            _shown(row["task"]),
+            _shown(row["system"]),
+            f"{row['right_sum'] / texts:.1%}",
+            f"{texts:,}",
+            "" if rate is None else "never" if rate == 0 else f"{rate:.2%}",
+            f"{row['new_tokens_sum'] / blocks:.2f}" if blocks else "",
+        )
+        gated += rate is not None
+        shut += rate == 0
+    console.print(table)
+    if shut:
+        told = (
+            f"the gate never opens in {shut} of {gated} systems with one, which therefore do "
+            "nothing: lower tau_h, or have `easd calibrate --rate 0.02` find one at which it opens"
+        )
+        console.print(Text(told, "yellow"), soft_wrap=True)

@@ -15,6 +15,9 @@ from easd.stats import Estimate
 if TYPE_CHECKING:
     from easd.diagnose.diagnosis import AtThreshold, Diagnosis
 
+# A rate counts as reached from this share of it on: positions with the same entropy move it a bit.
+_REACHED = 0.95
+
 _OPINION = {
     "second opinion": "the draft is a second opinion",
     "warning": "the draft's favour is a warning",
@@ -56,6 +59,12 @@ def render(diagnosis: Diagnosis, console: Console) -> None:
         console.print(Text(f"* {line}", style="dim"))
 
 
+def verdicts(diagnosis: Diagnosis, console: Console) -> None:
+    """Prints what EASD will do at each threshold, and nothing else."""
+    for at in diagnosis.thresholds:
+        console.print(Text(f"{_title(at)}. {at.verdict.sentence} {at.verdict.advice}"))
+
+
 def _opening(diagnosis: Diagnosis) -> list[str]:
     lines = [
         f"{diagnosis.texts:,} reference texts, {diagnosis.positions:,} positions. The right token "
@@ -65,12 +74,26 @@ def _opening(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.target_accuracy and diagnosis.draft_accuracy:
         target, draft = _plain(diagnosis.target_accuracy), _plain(diagnosis.draft_accuracy)
         lines.append(f"Accuracy drawn from the target: {target} %; from the draft: {draft} %.")
+    if not diagnosis.unique_solution:
+        length = diagnosis.positions / diagnosis.texts
+        lines.append(
+            f"Effects below are in {unit_of(diagnosis.unique_solution)}. A text has {length:,.0f} "
+            f"tokens on average, so +1 means: of the {100 * length:,.0f} tokens of 100 texts, a "
+            "rule is expected to draw one more as the reference has it."
+        )
     return lines
 
 
 def _title(at: AtThreshold) -> str:
-    wanted = "as given" if at.wanted is None else f"chosen for {percent(at.wanted)} of positions"
-    return f"tau_h {at.tau_h:.2g} nats, {wanted}"
+    height = f"tau_h {at.tau_h:.2g} nats"
+    if at.wanted is None:
+        return f"{height}, as given"
+    if at.tau_h == 0 and at.fired.value < _REACHED * at.wanted:
+        return (
+            f"{height}: no threshold reaches {percent(at.wanted)} of positions; the gate opens at "
+            f"{percent(at.fired.value)} at most"
+        )
+    return f"{height}, chosen for {percent(at.wanted)} of positions"
 
 
 def _about(at: AtThreshold) -> list[str]:

@@ -2,26 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from easd.engine.chat import check_characters, reasoning_markers
+from easd.core.couplings import Coupling
+from easd.core.rules import Rule
+from easd.engine.chat import check_characters, encode, encode_turns, reasoning_markers
 from easd.engine.drafters import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
 from easd.engine.engine import Engine, StepRecord
 from easd.engine.models.slots import SlotModel
 from easd.engine.pair import Pair
 from easd.engine.request import Counts, FinishReason, Request, Row
-from easd.engine.settings import Settings
+from easd.engine.settings import DrafterKind, Scope, Settings
 from easd.engine.stopping import StopStrings
-from easd.errors import ConfigError
+from easd.errors import ConfigError, InputError
 
-Prompt = str | Sequence[int] | Tensor
+Message = Mapping[str, str]
+Prompt = str | Sequence[int] | Tensor | Sequence[Message]
 
 _NEW_TOKENS = 256
+
+
+class SettingsFields(TypedDict, total=False):
+    """The fields of `Settings`, for editors and type checkers."""
+
+    rule: Rule | type[Rule] | str
+    gamma: int
+    least_block_prob: float
+    drafter: DrafterKind
+    max_new_tokens: int | None
+    min_new_tokens: int
+    temperature: float
+    draft_temperature: float | None
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    bad_words: tuple[str, ...]
+    stop: tuple[str, ...]
+    seed: int
+    coupling: Coupling | None
+    exact_first: int
+    scope: Scope
+    n: int
+    batch_size: int
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _listing_settings(function: F) -> F:
+    """Names every setting, with its default, in the signature that `help` prints."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    shown = Settings()
+    settings = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(shown, field.name),
+            annotation=field.type,
+        )
+        for field in fields(Settings)
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *settings])  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +96,17 @@ class Generation:
     scores: list[Tensor]
 
 
+@_listing_settings
 def generate(
     target: PreTrainedModel,
     draft: PreTrainedModel | None,
     prompts: Prompt | Sequence[Prompt],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    chat: bool = False,
     settings: Settings | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
-    **overrides: Any,
+    **overrides: Unpack[SettingsFields],
 ) -> list[Generation]:
     """Decodes every prompt and returns the texts in the prompts' order.
 
@@ -62,11 +114,16 @@ def generate(
         target: the model whose text is wanted.
         draft: a smaller model with the same tokenizer; None with the prompt-lookup drafter or a
             rule that runs the target alone.
-        prompts: one prompt or several, as text (which needs `tokenizer`) or as token ids.
+        prompts: one prompt or several: text to continue, a conversation to answer (a list of
+            messages with `role` and `content`), or token ids. Text and conversations need
+            `tokenizer`.
         tokenizer: turns text into ids and back, and names the end-of-sequence token.
+        chat: answer a text as a user's turn in the tokenizer's chat template; without, the text
+            is continued as it stands, which chat models often end at once.
         settings: how to decode.
         on_step: called with every step's record.
-        **overrides: single fields of `Settings` by name, for example `rule=EASD(tau_h=1.2)`.
+        **overrides: single fields of `Settings`, for example `rule=EASD(tau_h=1.2)`; its
+            documentation explains each.
 
     Raises:
         ConfigError: A setting is unknown, out of range, or does not fit these models.
@@ -76,7 +133,7 @@ def generate(
     """
     settings = with_overrides(settings or Settings(), overrides)
     pair = Pair.of(target, draft, tokenizer)
-    ids = [_token_ids(prompt, tokenizer) for prompt in _as_list(prompts)]
+    ids = [_prompt_ids(prompt, tokenizer, chat=chat) for prompt in _as_list(prompts)]
     done: list[Row] = []
     for record in decode(pair, make_requests(pair, ids, settings), settings):
         done += [row for row in record.rows if row.finished]
@@ -170,7 +227,7 @@ def _room(prompt_length: int, limit: int | None) -> int:
     return _NEW_TOKENS if limit is None else max(1, min(_NEW_TOKENS, limit - prompt_length))
 
 
-def with_overrides(settings: Settings, overrides: dict[str, Any]) -> Settings:
+def with_overrides(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
     """`settings` with single fields replaced.
 
     Raises:
@@ -187,11 +244,36 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (isinstance(prompts, Tensor) and prompts.ndim == 1):
         return [prompts]
     items = list(prompts)
-    return [items] if items and isinstance(items[0], int) else items  # type: ignore[list-item]
+    return [items] if items and isinstance(items[0], int | Mapping) else items  # type: ignore[list-item]
+
+
+def _prompt_ids(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, *, chat: bool
+) -> list[int]:
+    """Token ids of a prompt; conversations and, if asked for, texts go into the chat template."""
+    turns = None if isinstance(prompt, str | Tensor) else list(prompt)
+    if not turns or not isinstance(turns[0], Mapping):
+        if not (chat and isinstance(prompt, str)):
+            return _token_ids(prompt, tokenizer)
+        if tokenizer is not None:
+            return encode(prompt, tokenizer, chat=True)
+    if tokenizer is None:
+        raise ConfigError("chat needs the chat template; give the tokenizer that has it")
+    return encode_turns([_turn(turn) for turn in turns or ()], tokenizer, chat=True)
+
+
+def _turn(message: Any) -> dict[str, str]:
+    found = dict(message) if isinstance(message, Mapping) else {}
+    if not all(isinstance(found.get(name), str) for name in ("role", "content")):
+        raise InputError(
+            f"message {str(message)[:80]!r} is not a mapping with texts under 'role' and "
+            "'content'; give one like {'role': 'user', 'content': 'Hello'}"
+        )
+    return found
 
 
 def _token_ids(
-    prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, *, special: bool = True
+    prompt: Any, tokenizer: PreTrainedTokenizerBase | None, *, special: bool = True
 ) -> list[int]:
     if isinstance(prompt, Tensor):
         return prompt.tolist()

@@ -8,7 +8,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from easd.config import Fill, RunConfig, parse_override, parse_rule, read_yaml, rule_to_dict
+from easd.config import (
+    Fill,
+    RunConfig,
+    leave_models_to,
+    parse_override,
+    parse_rule,
+    read_yaml,
+    rule_to_dict,
+)
 from easd.core.rules import Rule, field_names, make_rule, rule_name, rule_type
 from easd.core.rules.pool import Pool
 from easd.engine.settings import Settings
@@ -161,6 +169,7 @@ def read_study(
         ConfigError: The file cannot be read.
     """
     values = {} if path is None else read_yaml(config_path(path))
+    leave_models_to(overrides or {}, values)
     for name, value in (overrides or {}).items():
         head, _, field = name.partition(".")
         if head == "endpoint" and field:

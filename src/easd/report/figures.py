@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import matplotlib
@@ -24,6 +25,19 @@ from easd.runs.texts import visible
 # Okabe and Ito's palette; hatches and markers repeat what colours say.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#666666"
+
+# Colours that a page with a dark theme changes: a drawing of its own keeps the fallback.
+_THEMED = {
+    "#000000": "ink",
+    "#666666": "grey",
+    "#dddddd": "grid",
+    "#cfcfcf": "pale",
+    "#bbbbbb": "rest",
+    "#ffffff": "paper",
+    "#0072b2": "blue",
+}
+# Of numbers on a coloured ground, which is the same in both themes.
+_ON_DARK, _ON_LIGHT = "#fdfdfd", "#111111"
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -43,6 +57,7 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "axes.unicode_minus": True,
 }
+_LUMINANCE = (0.2126, 0.7152, 0.0722)
 _WIDTH = 7.6
 _ROW = 0.25
 _NAME = 34
@@ -179,7 +194,8 @@ def lines(table: pd.DataFrame, across: str, up: str, *, labels: tuple[str, str])
     """
     with canvas(2.7 * _rows_of_panels(table) + 0.3) as figure:
         for axes, rows in _panels(figure, table):
-            for index, system in enumerate(rows["system"].unique()):
+            systems = list(rows["system"].unique())
+            for index, (system, name) in enumerate(zip(systems, distinct(systems), strict=True)):
                 part = rows[rows["system"] == system]
                 reaches = np.column_stack([reach(r, up, 100) for r in records(part)])
                 axes.errorbar(
@@ -191,7 +207,7 @@ def lines(table: pd.DataFrame, across: str, up: str, *, labels: tuple[str, str])
                     linestyle=("-", "--", "-.", ":")[index % 4],
                     capsize=2,
                     linewidth=1.3,
-                    label=short(str(system)),
+                    label=name,
                 )
             axes.set_xlabel(labels[0])
             axes.set_ylabel(labels[1])
@@ -213,11 +229,14 @@ def heat_maps(table: pd.DataFrame, values: dict[str, str]) -> str:
         for axes, (column, title) in zip(panels, values.items(), strict=True):
             grid = 100 * table.pivot(index="tau_o", columns="tau_h", values=column)
             image = axes.imshow(grid.to_numpy(float), cmap="cividis", aspect="auto", origin="lower")
-            low, high = image.get_clim()
             for (y, x), value in np.ndenumerate(grid.to_numpy(float)):
-                dark = high > low and (value - low) / (high - low) < 0.5
-                text = "—" if math.isnan(value) else f"{value:.3g}"
-                colour = "white" if dark and text != "—" else "black"
+                if math.isnan(value):
+                    text, colour = "—", BLACK
+                else:
+                    ground = np.array(image.cmap(image.norm(value))[:3])
+                    is_dark = float(ground @ _LUMINANCE) < 0.5
+                    colour = _ON_DARK if is_dark else _ON_LIGHT
+                    text = "never" if column == "gate_rate" and value == 0 else f"{value:.3g}"
                 axes.text(x, y, text, ha="center", va="center", color=colour)
             axes.set_xticks(range(grid.shape[1]), [f"{x:g}" for x in grid.columns])
             axes.set_yticks(range(grid.shape[0]), [f"{y:g}" for y in grid.index])
@@ -243,10 +262,11 @@ def _panels(figure: Figure, table: pd.DataFrame) -> Iterator[tuple[Axes, pd.Data
     tasks = list(table["task"].unique())
     shape = (_rows_of_panels(table), min(len(tasks), 2))
     panels = figure.subplots(*shape, squeeze=False, sharey=True).ravel()
+    titles = dict(zip(tasks, distinct(tasks), strict=True))
     for axes in panels[len(tasks) :]:
         axes.set_axis_off()
     for axes, task in zip(panels, tasks, strict=False):
-        axes.set_title(short(str(task)) if len(tasks) > 1 else "", loc="left")
+        axes.set_title(titles[task] if len(tasks) > 1 else "", loc="left")
         yield axes, table[table["task"] == task]
 
 
@@ -266,7 +286,7 @@ def _interval_panel(
 
 
 def _name_rows(axes: Axes, systems: list[str]) -> None:
-    axes.set_yticks(range(len(systems)), [short(str(name)) for name in systems])
+    axes.set_yticks(range(len(systems)), distinct(systems))
     axes.set_ylim(len(systems) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
 
@@ -278,9 +298,31 @@ def reach(row: dict, column: str, scale: float) -> np.ndarray:
     return scale * np.array([[max(0.0, end) if end == end else 0.0] for end in ends])
 
 
-def short(name: str, limit: int = _NAME) -> str:
+def distinct(names: Sequence[object], limit: int = _NAME) -> list[str]:
+    """Names cut to `limit` characters, yet never so that two of them become the same.
+
+    Names whose cut would be the same lose what they all begin with; where that does not tell them
+    apart either, they stay whole.
+    """
+    full = [visible(str(name)) for name in names]
+    cut = [_cut(name, limit) for name in full]
+    for same in {text for text in cut if cut.count(text) > 1}:
+        group = [place for place, text in enumerate(cut) if text == same]
+        begins = next(
+            at
+            for at, letters in enumerate(zip_longest(*(full[place] for place in group)))
+            if len(set(letters)) > 1
+        )
+        ends = [full[place][begins:] for place in group]
+        shorter = [f"{full[group[0]][: limit // 3]}…{_cut(end, 2 * limit // 3)}" for end in ends]
+        told_apart = len(set(shorter)) == len(group)
+        for place, text in zip(group, shorter, strict=True):
+            cut[place] = text if told_apart else full[place]
+    return cut
+
+
+def _cut(name: str, limit: int) -> str:
     """A name cut in its middle, where long names differ least."""
-    name = visible(name)
     if len(name) <= limit:
         return name
     half = (limit - 1) // 2
@@ -293,4 +335,10 @@ def svg(figure: Figure) -> str:
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL).strip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL).strip()
+    return re.sub(r"(?<=: )#[0-9a-f]{6}(?=[;\"])", _themed, text)
+
+
+def _themed(match: re.Match[str]) -> str:
+    name = _THEMED.get(match[0])
+    return f"var(--figure-{name}, {match[0]})" if name else match[0]

@@ -95,6 +95,12 @@ def firing_rates(frames: Frames, tables: Tables) -> Section:
             rarest = min(known)
             sentence += f"; the rarest of its conditions is {rarest[1]}, met at {rate(rarest[0])}"
         sentences.append(sentence + ".")
+        if row["penalty_rate"] < row["gate_rate"]:
+            sentences.append(
+                "The two differ since an open gate is counted wherever it is examined, and a "
+                "penalty only where the gate is what refused the token: what plain speculation "
+                "would have refused there counts as rejected."
+            )
     idle = table.loc[table["no_op"] & (table["task"] != POOLED)]
     for task, rows in idle.groupby("task", sort=False):
         warnings.append(
@@ -142,6 +148,32 @@ def trade(frames: Frames, tables: Tables) -> Section:
     )
 
 
+def over_the_grid(tables: Tables) -> list[str]:
+    """What a grid of thresholds shows as a whole; nothing where no systems form a grid."""
+    table = tables.get("sensitivity", pd.DataFrame())
+    if table.empty:
+        return []
+    found = []
+    findings = tables["differences"][["task", "system", "finding"]]
+    for (grid, task), rows in table.groupby(["grid", "task"], sort=False):
+        name = f"{str(grid).partition(':')[0]}'s grid on {task}"
+        cells, shut = len(rows), int((rows["gate_rate"] == 0).sum())
+        if shut:
+            found.append(
+                f"{name}: the gate never opens in {shut} of {cells} cells. They do nothing, so "
+                "their accuracy says nothing about these thresholds; lower tau_h (easd calibrate "
+                "finds one at which the gate opens as often as you ask)."
+            )
+        if shut == cells:
+            continue
+        judged = rows.merge(findings, on=["task", "system"])
+        judged = judged[judged["gate_rate"] > 0]
+        counts = judged["finding"].value_counts()
+        told = ", ".join(f"{count} {finding}" for finding, count in counts.items())
+        found.append(f"{name}, cells whose gate opens ({cells - shut}): {told}.")
+    return found
+
+
 def thresholds(frames: Frames, tables: Tables) -> Section | None:
     """How accuracy and firing depend on both thresholds; None where no systems form a grid."""
     table = tables["sensitivity"]
@@ -152,27 +184,34 @@ def thresholds(frames: Frames, tables: Tables) -> Section | None:
         ranked = rows.sort_values("accuracy")
         worst, best = ranked.iloc[0], ranked.iloc[-1]
         rule = str(grid).partition(":")[0]
-        sentences.append(
-            f"{rule} on {task}: accuracy goes from {number(worst['accuracy'], 'percent')} % at "
-            f"tau_h {worst['tau_h']:g}, tau_o {worst['tau_o']:g} to "
-            f"{number(best['accuracy'], 'percent')} % at tau_h {best['tau_h']:g}, tau_o "
-            f"{best['tau_o']:g}; each value alone is known to about "
-            f"±{number(_half_width(rows), 'size')} points."
-        )
+        if worst["accuracy"] == best["accuracy"]:
+            sentences.append(
+                f"{rule} on {task}: accuracy is {number(best['accuracy'], 'percent')} % in all "
+                f"{len(rows)} cells."
+            )
+        else:
+            sentences.append(
+                f"{rule} on {task}: accuracy goes from {number(worst['accuracy'], 'percent')} % at "
+                f"tau_h {worst['tau_h']:g}, tau_o {worst['tau_o']:g} to "
+                f"{number(best['accuracy'], 'percent')} % at tau_h {best['tau_h']:g}, tau_o "
+                f"{best['tau_o']:g}; each value alone is known to about "
+                f"±{number(_half_width(rows), 'size')} points."
+            )
         figures.append(
             Figure(
                 name=f"thresholds-{len(figures) + 1}",
                 svg=plots.heat_maps(
                     rows, {"accuracy": "accuracy, %", "gate_rate": "gate open, % of examined"}
                 ),
-                caption=f"{rule} on {task} over its thresholds. A dash: not decoded.",
+                caption=f"{rule} on {task} over its thresholds. A dash: not decoded; where the "
+                "gate never opens, the rule does nothing.",
             )
         )
     columns = ("grid", "task", "tau_h", "tau_o", "accuracy", "gate_rate", "penalty_rate")
     return Section(
         name="thresholds",
         title="Sensitivity to the thresholds",
-        sentences=tuple(sentences),
+        sentences=(*over_the_grid(tables), *sentences),
         figures=tuple(figures),
         tables=(make_table(table, columns[1:], "Thresholds", is_open=False),),
     )

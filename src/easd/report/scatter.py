@@ -7,7 +7,7 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 
-from easd.report.figures import COLOURS, GREY, MARKS, canvas, reach, short, svg
+from easd.report.figures import COLOURS, GREY, MARKS, canvas, distinct, reach, svg
 from easd.report.metrics.frames import records
 
 _PANEL = (330.0, 250.0)  # About what a scatter plot's panel measures, in points.
@@ -38,7 +38,8 @@ def scatter(
         axes, key = figure.subplots(1, 2, width_ratios=(3, 1.55))
         key.set_axis_off()
         spots = []
-        for number, row in enumerate(records(table), 1):
+        names = distinct(table["system"].tolist(), 25)
+        for number, (row, name) in enumerate(zip(records(table), names, strict=True), 1):
             colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
             x, y = row[across] * scales[0], row[up] * scales[1]
             axes.errorbar(
@@ -54,7 +55,7 @@ def scatter(
             )
             spots.append((x, y, number))
             key.plot(0.02, 1 - number, mark, color=colour, markersize=5, clip_on=False)
-            key.text(0.08, 1 - number, f"{number}  {short(row['system'], 25)}", va="center")
+            key.text(0.08, 1 - number, f"{number}  {name}", va="center")
         key.set_xlim(0, 1)
         key.set_ylim(-max(len(table), 12) - 0.5, 0.5)
         axes.set_xlabel(labels[0])

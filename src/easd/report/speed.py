@@ -10,7 +10,7 @@ import pandas as pd
 from easd.report import figures as plots
 from easd.report.metrics import Frames
 from easd.report.metrics.frames import Tables, records
-from easd.report.metrics.speed import SPEED_PARTS
+from easd.report.metrics.speed import LEAST_CHUNKS, SPEED_PARTS
 from easd.report.page import (
     Figure,
     Section,
@@ -87,6 +87,7 @@ def speeds(frames: Frames, tables: Tables) -> Section:
             "Reward-guided decoding rereads its text at every step here, and the reward model's "
             "time counts as verification."
         )
+    warnings += _few_chunks(shown)
     parts = {f"{part}_ms": str(part) for part in SPEED_PARTS}
     return Section(
         name="speed",
@@ -136,6 +137,17 @@ def works(frames: Frames, tables: Tables) -> Section:
         sentences=tuple(sentences),
         tables=tables_by_task(table, _WORK),
     )
+
+
+def _few_chunks(table: pd.DataFrame) -> list[str]:
+    fewest = int(table["chunks"].min()) if len(table) else LEAST_CHUNKS
+    if fewest >= LEAST_CHUNKS:
+        return []
+    return [
+        f"Some speeds have no interval: it takes {LEAST_CHUNKS} chunks of texts decoded together "
+        f"to tell how much speed varies, and there are {fewest}. More items, or a smaller "
+        "--set chunk=, would give one; easd bench measures speed in its own right."
+    ]
 
 
 def _speculative(frames: Frames) -> str | None:
@@ -198,6 +210,7 @@ def served(frames: Frames, tables: Tables) -> Section:
         name="serving",
         title="Servers",
         sentences=tuple(sentences),
+        warnings=tuple(_few_chunks(overall(table))),
         tables=tables_by_task(table, _SERVING),
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from easd.report import figures as plots
+from easd.report.gate import over_the_grid
 from easd.report.metrics import POOLED, Frames
 from easd.report.metrics.accuracy import BETTER, EQUIVALENT, SAME, UNKNOWN, WORSE
 from easd.report.metrics.frames import Tables, records
@@ -22,7 +24,17 @@ from easd.report.page import (
 )
 from easd.runs.fitted import overlaps
 
-_VERDICT = ("system", "finding", "difference", "p_holm", "p_equivalent", "detectable", "same_text")
+_VERDICT = (
+    "system",
+    "finding",
+    "accuracy",
+    "difference",
+    "p_holm",
+    "same_text",
+    "gate_rate",
+    "block_efficiency",
+    "detectable",
+)
 _SIGNS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "=", SAME: "=", UNKNOWN: "?"}
 _DIFFERENCES = (
     "system",
@@ -31,6 +43,7 @@ _DIFFERENCES = (
     "difference",
     "p_value",
     "p_holm",
+    "p_equivalent",
     "gained",
     "lost",
     "unpaired",
@@ -38,6 +51,10 @@ _DIFFERENCES = (
     "same_text",
 )
 _ERROR = 0.05
+_ONE_BY_ONE = (
+    "Intervals hold one by one and Holm's p for all comparisons together: here an interval leaves "
+    "out zero although the adjusted p is above 0.05."
+)
 _ALONE = "There is only one system, so there is nothing to compare."
 _ACCURACY = ("system", "samples", "problems", "accuracy", "failed", "cut_off", "new_tokens")
 
@@ -49,28 +66,44 @@ def verdict(frames: Frames, tables: Tables, margin: float) -> Section:
     shown = []
     if table.empty:
         sentences.append(_ALONE)
+    sentences += over_the_grid(tables)
     focus = frames.focus
     for task, rows in _by_task(table, pooled_first=True):
         mine = rows[rows["system"] == focus]
         if len(mine):
-            sentences.append(_lead(records(mine)[0], margin))
+            sentences.append(_lead(records(mine)[0], margin, len(table)))
         sentences.append(_others(task, rows[rows["system"] != focus], frames.baseline, margin))
         sentences.append(_scale(frames, rows))
-        signed = rows.assign(finding=rows["finding"].map(_SIGNS) + " " + rows["finding"])
         title = f"{task}: each system against {frames.baseline}"
-        shown.append(make_table(signed, _VERDICT, title, is_open=not shown))
+        shown.append(make_table(_beside_costs(frames, tables, task, rows), _VERDICT, title))
+    if _adjusted_away(table):
+        sentences.append(_ONE_BY_ONE)
     return Section(
         name="verdict",
         title="Verdict",
         sentences=tuple(filter(None, sentences)),
         warnings=(*_unfinished(frames, tables["coverage"]), *_fitted(frames)),
-        tables=tuple(shown),
+        tables=tuple(replace(each, is_open=not at) for at, each in enumerate(shown)),
     )
 
 
 def _fitted(frames: Frames) -> list[str]:
     found = list(overlaps(frames.run))
     return [f"{line[0].upper()}{line[1:]}." for line in found]
+
+
+def _beside_costs(frames: Frames, tables: Tables, task: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """The findings on a task, the baseline first, with gate rates and tokens a forward."""
+    first = {"system": frames.baseline, "finding": "baseline"}
+    first["accuracy"] = rows["baseline_accuracy"].iloc[0]
+    signed = rows.assign(finding=rows["finding"].map(_SIGNS) + " " + rows["finding"])
+    found = pd.concat([pd.DataFrame([first]), signed], ignore_index=True)
+    for name, column in (("firing", "gate_rate"), ("drafting", "block_efficiency")):
+        costs = tables.get(name, tables.get("serving", pd.DataFrame()))
+        if column in costs:
+            own = costs[costs["task"] == task].set_index("system")[column]
+            found[column] = found["system"].map(own)
+    return found
 
 
 def accuracies(frames: Frames, tables: Tables) -> Section:
@@ -142,11 +175,6 @@ def paired(frames: Frames, tables: Tables) -> Section:
             "(dark) on top of the interval that unpaired samples would have given (light).",
         )
     ]
-    if table["p_holm"].gt(_ERROR).where(_excludes_zero(table), False).any():
-        sentences.append(
-            "Intervals hold one by one and Holm's p for all comparisons together, so an interval "
-            "may leave out zero where the adjusted p is not small."
-        )
     shown = [*tables_by_task(table, _DIFFERENCES)]
     if len(against):
         name = str(against["baseline"].iloc[0])
@@ -171,7 +199,12 @@ def _by_task(table: pd.DataFrame, *, pooled_first: bool = False) -> list[tuple[s
     return sorted(found, key=lambda each: pooled_first and each[0] != POOLED)
 
 
-def _lead(row: dict[str, Any], margin: float) -> str:
+def _adjusted_away(table: pd.DataFrame) -> bool:
+    """Whether an interval shows a difference that the adjustment for many tests takes back."""
+    return len(table) > 0 and bool((table["p_holm"].gt(_ERROR) & _excludes_zero(table)).any())
+
+
+def _lead(row: dict[str, Any], margin: float, family: int) -> str:
     size = number(abs(row["difference"]), "points").lstrip("+")
     interval = f"95 % interval {_interval(row)}"
     where = f"on {row['task']} ({row['pairs']:,} pairs)"
@@ -192,7 +225,7 @@ def _lead(row: dict[str, Any], margin: float) -> str:
         )
     power = (
         f"this run finds differences from {number(row['detectable'], 'size')} points on with 80 % "
-        "power"
+        f"power{f', as one of {family} comparisons' if family > 1 else ''}"
         if row["detectable"] == row["detectable"]
         else "this run is too small to find any difference with 80 % power"
     )

@@ -144,7 +144,10 @@ def threshold_grids(frames: Frames) -> dict[str, dict[str, tuple[float, float]]]
         if "tau_h" not in rule or "tau_o" not in rule:
             continue
         thresholds = (float(rule.pop("tau_h")), float(rule.pop("tau_o")))
-        grids.setdefault(_label(rule, frames.description(system)), {})[system] = thresholds
+        cells = grids.setdefault(_label(rule, frames.description(system)), {})
+        # The same rule under two names is one cell.
+        if thresholds not in cells.values():
+            cells[system] = thresholds
     return {name: found for name, found in grids.items() if len(found) >= 3}
 
 

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pandas as pd
 
-from easd.errors import InputError
 from easd.report.metrics.columns import interval_of
 from easd.report.metrics.frames import (
     Frames,
@@ -24,6 +23,9 @@ SPEED_PARTS = ("draft", "target", "verify", "other")
 
 _CHUNK = ["task", "seed", "first"]
 _RESAMPLES = 1000
+
+LEAST_CHUNKS = 5
+"""Fewer chunks tell next to nothing of how much their speeds vary, so no interval is given."""
 
 
 def speed(frames: Frames) -> pd.DataFrame:
@@ -58,7 +60,7 @@ def speed(frames: Frames) -> pd.DataFrame:
                 "batch": int(group["batch"].max()),
                 "tokens": int(tokens),
                 "seconds": seconds,
-                **ratio_of("tokens_per_second", group["tokens"], group["seconds"]),
+                **_speed_of(group),
                 **_improvement(group, baseline.get(task)),
                 **{
                     f"{p}_ms": 1000 * group[f"{p}_seconds"].sum(min_count=1) / tokens
@@ -152,6 +154,13 @@ def work(frames: Frames) -> pd.DataFrame:
     return table
 
 
+def _speed_of(group: pd.DataFrame) -> Interval:
+    found = ratio_of("tokens_per_second", group["tokens"], group["seconds"])
+    if len(group) < LEAST_CHUNKS:
+        found |= dict.fromkeys(interval_of("tokens_per_second"), math.nan)
+    return found
+
+
 def _forwards(group: pd.DataFrame) -> dict[str, float]:
     """Milliseconds of one batched forward of each model."""
     found = {}
@@ -180,10 +189,9 @@ def _improvement(group: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval
         )
         return other / own
 
-    try:
-        return columns_of("improvement", bootstrap(improvement, len(both), resamples=_RESAMPLES))
-    except InputError:  # One chunk says nothing about others.
-        return {**unknown, "improvement": float(improvement(np.ones(len(both))))}
+    if len(both) < LEAST_CHUNKS:
+        return {**unknown, "improvement": float(improvement(np.ones((1, len(both))))[0])}
+    return columns_of("improvement", bootstrap(improvement, len(both), resamples=_RESAMPLES))
 
 
 _SPEED = ("batch", "chunks", "tokens_per_second", "improvement")

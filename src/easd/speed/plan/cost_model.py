@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -150,10 +151,32 @@ class CostModel:
 
     def texts_that_fit(self, gamma: int, context: int) -> int:
         """Returns how many texts of `context` tokens fit in memory beside the weights."""
+        models, per_text, step = self._memory(gamma, context)
+        devices = self.hardware.devices
+        free = self.usable_bytes * devices - models
+        return max(0, int(free // (per_text + step * devices)))
+
+    def missing_bytes(self, texts: int, gamma: int, context: int) -> float:
+        """Returns by how much that many texts exceed the memory; 0 or less where they fit."""
+        models, per_text, step = self._memory(gamma, context)
+        devices = self.hardware.devices
+        return models + texts * (per_text + step * devices) - self.usable_bytes * devices
+
+    def devices_needed(self, texts: int, gamma: int, context: int) -> int | None:
+        """Returns on how many such devices that many texts fit; None where no number does."""
+        models, per_text, step = self._memory(gamma, context)
+        each = self.usable_bytes - texts * step
+        return math.ceil((models + texts * per_text) / each) if each > 0 else None
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory of one device that a pair can take."""
+        return self.hardware.memory_gb * 1e9 * _USABLE
+
+    def _memory(self, gamma: int, context: int) -> tuple[int, int, int]:
+        """Bytes of the weights, of a text's cache, and of a text's step on every device."""
         models = [self.target, *([self.draft] if self.draft and gamma else [])]
-        free = self.hardware.memory_gb * 1e9 * self.hardware.devices * _USABLE
-        free -= sum(shape.weight_bytes for shape in models)
-        per_text = sum(context * shape.cached * shape.width for shape in models)
+        weights = sum(shape.weight_bytes for shape in models)
+        cache = sum(context * shape.cached * shape.width for shape in models)
         # Every device holds the distributions of a step in full.
-        step = 2 * (gamma + 1) * self.target.vocab_size * _FLOAT32 * self.hardware.devices
-        return max(0, int(free // (per_text + step)))
+        return weights, cache, 2 * (gamma + 1) * self.target.vocab_size * _FLOAT32
