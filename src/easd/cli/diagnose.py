@@ -27,6 +27,7 @@ from easd.evaluate.config import StudyConfig, load_study
 from easd.evaluate.prompting import encode_item
 from easd.pairs.from_config import load_with_status
 from easd.runs.files import replace_file
+from easd.runs.texts import visible
 from easd.tasks import Task
 
 _RATES = (0.02, 0.005, 0.08)
