@@ -35,15 +35,14 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Proposes tokens for the rows of a batch, and keeps its own caches in step with them."""
+    """Proposes tokens for the rows of a batch.
 
-    def admit(self, first_row: int, rows: Sequence[Row]) -> None:
-        """Adds new rows at consecutive places."""
-        ...
+    Attributes:
+        models: those whose slots follow the rows of the batch.
+    """
 
-    def move(self, source: int, target: int) -> None:
-        """Moves a row to another place."""
-        ...
+    @property
+    def models(self) -> Sequence[SlotModel]: ...
 
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
@@ -74,11 +73,9 @@ class ModelDrafter:
         known = getattr(model.model.get_output_embeddings(), "token_ids", None)
         self._known = None if known is None else known[known < vocab_size]
 
-    def admit(self, first_row: int, rows: Sequence[Row]) -> None:
-        self.model.prefill(first_row, [row.ids[:-1] for row in rows])
-
-    def move(self, source: int, target: int) -> None:
-        self.model.move(source, target)
+    @property
+    def models(self) -> Sequence[SlotModel]:
+        return (self.model,)
 
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
@@ -147,7 +144,7 @@ class ModelDrafter:
         missing = [row.ids[self.model.lengths[place] :] for place, row in enumerate(rows)]
         counts = [len(tokens) for tokens in missing]
         longest = max(counts)
-        padded = [tokens + [0] * (longest - len(tokens)) for tokens in missing]
+        padded = [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in missing]
         return self._forward(torch.tensor(padded, device=self.model.device), counts)
 
     def _forward(self, tokens: Tensor, counts: list[int]) -> Tensor:
@@ -193,11 +190,9 @@ class NoDrafter:
         self.vocab_size = vocab_size
         self.device = device
 
-    def admit(self, first_row: int, rows: Sequence[Row]) -> None:
-        """Does nothing: there is no state."""
-
-    def move(self, source: int, target: int) -> None:
-        """Does nothing: there is no state."""
+    @property
+    def models(self) -> Sequence[SlotModel]:
+        return ()
 
     def commit(self, lengths: list[int]) -> None:
         """Does nothing: there is no state."""
