@@ -1,95 +1,73 @@
-"""Longest gap of a stream beside long prompts of `easd serve`, and how fast these are read.
+"""Longest gap of a stream beside long prompts, with and without chunks, and how fast they are read.
 
-python benchmarks/long_prompts.py [--pair smollm2] [--loads 1x4000,1x8000,7x2000] [--src SRC]
+python benchmarks/long_prompts.py [--pair smollm2] [--loads 1x4000,1x8000,7x2000]
+    [--budgets 256,whole]
 
-A client streams a text while others ask for one token each behind a long prompt. The server runs in
-a process of its own with one thread. `--src` serves another checkout's package, to compare with.
+One text is being decoded while others wait behind long prompts, in one thread and in processor
+time, so that other work on the machine does not count. `whole` caches all prompts at once.
 """
 
 import argparse
-import asyncio
-import os
 import time
 
 import numpy as np
 import torch
 from common import describe, quiet
-from openai import AsyncOpenAI
-from server_load import serving
 
+from easd.engine.batch import StepRecord
+from easd.engine.generate import make_engine
 from easd.engine.models.slots import SlotModel
+from easd.engine.pair import Pair
+from easd.engine.request import Request
+from easd.engine.settings import Settings
 from easd.pairs.loading import load_pair
-from easd.serve.scheduler import PREFILL_TOKENS
-
-_QUIET_SECONDS = 4.0
 
 
-class Stream:
-    """A text that never ends, and when each piece of it came."""
-
-    def __init__(self, client: AsyncOpenAI, pair: str, end: int) -> None:
-        self._client = client
-        self._body = {
-            "model": pair,
-            "prompt": [7, 8, 9],
-            "max_tokens": 4000,
-            "seed": 0,
-            "logit_bias": {str(end): -100},
-        }
-        self.times: list[float] = []
-
-    async def run(self) -> None:
-        """Streams until cancelled."""
-        stream = await self._client.completions.create(**self._body, stream=True)
-        async for _ in stream:
-            self.times.append(time.perf_counter())
-
-    def longest_gap(self, begin: float, end: float) -> float:
-        """The longest time without a piece between two moments, in seconds."""
-        inside = [moment for moment in self.times if begin < moment < end]
-        return float(np.diff([begin, *inside, end]).max())
-
-
-async def measure(url: str, pair: str, end: int, load: str) -> tuple[float, float, float]:
-    """Longest gap without and with a load, and prompt tokens a second."""
-    count, length = map(int, load.split("x"))
+def measure(pair: Pair, count: int, length: int, budget: int | None) -> tuple[float, float, float]:
+    """Median gap before and longest gap beside the prompts, and prompt tokens a second."""
+    engine = make_engine(pair, Settings(), num_rows=count + 1)
     prompts = np.random.default_rng(0).integers(100, 5000, (count, length)).tolist()
-    async with AsyncOpenAI(base_url=url, api_key="none", timeout=3600) as client:
-        stream = Stream(client, pair, end)
-        streaming = asyncio.create_task(stream.run())
-        while len(stream.times) < 20:
-            await asyncio.sleep(0.05)
-        begin = time.perf_counter()
-        await asyncio.sleep(_QUIET_SECONDS)
-        loaded = time.perf_counter()
-        await asyncio.gather(
-            *(
-                client.completions.create(model=pair, prompt=prompt, max_tokens=1)
-                for prompt in prompts
-            )
-        )
-        done = time.perf_counter()
-        assert not streaming.done(), "the stream ended before the prompts were read"
-        streaming.cancel()
-    gaps = stream.longest_gap(begin, loaded), stream.longest_gap(loaded, done)
-    return *gaps, count * length / (done - loaded)
+    stream = Request(prompt=(7, 8, 9), max_new_tokens=4000)
+    engine.submit(stream)
+    alone = [_step(engine, budget)[0] for _ in range(12)]
+    waiting = set(range(1, count + 1))
+    for number, prompt in zip(sorted(waiting), prompts, strict=True):
+        engine.submit(Request(prompt=tuple(prompt), number=number, max_new_tokens=1))
+    beside = []
+    while waiting:
+        seconds, ended = _step(engine, budget)
+        beside.append(seconds)
+        assert 0 not in ended, "the stream ended before the prompts were read"
+        waiting -= ended
+    return float(np.median(alone[2:])), max(beside), count * length / sum(beside)
+
+
+def _step(engine, budget: int | None) -> tuple[float, set[int]]:
+    """A step's time, which is a gap of the stream, and the numbers of the texts that ended."""
+    begin = time.process_time()
+    ended = {
+        row.request.number
+        for record in engine.step(budget)
+        if isinstance(record, StepRecord)
+        for row in record.rows
+        if row.finished
+    }
+    return time.process_time() - begin, ended
 
 
 @torch.inference_mode()
-def chunk_seconds(pair: str, context: int) -> float:
+def chunk_seconds(pair: Pair, context: int, tokens: int) -> float:
     """Time of a chunk at the end of a prompt, in both models: the median of five."""
-    models = load_pair(pair)
-    slots = [SlotModel(model, 1) for model in (models.target, models.draft) if model is not None]
-    ids = torch.full((1, PREFILL_TOKENS), 100)
+    slots = [SlotModel(model, 1) for model in (pair.target, pair.draft) if model is not None]
     for model in slots:
         model.cache.reserve(context)
-        model.lengths[0] = context - PREFILL_TOKENS
     found = []
     for _ in range(6):
-        begin = time.perf_counter()
+        begin = time.process_time()
         for model in slots:
-            model.forward(ids, keep=1)
-        found.append(time.perf_counter() - begin)
+            model.lengths[0] = context - tokens
+            model.extend(0, [[100] * tokens])
+        found.append(time.process_time() - begin)
     return float(np.median(found[1:]))
 
 
@@ -97,24 +75,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pair", default="smollm2")
     parser.add_argument("--loads", default="1x4000,1x8000,7x2000")
-    parser.add_argument("--src", help="folder with another easd package to serve")
+    parser.add_argument("--budgets", default="256,whole")
     arguments = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
-    if arguments.src:
-        os.environ["PYTHONPATH"] = arguments.src
-    (end,) = load_pair(arguments.pair).end_tokens
-    print(f"{arguments.pair}, {describe()}")
+    pair = load_pair(arguments.pair)
+    print(f"{arguments.pair}, {describe()}", flush=True)
     for load in arguments.loads.split(","):
         count, length = map(int, load.split("x"))
-        with serving(arguments.pair, count + 1) as (_, url):
-            alone, beside, speed = asyncio.run(measure(url, arguments.pair, end, load))
-        chunk = chunk_seconds(arguments.pair, length)
-        print(
-            f"{load}: longest gap {beside:.2f} s, {alone:.2f} s without the prompts; a chunk of "
-            f"{PREFILL_TOKENS} tokens takes {chunk:.2f} s; {speed:.0f} prompt tokens/s",
-            flush=True,
-        )
+        for budget in arguments.budgets.split(","):
+            most = None if budget == "whole" else int(budget)
+            alone, beside, speed = measure(pair, count, length, most)
+            line = f"{load}, {budget}: longest gap {beside:.2f} s ({alone:.2f} s without prompts)"
+            if most is not None:
+                chunk = chunk_seconds(pair, length, most)
+                line += f", {beside / chunk:.2f} x the {chunk:.2f} s of a chunk"
+            print(f"{line}; {speed:.0f} prompt tokens/s", flush=True)
 
 
 if __name__ == "__main__":

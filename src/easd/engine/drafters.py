@@ -106,6 +106,7 @@ class ModelDrafter:
             if position < max(counts):
                 among = None if constrained else self._known
                 token = self._sample(probs[-1][:, 0], noise, position, greedy, among)
+                token = _padded(token, rows, [position < count for count in counts])
                 drafted = torch.cat([drafted, token[:, None]], 1)
                 if self.least_block_prob:
                     block_prob *= _confidence(found, token)
@@ -158,6 +159,14 @@ class ModelDrafter:
         return logits[..., : self.vocab_size]
 
 
+def _padded(token: Tensor, rows: Sequence[Row], drafts: list[bool]) -> Tensor:
+    """`token` [B] where a row still drafts, elsewhere its own last: no token that it never had."""
+    if all(drafts):
+        return token
+    last = torch.tensor([row.ids[-1] for row in rows], device=token.device)
+    return torch.where(torch.tensor(drafts, device=token.device), token, last)
+
+
 def _silent(found: Distributions) -> Tensor:
     """Where every token that the draft knows is banned, as bool [B, T]."""
     assert found.scores is not None, "they were asked for"
@@ -200,12 +209,15 @@ class NoDrafter:
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
     ) -> Draft:
-        return self._certain([[] for _ in rows], raw=raw)
+        return self._certain([[] for _ in rows], rows, raw=raw)
 
-    def _certain(self, proposals: list[list[int]], *, raw: bool) -> Draft:
+    def _certain(self, proposals: list[list[int]], rows: Sequence[Row], *, raw: bool) -> Draft:
         """A draft of these tokens, each with probability 1."""
         length = max(map(len, proposals))
-        padded = [known + [0] * (length - len(known)) for known in proposals]
+        padded = [
+            known + row.ids[-1:] * (length - len(known))
+            for known, row in zip(proposals, rows, strict=True)
+        ]
         tokens = torch.tensor(padded, dtype=torch.long, device=self.device)
         probs = torch.zeros(len(proposals), length + 1, self.vocab_size, device=self.device)
         for row, known in enumerate(proposals):
@@ -232,7 +244,7 @@ class PromptLookupDrafter(NoDrafter):
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
     ) -> Draft:
         found = [self._look_up(row.ids)[:count] for row, count in zip(rows, counts, strict=True)]
-        return self._certain(found, raw=raw)
+        return self._certain(found, rows, raw=raw)
 
     def _look_up(self, ids: list[int]) -> list[int]:
         generator = PromptLookupCandidateGenerator(
