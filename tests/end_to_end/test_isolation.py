@@ -140,7 +140,7 @@ class Fragile(Rule):
     least: int
 
     def law(self, step):
-        if bool((step.num_draft_tokens < self.least).any()):
+        if step.draft_tokens.shape[1] and bool((step.num_draft_tokens < self.least).any()):
             raise Broken("the law has no value here")
         return step.target_probs
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -35,6 +37,7 @@ class SlotModel:
         self.config = model.config.get_text_config(decoder=True)
         self.cache = SlotCache(num_rows)
         self.lengths = [0] * num_rows
+        self._turn = _turn_of(self.config)
         self._packed = PackedLinears(model)
         self._window, self._mask_per_kind = _attention_layout(model)
         self._limit = context_window(model)
@@ -70,7 +73,7 @@ class SlotModel:
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
         positions = self.cache.placement.positions
         extra = {"logits_to_keep": keep} if keep is not None and self._head_knows_keep else {}
-        with _own_attention(self.config), self._packed:
+        with self._turn.lock, _own_attention(self.config), self._packed:
             output = self.model(
                 input_ids=tokens,
                 attention_mask=self._mask(positions),
@@ -155,6 +158,24 @@ def _attention_layout(model: PreTrainedModel) -> tuple[int | None, bool]:
     if "layer_types" in config.to_dict() and config.layer_types:
         return (window if "sliding_attention" in kinds else None), True
     return window, False
+
+
+class _Turn:
+    """Held during a forward, which changes a model's config and layers and puts them back."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+
+
+# Whoever decodes with a model holds its config, whose id nothing else can then have.
+_turns: WeakValueDictionary[int, _Turn] = WeakValueDictionary()
+_turns_lock = Lock()
+
+
+def _turn_of(config: Any) -> _Turn:
+    """The turn that all threads take which decode with one model."""
+    with _turns_lock:
+        return _turns.setdefault(id(config), _Turn())
 
 
 @contextmanager
