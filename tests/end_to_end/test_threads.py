@@ -20,6 +20,6 @@ def test_threads_that_share_a_model_leave_it_as_it_was():
 
     alone = decode(None)
     with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(decode, range(8))) == [alone] * 8
+        assert list(threads.map(decode, range(4))) == [alone] * 4
     assert target.config._attn_implementation == draft.config._attn_implementation == before
     target.generate(torch.tensor([TEXTS[0]], device=target.device), max_new_tokens=2)
