@@ -80,6 +80,7 @@ def running(pair: Pair, config: RunConfig, *, grace: float = 30.0, **options):
     thread.start()
     try:
         while not server.started:
+            assert thread.is_alive(), "the server died while it started"
             time.sleep(0.01)
         yield Running(app=app, server=server, port=taken.getsockname()[1])
     finally:

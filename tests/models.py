@@ -9,11 +9,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 
 from easd.core.noise import Noise, race, request_key
@@ -101,6 +104,37 @@ def fresh_pair() -> tuple[PreTrainedModel, PreTrainedModel]:
 
 
 llama_pair = cache(fresh_pair)
+
+
+@cache
+def sliding(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A pair of a family whose layers, some or all, look back six tokens."""
+    common = {
+        "vocab_size": 24,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 6,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = {
+        "mistral": lambda: MistralConfig(num_hidden_layers=2, **common),
+        "gemma3": lambda: Gemma3TextConfig(num_hidden_layers=3, layer_types=kinds, **common),
+        "gemma3-all-sliding": lambda: Gemma3TextConfig(
+            num_hidden_layers=2, layer_types=["sliding_attention"] * 2, **common
+        ),
+        "qwen2": lambda: Qwen2Config(
+            num_hidden_layers=3, layer_types=kinds, use_sliding_window=True, **common
+        ),
+        "qwen2-window-unused": lambda: Qwen2Config(num_hidden_layers=2, **common),
+    }[name]()
+    target = build(config, spread=12.0)
+    return target, near(target, noise=0.2)
 
 
 def prompts(count: int, *, vocab_size: int = 24, longest: int = 12, seed: int = 0):

@@ -3,7 +3,6 @@
 import gc
 import weakref
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from models import (
     prompts,
     requests,
     run,
+    sliding,
     texts,
     uncached,
 )
@@ -23,15 +23,12 @@ from transformers import (
     BloomConfig,
     FalconMambaConfig,
     Gemma2Config,
-    Gemma3TextConfig,
     GPT2Config,
     GptOssConfig,
     Lfm2Config,
     MambaConfig,
-    MistralConfig,
     OpenAIGPTConfig,
     PegasusConfig,
-    Qwen2Config,
     RobertaConfig,
 )
 
@@ -55,36 +52,6 @@ def test_long_prompts_are_prefilled_in_chunks():
     target, draft = llama_pair()
     batched = texts((target, draft), asked, rule=Speculative(), coupling="shared", batch_size=5)
     assert batched == [uncached(target, request) for request in asked]
-
-
-@cache
-def sliding(name):
-    common = {
-        "vocab_size": 24,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "sliding_window": 6,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    config = {
-        "mistral": lambda: MistralConfig(num_hidden_layers=2, **common),
-        "gemma3": lambda: Gemma3TextConfig(num_hidden_layers=3, layer_types=kinds, **common),
-        "gemma3-all-sliding": lambda: Gemma3TextConfig(
-            num_hidden_layers=2, layer_types=["sliding_attention"] * 2, **common
-        ),
-        "qwen2": lambda: Qwen2Config(
-            num_hidden_layers=3, layer_types=kinds, use_sliding_window=True, **common
-        ),
-        "qwen2-window-unused": lambda: Qwen2Config(num_hidden_layers=2, **common),
-    }[name]()
-    target = build(config, spread=12.0)
-    return target, near(target, noise=0.2)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from easd.core.couplings import Coupling
 from easd.core.noise import Noise
 from easd.core.rules import Rule
 from easd.core.step import Decision, Step
+from easd.core.verify import verify
 from easd.engine.drafters import Draft
 from easd.engine.request import Row
 from easd.engine.sampling import Distributions, distributions
@@ -38,6 +40,31 @@ class StepRecord:
     decision: Decision
     noise: Noise
     seconds: dict[str, float]
+
+    def of(self, places: Sequence[int]) -> StepRecord:
+        """The record narrowed to some of its rows."""
+
+        def narrow(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[places]
+            if isinstance(value, list):
+                return [value[place] for place in places]
+            if isinstance(value, Mapping):
+                return {name: narrow(held) for name, held in value.items()}
+            if is_dataclass(value) and not isinstance(value, type):
+                own = {f.name: narrow(getattr(value, f.name)) for f in fields(value)}
+                return replace(value, **own)
+            return value
+
+        return narrow(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that ended by a fault of its own, and that fault."""
+
+    row: Row
+    error: Exception
 
 
 class Batch:
@@ -67,6 +94,10 @@ class Batch:
             [place in jointly for place in range(len(rows))] if jointly else None
         )
         self.rules_need_raw = any(group.needs_raw for group in self.groups)
+
+    def verify(self, draft: Draft, target: Distributions, noise: Noise) -> list[Verified]:
+        """Verifies every group; a row that makes its rule raise fails alone."""
+        return [found for group in self.groups for found in group.verify(draft, target, noise)]
 
     def block_lengths(self, gamma: int) -> list[int]:
         """How many tokens to draft for each row; its last token is always the target's."""
@@ -98,6 +129,26 @@ class Group:
         self.needs_raw = rule.needs_raw == "always" or (rule.needs_raw == "greedy" and greedy)
         self._greedy = greedy
         self._is_whole_batch = len(places) == len(batch.rows)
+
+    def verify(self, draft: Draft, target: Distributions, noise: Noise) -> list[Verified]:
+        """Verifies the group at once, or row by row where that raises."""
+        step, noise_here = self.step(draft, target), self.narrow(noise)
+        try:
+            decision = verify(self.rule, step, noise_here, self.coupling)
+            blocks = read_blocks(step, decision)
+        except Exception as error:
+            if len(self.places) == 1:
+                self.batch.rows[self.places[0]].fail(error)
+                return []
+            alone = (
+                Group(self.batch, self.rule, self.coupling, self._greedy, [place])
+                for place in self.places
+            )
+            return [found for one in alone for found in one.verify(draft, target, noise)]
+        for place, block in zip(self.places, blocks, strict=True):
+            if isinstance(block, NumericsError):
+                self.batch.rows[place].fail(block)
+        return [Verified(self, step, noise_here, decision, blocks)]
 
     def step(self, draft: Draft, target: Distributions) -> Step:
         """The verification step of these rows."""
@@ -152,18 +203,23 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A group after verification: what went in, what came out, and each row's block."""
+    """A group after verification: what went in, what came out, and each row's block or fault."""
 
     group: Group
     step: Step
     noise: Noise
     decision: Decision
-    blocks: list[Block]
+    blocks: list[Block | NumericsError]
 
-    def record(self, committed: list[list[int]], seconds: dict[str, float]) -> StepRecord:
-        """The group's record; `committed` are the tokens of every row of the batch."""
+    def record(self, committed: list[list[int]], seconds: dict[str, float]) -> StepRecord | None:
+        """The record of the rows that did not fail, or None where all did.
+
+        Args:
+            committed: the tokens of every row of the batch.
+            seconds: wall time of the step by part.
+        """
         group, batch = self.group, self.group.batch
-        return StepRecord(
+        whole = StepRecord(
             rows=[batch.rows[place] for place in group.places],
             starts=[batch.starts[place] for place in group.places],
             committed=[committed[place] for place in group.places],
@@ -172,38 +228,48 @@ class Verified:
             noise=self.noise,
             seconds=seconds,
         )
+        places = [place for place, row in enumerate(whole.rows) if row.error is None]
+        if len(places) == len(whole.rows):
+            return whole
+        return whole.of(places) if places else None
 
 
-def read_blocks(step: Step, decision: Decision) -> list[Block]:
+def read_blocks(step: Step, decision: Decision) -> list[Block | NumericsError]:
     """Copies a decision to the host, in one transfer.
 
-    Raises:
-        NumericsError: A model's probabilities are not a distribution.
+    Returns:
+        Each row's block, or an error where a model's probabilities are not a distribution.
     """
+    positions = torch.arange(step.target_probs.shape[1], device=step.target_probs.device)
+    # Behind a row's own draft there is padding, which only the rest of the batch needs.
+    padding = positions > step.num_draft_tokens[:, None]
     columns = [
         decision.num_accepted,
         decision.next_token,
         decision.penalised,
-        ~torch.isfinite(step.target_probs[..., 0]).all(1),
-        ~torch.isfinite(step.draft_probs[..., 0]).all(1),
+        ~(torch.isfinite(step.target_probs[..., 0]) | padding).all(1),
+        ~(torch.isfinite(step.draft_probs[..., 0]) | padding).all(1),
     ]
     table = torch.cat([torch.stack([c.long() for c in columns], 1), step.draft_tokens], 1).tolist()
-    blocks = []
+    blocks: list[Block | NumericsError] = []
     for accepted, next_token, penalised, bad_target, bad_draft, *drafted in table:
         if bad_target or bad_draft:
-            raise NumericsError(
-                f"the {'target' if bad_target else 'draft'}'s logits are NaN or leave no token "
-                "to choose; check its files, its dtype and the logits processors"
+            blocks.append(
+                NumericsError(
+                    f"the {'target' if bad_target else 'draft'}'s logits are NaN or leave no token "
+                    "to choose; check its files, its dtype and the logits processors"
+                )
             )
+            continue
         blocks.append(Block([*drafted[:accepted], next_token], accepted, bool(penalised)))
     return blocks
 
 
 class Clock:
-    """Wall time by part of a step."""
+    """Wall time by part of a step; `before` has that of steps without a record."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, before: Mapping[str, float]) -> None:
+        self.seconds = dict(before)
         self._last = perf_counter()
 
     def lap(self, part: str) -> None:

@@ -37,15 +37,14 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Proposes tokens for the rows of a batch, and keeps its own caches in step with them."""
+    """Proposes tokens for the rows of a batch.
 
-    def admit(self, first_row: int, rows: Sequence[Row]) -> None:
-        """Adds new rows at consecutive places."""
-        ...
+    Attributes:
+        models: those whose slots follow the rows of the batch.
+    """
 
-    def move(self, source: int, target: int) -> None:
-        """Moves a row to another place."""
-        ...
+    @property
+    def models(self) -> Sequence[SlotModel]: ...
 
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
@@ -76,11 +75,9 @@ class ModelDrafter:
         known = getattr(model.model.get_output_embeddings(), "token_ids", None)
         self._known = None if known is None else known[known < vocab_size]
 
-    def admit(self, first_row: int, rows: Sequence[Row]) -> None:
-        self.model.prefill(first_row, [row.ids[:-1] for row in rows])
-
-    def move(self, source: int, target: int) -> None:
-        self.model.move(source, target)
+    @property
+    def models(self) -> Sequence[SlotModel]:
+        return (self.model,)
 
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
@@ -114,6 +111,7 @@ class ModelDrafter:
                 drawn_from.append(proposal)
                 source = probs[-1] if proposal is None else proposal
                 token = self._sample(source[:, 0], noise, position, greedy, among)
+                token = _padded(token, rows, [position < count for count in counts])
                 drafted = torch.cat([drafted, token[:, None]], 1)
                 if self.least_block_prob:
                     block_prob *= _confidence(found, token)
@@ -153,7 +151,7 @@ class ModelDrafter:
         missing = [row.ids[self.model.lengths[place] :] for place, row in enumerate(rows)]
         counts = [len(tokens) for tokens in missing]
         longest = max(counts)
-        padded = [tokens + [0] * (longest - len(tokens)) for tokens in missing]
+        padded = [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in missing]
         return self._forward(torch.tensor(padded, device=self.model.device), counts)
 
     def _forward(self, tokens: Tensor, counts: list[int]) -> Tensor:
@@ -171,6 +169,14 @@ def _joined(proposals: list[Tensor | None], blank: Tensor) -> Tensor | None:
     """The proposals of a block and a blank bonus position, [B, K+1, V]; None without any."""
     own = [proposal for proposal in proposals if proposal is not None]
     return torch.cat([*own, blank], 1) if own else None
+
+
+def _padded(token: Tensor, rows: Sequence[Row], drafts: list[bool]) -> Tensor:
+    """`token` [B] where a row still drafts, elsewhere its own last: no token that it never had."""
+    if all(drafts):
+        return token
+    last = torch.tensor([row.ids[-1] for row in rows], device=token.device)
+    return torch.where(torch.tensor(drafts, device=token.device), token, last)
 
 
 def _silent(found: Distributions) -> Tensor:
@@ -205,11 +211,9 @@ class NoDrafter:
         self.vocab_size = vocab_size
         self.device = device
 
-    def admit(self, first_row: int, rows: Sequence[Row]) -> None:
-        """Does nothing: there is no state."""
-
-    def move(self, source: int, target: int) -> None:
-        """Does nothing: there is no state."""
+    @property
+    def models(self) -> Sequence[SlotModel]:
+        return ()
 
     def commit(self, lengths: list[int]) -> None:
         """Does nothing: there is no state."""
@@ -217,12 +221,15 @@ class NoDrafter:
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
     ) -> Draft:
-        return self._certain([[] for _ in rows], raw=raw)
+        return self._certain([[] for _ in rows], rows, raw=raw)
 
-    def _certain(self, proposals: list[list[int]], *, raw: bool) -> Draft:
+    def _certain(self, proposals: list[list[int]], rows: Sequence[Row], *, raw: bool) -> Draft:
         """A draft of these tokens, each with probability 1."""
         length = max(map(len, proposals))
-        padded = [known + [0] * (length - len(known)) for known in proposals]
+        padded = [
+            known + row.ids[-1:] * (length - len(known))
+            for known, row in zip(proposals, rows, strict=True)
+        ]
         tokens = torch.tensor(padded, dtype=torch.long, device=self.device)
         probs = torch.zeros(len(proposals), length + 1, self.vocab_size, device=self.device)
         for row, known in enumerate(proposals):
@@ -249,7 +256,7 @@ class PromptLookupDrafter(NoDrafter):
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
     ) -> Draft:
         found = [self._look_up(row.ids)[:count] for row, count in zip(rows, counts, strict=True)]
-        return self._certain(found, raw=raw)
+        return self._certain(found, rows, raw=raw)
 
     def _look_up(self, ids: list[int]) -> list[int]:
         generator = PromptLookupCandidateGenerator(

@@ -11,12 +11,11 @@ from torch import Tensor
 from easd.core.couplings import Coupling
 from easd.core.noise import Noise
 from easd.core.rules import Rule, rule_name
-from easd.core.verify import verify
-from easd.engine.batch import Batch, Block, Clock, Group, StepRecord, Verified, read_blocks
+from easd.engine.batch import Batch, Block, Clock, Failure, StepRecord, Verified
 from easd.engine.drafters import Draft, Drafter
 from easd.engine.models.slots import SlotModel
 from easd.engine.request import Request, Row
-from easd.engine.sampling import Distributions
+from easd.engine.rows import Rows
 from easd.errors import ConfigError, InputError
 
 
@@ -58,7 +57,8 @@ class Engine:
         self.num_rows = num_rows
         self.coupling: Coupling | None = coupling
         self._waiting: deque[Request] = deque()
-        self._rows: list[Row] = []
+        self._rows = Rows([target, *drafter.models])
+        self._unrecorded: dict[str, float] = {}  # Seconds of steps without a record.
 
     @property
     def busy(self) -> bool:
@@ -73,21 +73,30 @@ class Engine:
             InputError: Its prompt is empty, has unknown token ids, or does not fit.
         """
         self._check_prompt(request)
-        self._check_rule(request.rule or self.rule)
+        self._check_rule(request)
         self._waiting.append(request)
 
     @torch.inference_mode()
-    def step(self) -> list[StepRecord]:
-        """Admits waiting requests and advances every row by at least one token.
+    def step(self, prefill_tokens: int | None = None) -> list[StepRecord | Failure]:
+        """Caches prompts, and advances every row whose prompt is cached by at least one token.
+
+        Args:
+            prefill_tokens: most prompt tokens to cache first, padding included, which bounds how
+                long the others wait for them; None caches all.
 
         Returns:
-            A record for each rule and greediness among the rows.
+            A record for each rule and greediness among the rows, and the requests that ended by a
+            fault of their own: their processors, criteria or rule raised, or their logits are NaN.
         """
-        clock = Clock()
+        clock = Clock(self._unrecorded)
         self._admit()
-        batch = Batch(self._rows, self.rule, self.coupling)
-        noise = self._noise(batch)
+        self._rows.prefill(prefill_tokens)
         clock.lap("prefill")
+        batch = Batch(self._rows.decoding, self.rule, self.coupling)
+        self._unrecorded = {} if batch.rows else clock.seconds
+        if not batch.rows:
+            return []
+        noise = self._noise(batch)
         draft = self.drafter.propose(
             batch.rows,
             batch.block_lengths(self.gamma),
@@ -99,17 +108,19 @@ class Engine:
         logits = self._score(batch.rows, draft)
         clock.lap("target")
         processed = batch.process(logits, draft)
-        verified = [self._verify(group, draft, processed, noise) for group in batch.groups]
+        verified = batch.verify(draft, processed, noise)
         clock.lap("verify")
-        committed = self._commit(draft, verified, processed.scores)
+        committed = self._commit(batch.rows, draft, verified, processed.scores)
         clock.lap("commit")
-        return [group.record(committed, clock.seconds) for group in verified]
+        records = [group.record(committed, clock.seconds) for group in verified]
+        failures = [Failure(row, row.error) for row in batch.rows if row.error is not None]
+        return [*filter(None, records), *failures]
 
     @torch.inference_mode()
     def cancel(self, request: Request) -> None:
         """Drops a request, waiting or being decoded, and frees its slot."""
         self._waiting = deque(r for r in self._waiting if r is not request)
-        self._release([place for place, r in enumerate(self._rows) if r.request is request])
+        self._rows.release([at for at, row in enumerate(self._rows) if row.request is request])
 
     def _check_prompt(self, request: Request) -> None:
         length = len(request.prompt)
@@ -130,24 +141,22 @@ class Engine:
                 f"{self.context_window}; shorten the prompt or lower max_new_tokens"
             )
 
-    def _check_rule(self, other: Rule) -> None:
-        rule = self.rule
+    def _check_rule(self, request: Request) -> None:
+        rule, other = self.rule, request.rule or self.rule
         if (other.models, other.draft_at_bonus) != (rule.models, rule.draft_at_bonus):
             raise ConfigError(
                 f"the rules {rule_name(other)} and {rule_name(rule)} run the models in different "
                 "ways; decode each by itself"
             )
+        if request.coupling == "shared" and self.coupling != "shared":
+            raise ConfigError(
+                "coupling = 'shared' draws draft tokens in another way than the rest of the batch; "
+                "decode such requests by themselves"
+            )
 
     def _admit(self) -> None:
-        first = len(self._rows)
         while self._waiting and len(self._rows) < self.num_rows:
-            self._rows.append(Row.start(self._waiting.popleft()))
-        admitted = self._rows[first:]
-        if not admitted:
-            return
-        # The last token of a text is never cached: the next forward begins with it.
-        self.target.prefill(first, [row.ids[:-1] for row in admitted])
-        self.drafter.admit(first, admitted)
+            self._rows.add(Row.start(self._waiting.popleft()))
 
     def _noise(self, batch: Batch) -> Noise:
         device, jointly = self.target.device, batch.verified_jointly
@@ -164,48 +173,41 @@ class Engine:
         logits = self.target.forward(torch.cat([last, draft.tokens], 1))
         return logits[..., : self.vocab_size]
 
-    def _verify(self, group: Group, draft: Draft, target: Distributions, noise: Noise) -> Verified:
-        step = group.step(draft, target)
-        noise = group.narrow(noise)
-        decision = verify(group.rule, step, noise, group.coupling)
-        return Verified(group, step, noise, decision, read_blocks(step, decision))
-
     def _commit(
-        self, draft: Draft, verified: Sequence[Verified], scores: Tensor | None
+        self,
+        rows: Sequence[Row],
+        draft: Draft,
+        verified: Sequence[Verified],
+        scores: Tensor | None,
     ) -> list[list[int]]:
         """Extends each row by its block, truncates the caches, and frees the rows that ended."""
-        blocks: dict[int, Block] = {}
+        committed: list[list[int]] = [[] for _ in rows]
+        lengths = self.target.lengths[: len(rows)]
         for group in verified:
-            blocks |= zip(group.group.places, group.blocks, strict=True)
-        committed, lengths, done = [], [], []
-        for place, row in enumerate(self._rows):
-            block = blocks[place]
-            cached = len(row.ids) + block.num_accepted
-            kept = row.extend(block.tokens)
-            committed.append(block.tokens[:kept])
-            row.counts.add(
-                proposed=draft.counts[place],
-                accepted=block.num_accepted,
-                penalised=block.penalised,
-                kept=kept,
-            )
-            if row.request.keep_scores:
+            for place, block in zip(group.group.places, group.blocks, strict=True):
+                if isinstance(block, Block) and rows[place].error is None:
+                    lengths[place] = len(rows[place].ids) + block.num_accepted
+                    committed[place] = self._extend(rows[place], block, draft.counts[place])
+        for place, row in enumerate(rows):
+            if row.request.keep_scores and row.error is None:
                 assert scores is not None, "they were asked for"
-                row.scores.extend(scores[place, :kept].clone())
-            lengths.append(cached)
-            if row.finished:
-                done.append(place)
+                row.scores.extend(scores[place, : len(committed[place])].clone())
         self.target.lengths[: len(lengths)] = lengths
         self.drafter.commit(lengths)
-        self._release(done)
+        self._rows.release([place for place, row in enumerate(rows) if row.finished])
         return committed
 
-    def _release(self, places: list[int]) -> None:
-        """Frees rows; the last row moves into each gap, so that the rows in use stay together."""
-        for place in sorted(places, reverse=True):
-            last = len(self._rows) - 1
-            if place != last:
-                self._rows[place] = self._rows[last]
-                self.target.move(last, place)
-                self.drafter.move(last, place)
-            self._rows.pop()
+    def _extend(self, row: Row, block: Block, num_draft_tokens: int) -> list[int]:
+        """Appends a block to a row's text; returns the tokens that were kept."""
+        try:
+            kept = row.extend(block.tokens)
+        except Exception as error:  # of a stopping criterion
+            row.fail(error)
+            return []
+        row.counts.add(
+            proposed=num_draft_tokens,
+            accepted=block.num_accepted,
+            penalised=block.penalised,
+            kept=kept,
+        )
+        return block.tokens[:kept]

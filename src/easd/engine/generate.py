@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict, TypeVar, Unpack
@@ -12,20 +13,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easd.core.couplings import Coupling
 from easd.core.rules import Rule
+from easd.engine.batch import Failure, StepRecord
 from easd.engine.chat import check_characters, encode, encode_turns, reasoning_markers
 from easd.engine.drafters import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
-from easd.engine.engine import Engine, StepRecord
+from easd.engine.engine import Engine
 from easd.engine.models.slots import SlotModel
 from easd.engine.pair import Pair
 from easd.engine.request import Counts, FinishReason, Request, Row
 from easd.engine.settings import DrafterKind, Scope, Settings
 from easd.engine.stopping import StopStrings
-from easd.errors import ConfigError, InputError
+from easd.errors import ConfigError, EasdError, InputError
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Tensor | Sequence[Message]
 
 _NEW_TOKENS = 256
+_MOST_CHARACTERS = 300  # of an error that a caller's own code raised
 
 
 class SettingsFields(TypedDict, total=False):
@@ -82,9 +85,10 @@ class Generation:
         number: of the request: prompt i's j-th text has number i * n + j.
         token_ids: the new tokens, including an end-of-sequence token.
         text: the new tokens as text without special tokens; None without a tokenizer.
-        finish_reason: `eos`, `stop` (a stop string or criterion) or `length`.
+        finish_reason: `eos`, `stop` (a stop string or criterion), `length`, or `error`.
         counts: blocks (target forwards), and draft tokens proposed, examined, accepted, penalised.
         scores: the target's processed scores of each emitted token where asked for, else empty.
+        error: what ended the text where `finish_reason` is `error`.
     """
 
     number: int
@@ -94,6 +98,7 @@ class Generation:
     finish_reason: FinishReason
     counts: Counts
     scores: list[Tensor]
+    error: Exception | None = None
 
 
 @_listing_settings
@@ -109,6 +114,9 @@ def generate(
     **overrides: Unpack[SettingsFields],
 ) -> list[Generation]:
     """Decodes every prompt and returns the texts in the prompts' order.
+
+    A text with a fault of its own, such as NaN logits, ends with `finish_reason` "error" and a
+    warning, and the others go on; if all texts have one, the first is raised.
 
     Args:
         target: the model whose text is wanted.
@@ -129,28 +137,68 @@ def generate(
         ConfigError: A setting is unknown, out of range, or does not fit these models.
         InputError: A prompt is empty or does not fit the context window.
         ModelError: The models do not share a vocabulary, or their cache cannot be served.
-        NumericsError: A model returned NaN.
+        NumericsError: A model returned NaN for all texts.
     """
     settings = with_overrides(settings or Settings(), overrides)
     pair = Pair.of(target, draft, tokenizer)
     ids = [_prompt_ids(prompt, tokenizer, chat=chat) for prompt in _as_list(prompts)]
     done: list[Row] = []
-    for record in decode(pair, make_requests(pair, ids, settings), settings):
+    failed: list[Row] = []
+    for record in decode(pair, make_requests(pair, ids, settings), settings, failed.append):
         done += [row for row in record.rows if row.finished]
         if on_step is not None:
             on_step(record)
+    if failed:
+        if not done:
+            raise failed[0].error or AssertionError("a row fails by an error")
+        warnings.warn(summary_of_failures(failed, len(done) + len(failed)), stacklevel=2)
+    done += failed
     done.sort(key=lambda row: row.request.number)
     return [_generation(row, tokenizer) for row in done]
 
 
-def decode(pair: Pair, requests: Iterable[Request], settings: Settings) -> Iterator[StepRecord]:
-    """Decodes `requests` to their ends and yields a record of every step."""
+def decode(
+    pair: Pair,
+    requests: Iterable[Request],
+    settings: Settings,
+    on_failure: Callable[[Row], None] | None = None,
+) -> Iterator[StepRecord]:
+    """Decodes `requests` to their ends and yields a record of every step.
+
+    Args:
+        pair: the models.
+        requests: what to decode.
+        settings: how to.
+        on_failure: called with every row that a fault of its own ended, while the others go on;
+            without it the fault is raised.
+    """
     requests = list(requests)
     engine = make_engine(pair, settings, num_rows=min(settings.batch_size, len(requests)))
     for request in requests:
         engine.submit(request)
     while engine.busy:
-        yield from engine.step()
+        for found in engine.step():
+            if not isinstance(found, Failure):
+                yield found
+            elif on_failure is None:
+                raise found.error
+            else:
+                on_failure(found.row)
+
+
+def summary_of_failures(failed: Sequence[Row], texts: int) -> str:
+    """One line on the texts that failed, of so many in all."""
+    first = min(failed, key=lambda row: row.request.number)
+    return (
+        f"{len(failed)} of {texts} texts failed and end early; "
+        f"the first, text {first.request.number}: {describe_error(first.error)}"
+    )
+
+
+def describe_error(error: Exception | None) -> str:
+    """One line on a text's fault."""
+    line = " ".join(str(error).split())[:_MOST_CHARACTERS]
+    return line if isinstance(error, EasdError) else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
 def make_engine(pair: Pair, settings: Settings, *, num_rows: int) -> Engine:
@@ -296,4 +344,5 @@ def _generation(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Generati
         finish_reason=row.finished,
         counts=row.counts,
         scores=row.scores,
+        error=row.error,
     )

@@ -102,7 +102,7 @@ class Pair:
             [] if ids is None else [ids] if isinstance(ids, int) else [int(each) for each in ids]
         )
         if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
-            found.append(self.tokenizer.eos_token_id)
+            found.append(int(self.tokenizer.eos_token_id))  # type: ignore[arg-type]
         return list(dict.fromkeys(found))
 
 
@@ -119,13 +119,14 @@ def plain_model(model: Any) -> PreTrainedModel:
     if isinstance(model, nn.Module) and "_orig_mod" in model._modules:
         return plain_model(model._orig_mod)
     if hasattr(model, "get_base_model"):
-        config = model.active_peft_config
+        wrapper: Any = model
+        config = wrapper.active_peft_config
         if config.is_prompt_learning:
             raise ModelError(
                 f"{type(model).__name__} puts virtual tokens before each prompt, which only peft's "
                 "own generate does; use an adapter such as LoRA, or decode with that"
             )
-        return plain_model(model.get_base_model())
+        return plain_model(wrapper.get_base_model())
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
             f"{repr(model)[:80]} is no transformers model; load one with from_pretrained, or a "

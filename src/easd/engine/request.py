@@ -14,7 +14,7 @@ from easd.core.noise import request_key
 from easd.core.rules import Rule, as_rule
 from easd.engine.sampling import Processing
 
-FinishReason = Literal["eos", "stop", "length"]
+FinishReason = Literal["eos", "stop", "length", "error"]
 Criterion = Callable[[Tensor, None], Tensor | bool]
 
 
@@ -98,7 +98,18 @@ class Counts:
 
 @dataclass(slots=True)
 class Row:
-    """The state of a request that is being decoded."""
+    """The state of a request that is being decoded.
+
+    Attributes:
+        ids: the prompt and the tokens decoded so far.
+        key: of its noise.
+        counts: its draft tokens so far.
+        scores: the target's, where the request keeps them.
+        finished: why the text has ended; `error` for a fault of the request's own.
+        error: that fault.
+        prefilled: how many of the prompt's tokens are cached.
+        served: the same, counted on from what the rows before it had when it came.
+    """
 
     request: Request
     ids: list[int]
@@ -107,6 +118,9 @@ class Row:
     scores: list[Tensor] = field(default_factory=list)
     finished: FinishReason | None = None
     reasoning: bool = False
+    error: Exception | None = None
+    prefilled: int = 0
+    served: int = 0
 
     @classmethod
     def start(cls, request: Request) -> Row:
@@ -124,6 +138,17 @@ class Row:
     def remaining(self) -> int:
         """How many tokens may still be decoded."""
         return self.request.max_new_tokens - (len(self.ids) - len(self.request.prompt))
+
+    @property
+    def unread(self) -> list[int]:
+        """What is left of the prompt to cache: its last token never is, as forwards begin there."""
+        return list(self.request.prompt[self.prefilled : -1])
+
+    def fail(self, error: Exception) -> None:
+        """Ends the text for a fault of the request's own; the first one counts."""
+        if self.error is None:
+            self.error = error
+            self.finished = "error"
 
     @property
     def text(self) -> list[int]:

@@ -118,13 +118,13 @@ def distributions(
         kinds.setdefault(row.request.processing.kind, []).append(place)
     if len(kinds) == 1:
         processing = rows[0].request.processing
-        scores = _warp(processing, scores)
+        scores = _warp(rows, scores)
         probs = _probs(processing, scores, in_place=not want_scores)
         return Distributions(probs, scores if want_scores else None, raw)
     warped, probs = torch.empty_like(scores), torch.empty_like(scores)
     for places in kinds.values():
         processing = rows[places[0]].request.processing
-        warped[places] = _warp(processing, scores[places])
+        warped[places] = _warp([rows[place] for place in places], scores[places])
         probs[places] = _probs(processing, warped[places], in_place=True)
     return Distributions(probs, warped if want_scores else None, raw)
 
@@ -159,32 +159,50 @@ def _with_prefixes(
     """Applies the processors that may look at the prefix, row by row and position by position.
 
     Positions that the text cannot reach, behind its end or its last drafted token, are left alone:
-    a grammar may have no answer there.
+    a grammar may have no answer there. Where a processor raises, its row fails and its scores are
+    NaN.
     """
     if not any(row.request.processing.prefixed for row in rows):
         return logits
     scores = logits.clone()
-    first = drafted.shape[1] + 1 - logits.shape[1]
     for place, row in enumerate(rows):
-        prefix = row.text
-        text = torch.cat([torch.tensor(prefix, device=logits.device), drafted[place]])[None]
-        reached = row.positions(drafted[place, : counts[place]].tolist())
-        for position in range(first, min(reached, drafted.shape[1] + 1)):
-            seen = text[:, : len(prefix) + position]
-            at = scores[place, position - first][None]
-            for processor in row.request.processing.prefixed:
-                if truncate or not isinstance(processor, _TRUNCATING):
-                    at = processor(seen, at)
-            scores[place, position - first] = at[0]
+        if row.error is not None:
+            continue
+        try:
+            _process(scores[place], row, drafted[place], counts[place], truncate=truncate)
+        except Exception as error:
+            row.fail(error)
+            scores[place] = float("nan")
     return scores
 
 
-def _warp(processing: Processing, scores: Tensor) -> Tensor:
-    """Applies the warpers to scores [b, T, V]; greedy rows have none."""
+def _process(scores: Tensor, row: Row, drafted: Tensor, count: int, *, truncate: bool) -> None:
+    """Applies one row's processors to its scores [T, V] in place."""
+    first = len(drafted) + 1 - len(scores)
+    prefix = row.text
+    text = torch.cat([torch.tensor(prefix, device=scores.device), drafted])[None]
+    reached = row.positions(drafted[:count].tolist())
+    for position in range(first, min(reached, len(drafted) + 1)):
+        seen = text[:, : len(prefix) + position]
+        at = scores[position - first][None]
+        for processor in row.request.processing.prefixed:
+            if truncate or not isinstance(processor, _TRUNCATING):
+                at = processor(seen, at)
+        scores[position - first] = at[0]
+
+
+def _warp(rows: Sequence[Row], scores: Tensor) -> Tensor:
+    """Applies the warpers of rows of one kind to their scores [b, T, V]; greedy rows have none."""
+    processing = rows[0].request.processing
     flat = scores.flatten(0, 1)
     no_ids = flat.new_zeros(flat.shape[0], 0, dtype=torch.long)
-    for warper in () if processing.greedy else processing.warpers:
-        flat = warper(no_ids, flat)
+    try:
+        for warper in () if processing.greedy else processing.warpers:
+            flat = warper(no_ids, flat)
+    except Exception as error:
+        for row in rows:
+            row.fail(error)
+        flat = torch.full_like(flat, float("nan"))
     return flat.view_as(scores)
 
 

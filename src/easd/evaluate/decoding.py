@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easd.engine.generate import decode, make_requests
+from easd.engine.generate import decode, describe_error, make_requests
 from easd.engine.pair import Pair
 from easd.engine.record import Columns, Recorder
 from easd.engine.request import Row
@@ -44,8 +44,12 @@ def decode_by_rule(
     recorder = Recorder(settings.rule, with_tokens=with_tokens)
     numbers = range(first, first + len(prompts))
     requests = make_requests(pair, prompts, settings, numbers=numbers)
-    for record in decode(pair, requests, settings):
+    failed: dict[int, Row] = {}
+    for record in decode(
+        pair, requests, settings, lambda row: failed.update({row.request.number: row})
+    ):
         recorder.add(record)
+    recorder.rows |= failed
     rows = [recorder.rows[first + place] for place in range(len(prompts))]
     return Batch(
         texts=[
@@ -54,6 +58,7 @@ def decode_by_rule(
                 "finish_reason": row.finished,
                 "prompt_tokens": len(row.request.prompt),
                 **_counts(recorder, row),
+                **_failure(row),
             }
             for row in rows
         ],
@@ -126,6 +131,14 @@ class _Rounds:
     def timing(self) -> dict[str, Any]:
         forwards = {"target_steps": self.target_steps, "draft_steps": self.draft_steps}
         return forwards | _seconds(self.seconds)
+
+
+def _failure(row: Row) -> dict[str, Any]:
+    """What a text that failed says instead of a grade: it counts as wrong."""
+    if row.error is None:
+        return {}
+    why = f"decoding: {describe_error(row.error)}"
+    return {"failure": why, "correct": False, "answer": None}
 
 
 def _counts(recorder: Recorder, row: Row) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import anyio.to_thread
 
+from easd.engine.batch import StepRecord
 from easd.engine.engine import Engine
 from easd.engine.request import Request, Row
 from easd.engine.settings import Settings
@@ -36,7 +37,7 @@ class AsyncEngine:
             settings: what all requests of an engine have in common, and nothing else.
 
         Raises:
-            EasdError: A request does not fit, or a step of its engine failed.
+            Exception: A request does not fit or fails, or a step of its engine failed.
         """
         shared = self._batches.get(settings)
         if shared is None:
@@ -50,7 +51,11 @@ class AsyncEngine:
                     if shared.error is not None:
                         raise shared.error
                     if all(id(request) in shared.finished for request in requests):
-                        return [shared.finished.pop(id(request)) for request in requests]
+                        rows = [shared.finished.pop(id(request)) for request in requests]
+                        for row in rows:
+                            if row.error is not None:
+                                raise row.error
+                        return rows
                     await anyio.to_thread.run_sync(shared.step)
         finally:
             shared.num_tasks -= 1
@@ -72,9 +77,13 @@ class _Shared:
     def step(self) -> None:
         """Runs one step; after an error none of the engine's rows can be trusted."""
         try:
-            records = self.engine.step()
+            found = self.engine.step()
         except Exception as error:
             self.error = error
         else:
-            rows = [row for record in records for row in record.rows]
+            rows = [
+                row
+                for one in found
+                for row in (one.rows if isinstance(one, StepRecord) else [one.row])
+            ]
             self.finished |= {id(row.request): row for row in rows if row.finished}

@@ -125,8 +125,8 @@ def accuracies(frames: Frames, tables: Tables) -> Section:
     failed = int(counts["failed"].sum())
     skipped = sum(len(t.get("skipped") or []) for t in frames.run["tasks"].values())
     sentences.append(
-        f"{failed:,} gradings failed and were counted as wrong; {skipped:,} lines of the data "
-        "could not be read and were skipped."
+        f"{failed:,} texts failed in decoding or grading and were counted as wrong; "
+        f"{skipped:,} lines of the data could not be read and were skipped."
     )
     return Section(
         name="accuracy",

@@ -235,7 +235,12 @@ _GRADED = pa.schema(
         ),
         column("answer", pa.string(), "text", "the answer read from the text, or null"),
         column("correct", pa.bool_(), "yes or no", "whether the answer is right"),
-        column("failure", pa.string(), "text", "why grading failed (counted as wrong), or null"),
+        column(
+            "failure",
+            pa.string(),
+            "text",
+            "why decoding or grading failed (counted as wrong), or null",
+        ),
         column("finish_reason", _NAME, "name", "eos, stop or length; an endpoint's own word"),
         column("prompt_tokens", pa.int32(), "tokens", "length of the prompt"),
         column("new_tokens", pa.int32(), "tokens", "length of the text"),

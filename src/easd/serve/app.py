@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import Any
@@ -115,6 +115,8 @@ class App:
         running = asyncio.create_task(self.scheduler.run())
         yield
         running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
         self._reading.shutdown(wait=False)
 
     def _add_routes(self, app: FastAPI) -> None:

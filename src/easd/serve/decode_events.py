@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from torch import Tensor
 
 from easd.config import RunConfig
 from easd.engine.batch import StepRecord
@@ -57,7 +55,7 @@ class TraceEvents:
 
     def observe(self, record: StepRecord, place: int) -> _Seen:
         """Trace rows of a step and the spelling of their tokens; runs in the decoding thread."""
-        alone = only(record, place)
+        alone = record.of([place])
         names = outcomes(alone)
         self._recorder.add(alone)
         found = token_columns(alone, names, top_n=self._top_n)
@@ -109,19 +107,3 @@ class TraceEvents:
             "finish_reason": detokenizer.finished,
             "seconds": sum(total.seconds.values()),
         }
-
-
-def only(record: StepRecord, place: int) -> StepRecord:
-    """The record of a step, narrowed to one row."""
-    row = slice(place, place + 1)
-
-    def narrow(value: Any) -> Any:
-        if isinstance(value, Tensor | list):
-            return value[row]
-        if isinstance(value, Mapping):
-            return {name: narrow(held) for name, held in value.items()}
-        if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{f.name: narrow(getattr(value, f.name)) for f in fields(value)})
-        return value
-
-    return narrow(record)

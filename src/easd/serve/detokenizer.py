@@ -6,6 +6,7 @@ import codecs
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -117,7 +118,7 @@ class Detokenizer:
             return b""
         if _PART not in text:
             return None
-        name = self._tokenizer.convert_ids_to_tokens(token)
+        name: Any = self._tokenizer.convert_ids_to_tokens(token)
         if isinstance(name, bytes):
             return name
         if match := _BYTE_TOKEN.fullmatch(name):

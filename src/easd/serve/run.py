@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import replace
 from types import FrameType
@@ -54,7 +55,7 @@ def http_server(app: App, *, grace: float = GRACE_SECONDS) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    """Finishes running texts after the first signal and stops at once at the second."""
+    """Finishes running texts after the first signal and ends the process at the second."""
 
     def __init__(self, config: uvicorn.Config, app: App, grace: float) -> None:
         super().__init__(config)
@@ -63,7 +64,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            self.force_exit = True
+            # No clean-up: a forward under way could hold up any, for as long as it takes.
+            os._exit(128 + sig)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

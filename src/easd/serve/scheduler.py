@@ -11,11 +11,15 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
-from easd.engine.engine import Engine, StepRecord
+from easd.engine.batch import StepRecord
+from easd.engine.engine import Engine
 from easd.engine.request import Counts, FinishReason, Request
 from easd.engine.settings import Settings
 from easd.serve.errors import Refusal
 from easd.serve.metrics import Metrics
+
+# Prompt tokens cached between two steps of the texts that decode, which wait that long for them.
+PREFILL_TOKENS = 256
 
 _LONGEST_WAIT = 60  # Seconds that a refused client is told to wait at most.
 
@@ -100,7 +104,8 @@ class Scheduler:
 
     Everything except the engines' steps runs on the event loop, so nothing needs a lock. Requests
     share an engine if their rules run the models in the same way and they want the same noise. The
-    engines share the models and take turns, and `num_rows` limits all of them together.
+    engines share the models and take turns, and `num_rows` and `PREFILL_TOKENS` limit all of them
+    together.
 
     Args:
         make_engine: makes an idle engine for settings and a number of rows.
@@ -173,12 +178,16 @@ class Scheduler:
         self._count()
 
     def close(self, grace: float) -> None:
-        """Refuses new and queued jobs, and ends what still runs after `grace` seconds."""
+        """Refuses new jobs and those whose text has not begun when the running step is over.
+
+        What still runs after `grace` seconds is ended.
+        """
         if self._closed:
             return
         self._closed = True
         for job in {job for job, _ in self._waiting} - self._running_jobs():
             self._fail(job, _shutting_down())
+        self._wake.set()
         asyncio.get_running_loop().call_later(grace, self._end_all)
 
     async def run(self) -> None:
@@ -191,10 +200,14 @@ class Scheduler:
                 self._admit()
                 for kind, engine in list(self._engines.items()):
                     await self._step(kind, engine)
+                if self._closed:
+                    for job in self._running_jobs() - self._begun_jobs():
+                        self._fail(job, _shutting_down())
         finally:
             self._closed = True
             self._end_all()
-            self._thread.shutdown(wait=False)
+            # A step cannot be stopped, but the event loop goes on and hears a second signal.
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
     def _admit(self) -> None:
         """Submits queued texts to their engines while there are free slots."""
@@ -221,8 +234,9 @@ class Scheduler:
         observers = {key: slot.job.observe for key, slot in slots.items() if slot.job.observe}
         loop = asyncio.get_running_loop()
         try:
+            budget = max(1, PREFILL_TOKENS // len(self._engines))
             updates = await loop.run_in_executor(
-                self._thread, _advance, engine, cancelled, observers
+                self._thread, _advance, engine, cancelled, observers, budget
             )
         except Exception as error:
             del self._engines[kind]
@@ -234,8 +248,8 @@ class Scheduler:
             slot = self._running.get(key)
             if slot is None:
                 continue  # Cancelled meanwhile.
-            if isinstance(update.seen, Exception):
-                self._fail(slot.job, Refusal.of(update.seen))
+            if isinstance(update, Exception):
+                self._fail(slot.job, Refusal.of(update))
             else:
                 self._deliver(slot, update)
         if not engine.busy:
@@ -268,36 +282,42 @@ class Scheduler:
     def _running_jobs(self) -> set[Job]:
         return {slot.job for slot in self._running.values()}
 
+    def _begun_jobs(self) -> set[Job]:
+        """Jobs of which at least one text has a token."""
+        return {slot.job for slot in self._running.values() if slot.counts.blocks}
+
     def _count(self) -> None:
         self._metrics.running.set(len(self._running))
         self._metrics.waiting.set(len(self._waiting))
 
 
 def _advance(
-    engine: Engine, cancelled: list[Request], observers: dict[int, Observe]
-) -> list[tuple[int, Update]]:
-    """Runs a step in the decoding thread; returns updates by the identity of their request."""
+    engine: Engine, cancelled: list[Request], observers: dict[int, Observe], prefill_tokens: int
+) -> list[tuple[int, Update | Exception]]:
+    """Runs a step in the decoding thread; returns what came of it by the identity of requests."""
     for request in cancelled:
         engine.cancel(request)
     if not engine.busy:
         return []
-    found = []
-    for record in engine.step():
-        for place, (row, tokens) in enumerate(zip(record.rows, record.committed, strict=True)):
+    found: list[tuple[int, Update | Exception]] = []
+    for outcome in engine.step(prefill_tokens):
+        if not isinstance(outcome, StepRecord):
+            found.append((id(outcome.row.request), outcome.error))
+            continue
+        for place, row in enumerate(outcome.rows):
             key = id(row.request)
-            seen = _observed(observers.get(key), record, place)
-            found.append((key, Update(0, tokens, row.finished, replace(row.counts), seen)))
+            found.append((key, _update(outcome, place, observers.get(key))))
     return found
 
 
-def _observed(observe: Observe | None, record: StepRecord, place: int) -> Any:
-    """What an observer returns, or the error it raises, which fails its own job alone."""
-    if observe is None:
-        return None
+def _update(record: StepRecord, place: int, observe: Observe | None) -> Update | Exception:
+    """What a text gained, or the error that its observer raises, which fails its own job alone."""
+    row = record.rows[place]
     try:
-        return observe(record, place)
+        seen = None if observe is None else observe(record, place)
     except Exception as error:
         return error
+    return Update(0, record.committed[place], row.finished, replace(row.counts), seen)
 
 
 def _shutting_down() -> Refusal:

@@ -6,6 +6,7 @@ Nothing is ever compacted, and the cache is copied only when its capacity grows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -52,16 +53,35 @@ class SlotCache(Cache):
         placement.positions = first[:, None] + torch.arange(length, device=device)
         placement.start = starts[0] if len(set(starts)) == 1 else None
         placement.stop = max(starts) + length
-        while placement.capacity < placement.stop:
+        self.reserve(placement.stop)
+
+    def reserve(self, length: int) -> None:
+        """Makes the next growth, if one is due, large enough for `length` slots."""
+        placement = self.placement
+        while placement.capacity < length:
             placement.capacity += min(placement.capacity, _MOST_GROWTH)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies one row's first `length` slots to another row."""
+        for held in self._held():
+            held[target, :, :length] = held[source, :, :length]
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchanges the slots of two rows."""
+        for held in self._held():
+            held[[one, other]] = held[[other, one]]
+
+    def clear(self, row: int) -> None:
+        """Zeroes a row's slots: NaN there would reach its next text even through the mask."""
+        for held in self._held():
+            held[row].zero_()
+
+    def _held(self) -> Iterator[Tensor]:
         for layer in self.layers:
             assert isinstance(layer, SlotLayer)
             for held in (layer.keys, layer.values):
-                assert held is not None
-                held[target, :, :length] = held[source, :, :length]
+                if held is not None:
+                    yield held
 
 
 class SlotLayer(CacheLayerMixin):

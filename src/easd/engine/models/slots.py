@@ -20,7 +20,7 @@ from easd.engine.models.packing import PackedLinears
 from easd.errors import ModelError
 
 _ATTENTION = "easd_slots"
-_PREFILL_CHUNK = 512
+LONGEST_PIECE = 512  # prompt tokens of a row in one forward, which bounds activations
 _MOST_FOLDED = 16  # tokens; beyond, grouped attention is as fast as it is
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 # RoBERTa and its kin count positions from their padding token's id on.
@@ -59,18 +59,22 @@ class SlotModel:
         return input_device(self.model)
 
     def prefill(self, first_row: int, prompts: Sequence[Sequence[int]]) -> None:
-        """Caches whole prompts into consecutive rows; shorter ones are padded on the right."""
-        rows = range(first_row, first_row + len(prompts))
-        for row in rows:
+        """Caches whole prompts into consecutive rows."""
+        for row in range(first_row, first_row + len(prompts)):
             self.lengths[row] = 0
-        longest = max(map(len, prompts))
-        padded = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
-        for begin in range(0, longest, _PREFILL_CHUNK):
-            self.forward(padded[:, begin : begin + _PREFILL_CHUNK].to(self.device), first_row, 1)
-            for row in rows:
-                self.lengths[row] = min(begin + _PREFILL_CHUNK, longest)
-        for row, prompt in zip(rows, prompts, strict=True):
-            self.lengths[row] = len(prompt)
+        for begin in range(0, max(map(len, prompts)), LONGEST_PIECE):
+            self.extend(first_row, [prompt[begin : begin + LONGEST_PIECE] for prompt in prompts])
+
+    def extend(self, first_row: int, pieces: Sequence[Sequence[int]]) -> None:
+        """Caches more tokens of consecutive rows, at most `LONGEST_PIECE` of each."""
+        longest = max(map(len, pieces))
+        # A row's padding is a token of its own, so that none can spoil it that it does not have.
+        padded = [
+            [*piece, *[piece[-1] if piece else 0] * (longest - len(piece))] for piece in pieces
+        ]
+        self.forward(torch.tensor(padded, device=self.device), first_row, 1)
+        for row, piece in enumerate(pieces, first_row):
+            self.lengths[row] += len(piece)
 
     def forward(self, tokens: Tensor, first_row: int = 0, keep: int | None = None) -> Tensor:
         """Logits [b, keep, V] of the last `keep` of `tokens` [b, T]; does not move `lengths`."""
@@ -99,6 +103,11 @@ class SlotModel:
         self.lengths[target] = self.lengths[source]
         self.cache.move(source, target, self.lengths[source])
 
+    def swap(self, one: int, other: int) -> None:
+        """Exchanges two rows' slots."""
+        self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
+        self.cache.swap(one, other)
+
     def _mask(self, positions: Tensor) -> Tensor | dict[str, Tensor]:
         slots = torch.arange(self.cache.placement.stop, device=positions.device)
         seen = slots <= positions[..., None]
@@ -125,7 +134,8 @@ def input_device(model: PreTrainedModel) -> torch.device:
     Raises:
         ModelError: None of its weights is in memory.
     """
-    for values in (model.get_input_embeddings().weight, *model.parameters()):
+    embeddings = model.get_input_embeddings().parameters()
+    for values in (*embeddings, *model.parameters()):
         if values.device.type != "meta":
             return values.device
     raise ModelError(

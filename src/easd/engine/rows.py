@@ -1,0 +1,117 @@
+"""Which request is in which slot, and whose prompt is cached next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from easd.engine.models.slots import LONGEST_PIECE, SlotModel
+from easd.engine.request import Row
+
+
+class Rows:
+    """The requests in an engine's slots: first those that decode, then those still being cached.
+
+    A forward takes consecutive slots, so the two kinds stay together.
+
+    Args:
+        models: whose slots follow the rows.
+    """
+
+    def __init__(self, models: Sequence[SlotModel]) -> None:
+        self._models = models
+        self._rows: list[Row] = []
+        self._num_decoding = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    @property
+    def decoding(self) -> list[Row]:
+        """The rows whose prompts are cached."""
+        return self._rows[: self._num_decoding]
+
+    def add(self, row: Row) -> None:
+        """Gives a row a slot; its prompt waits behind those that wait already."""
+        waiting = self._rows[self._num_decoding :]
+        row.served = max((other.served + 1 for other in waiting), default=0)
+        for model in self._models:
+            model.lengths[len(self._rows)] = 0
+            model.cache.reserve(len(row.ids))
+        self._rows.append(row)
+
+    def prefill(self, budget: int | None) -> None:
+        """Caches prompts, `budget` tokens with padding at most, or all that wait if it is None.
+
+        Prompts take turns: the next is the one that was served least, and whoever is new comes
+        last, so a short prompt waits for a turn of each prompt before it and a long one is never
+        overtaken for good.
+        """
+        left = budget
+        while self._num_decoding < len(self._rows) and (left is None or left > 0):
+            first, pieces = self._turn(left)
+            longest = max(map(len, pieces))
+            if longest:
+                for model in self._models:
+                    model.extend(first, pieces)
+            for place, piece in enumerate(pieces, first):
+                self._rows[place].prefilled += len(piece)
+                self._rows[place].served += len(piece)
+                if not self._rows[place].unread:
+                    self._swap(place, self._num_decoding)
+                    self._num_decoding += 1
+            if left is not None:
+                left -= len(pieces) * longest
+
+    def release(self, places: Sequence[int]) -> None:
+        """Frees slots; rows behind them move up."""
+        for place in sorted(places, reverse=True):
+            self._tidy(place)
+            gap = place
+            if place < self._num_decoding:
+                self._num_decoding -= 1
+                self._move(self._num_decoding, place)
+                gap = self._num_decoding
+            self._move(len(self._rows) - 1, gap)
+            self._rows.pop()
+
+    def _turn(self, budget: int | None) -> tuple[int, list[list[int]]]:
+        """Where the next forward begins, and the piece of each prompt in it.
+
+        The rows right behind the one whose turn it is join in, if what they wait for fits too.
+        """
+        waiting = range(self._num_decoding, len(self._rows))
+        if budget is None:
+            return waiting.start, [self._rows[place].unread[:LONGEST_PIECE] for place in waiting]
+        first = min(waiting, key=lambda place: self._rows[place].served)
+        most = min(budget, LONGEST_PIECE)
+        pieces, longest = [], 0
+        for place in waiting[first - waiting.start :]:
+            piece = self._rows[place].unread[:most]
+            longest = max(longest, len(piece))
+            if pieces and (len(pieces) + 1) * longest > budget:
+                break
+            pieces.append(piece)
+        return first, pieces
+
+    def _swap(self, one: int, other: int) -> None:
+        if one != other:
+            self._rows[one], self._rows[other] = self._rows[other], self._rows[one]
+            for model in self._models:
+                model.swap(one, other)
+
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            self._rows[target] = self._rows[source]
+            for model in self._models:
+                model.move(source, target)
+            self._tidy(source)
+
+    def _tidy(self, place: int) -> None:
+        """Clears what a row leaves behind, unless a step has seen that it is finite."""
+        row = self._rows[place]
+        if row.error is not None or not row.counts.blocks:
+            for model in self._models:
+                model.cache.clear(place)
