@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from easd.pairs.lab import folder, grade, problems
 from easd.runs import open_run, summary
@@ -341,3 +342,24 @@ def test_without_a_prompt_the_pair_has_an_example(easd, monkeypatch):
 def test_an_empty_standard_input_that_was_asked_for_is_refused(refused, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert "empty" in refused(*LAB, "-")
+
+
+def test_a_text_that_fails_is_named_and_the_others_are_printed(easd, model, tmp_path):
+    """The fault of one prompt, whose token has no finite embedding, costs that text alone."""
+    path = model / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("wte.weight"))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompts = [problem.prompt for problem in problems("lab-a", 3, 0)]
+    own = set(tokenizer(prompts[1])["input_ids"])
+    bad = max(own - {i for text in (prompts[0], prompts[2]) for i in tokenizer(text)["input_ids"]})
+    spoiled = weights[name].clone()
+    spoiled[bad] = float("nan")
+    save_file(weights | {name: spoiled}, path, metadata={"format": "pt"})
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(prompts))
+    out, error = easd("generate", "--target", model, "--draft", DRAFT, "--file", file, code=2)
+    assert [line for line in out.splitlines() if line.startswith("--- prompt 0 ---")]
+    assert "--- prompt 1 failed: " in out
+    assert "--- prompt 2 ---" in out
+    assert "1 of 3 texts failed" in error

@@ -173,12 +173,13 @@ def _show_draft_temperatures(console: Console, found: DraftTemperatures) -> None
         style = "bold" if temperature == found.best.value else None
         interval = f"{value.low:.3f} to {value.high:.3f}"
         table.add_row(f"{temperature:g}", f"{value.value:.3f}", interval, style=style)
-    table.caption = (
-        f"best at {found.best.value:g} ({found.best.low:g} to {found.best.high:g}): "
-        f"{found.gain.value:+.3f} ({found.gain.low:+.3f} to {found.gain.high:+.3f}) against the "
-        "target's own temperature; the law of texts stays the same"
-    )
     console.print(table)
+    told = (
+        f"best draft temperature {found.best.value:g} ({found.best.low:g} to {found.best.high:g}): "
+        f"{found.gain.value:+.3f} ({found.gain.low:+.3f} to {found.gain.high:+.3f}) against the "
+        "target's own; the law of texts stays the same"
+    )
+    console.print(Text(told), soft_wrap=True)
 
 
 def _folder_of(study: StudyConfig, pair: str) -> Path:

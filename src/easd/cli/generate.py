@@ -31,11 +31,13 @@ from easd.config import RunConfig, load_config
 from easd.diagnose.calibration_file import read_calibration
 from easd.engine.chat import encode
 from easd.engine.engine import StepRecord
-from easd.engine.generate import generate
+from easd.engine.generate import decode as decode_requests
+from easd.engine.generate import make_requests, summary_of_failures
 from easd.engine.pair import Pair, fingerprints
 from easd.engine.record import Recorder
+from easd.engine.request import Row
 from easd.engine.trace import TraceWriter, claim_folder
-from easd.errors import InputError
+from easd.errors import EasdError, InputError
 from easd.inspect.terminal import summary_panel
 from easd.pairs.from_config import load_with_status
 from easd.pairs.lab import ALIASES
@@ -97,10 +99,15 @@ def command(
         printer = Stream(pair.tokenizer)
     else:
         printer = Texts(prompts, run.settings.n, pair.tokenizer, console, as_json=as_json)
-    tally = decode(run, pair, ids, printer, trace, console)
+    tally, failed = decode(run, pair, ids, printer, trace, console)
+    count = len(ids) * run.settings.n
+    if len(failed) == count:
+        raise EasdError(summary_of_failures(failed, count))
     console.print(summary_panel(tally.summary(), run.to_dict(), title=pair.name))
     for note in notes(tally, run):
         console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
+    if failed:
+        raise EasdError(summary_of_failures(failed, count))
 
 
 def decode(
@@ -110,13 +117,14 @@ def decode(
     printer: Stream | Texts,
     trace: Path | None,
     console: Console,
-) -> Tally:
-    """Decodes, prints and records prompts; returns what was counted.
+) -> tuple[Tally, list[Row]]:
+    """Decodes, prints and records prompts; returns what was counted, and the rows that failed.
 
     Raises:
         EasdError: A prompt, or the folder of the trace, cannot be used.
     """
     recorder = Recorder(run.settings.rule)
+    failed: list[Row] = []
     with ExitStack() as stack:
         watchers: list[Watcher] = [recorder.add]
         if trace is not None:
@@ -127,20 +135,19 @@ def decode(
             for watcher in watchers:
                 watcher(record)
 
+        def fail(row: Row) -> None:
+            failed.append(row)
+            printer.fail(row)
+
         try:
-            generate(
-                pair.target,
-                pair.draft,
-                ids,
-                tokenizer=pair.tokenizer,
-                settings=run.settings,
-                on_step=watch,
-            )
+            requests = make_requests(pair, ids, run.settings)
+            for record in decode_requests(pair, requests, run.settings, fail):
+                watch(record)
         except KeyboardInterrupt:
             kept = f"; the trace in {trace} reads up to here" if trace else ""
             console.print(Text(f"interrupted after {recorder.total.tokens} tokens{kept}"))
             raise
-    return recorder.total
+    return recorder.total, failed
 
 
 def notes(tally: Tally, config: RunConfig) -> list[str]:

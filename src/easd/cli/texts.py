@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedTokenizerBase
 
 from easd.engine.engine import StepRecord
+from easd.engine.generate import describe_error
 from easd.engine.request import Row
 from easd.runs.texts import visible
 
@@ -39,6 +40,9 @@ class Stream:
         if stable.startswith(self._printed):
             print(_for_terminal(stable[len(self._printed) :]), end="", flush=True)
             self._printed = stable
+
+    def fail(self, row: Row) -> None:
+        """Leaves the text where it is; the command ends with the error."""
 
 
 class Texts:
@@ -82,9 +86,16 @@ class Texts:
 
     def add(self, record: StepRecord) -> None:
         ended = [row for row in record.rows if row.finished]
-        self._ended |= {row.request.number: self._show(row) for row in ended}
         self._tokens += sum(map(len, record.committed))
-        self._progress.update(self._task, advance=len(ended), tokens=self._tokens)
+        self._end(ended)
+
+    def fail(self, row: Row) -> None:
+        """Ends a text by an error of its own; it is printed as far as it came."""
+        self._end([row])
+
+    def _end(self, rows: Sequence[Row]) -> None:
+        self._ended |= {row.request.number: self._show(row) for row in rows}
+        self._progress.update(self._task, advance=len(rows), tokens=self._tokens)
         if self._next not in self._ended:
             return
         in_the_way = sys.stdout.isatty()
@@ -103,7 +114,8 @@ class Texts:
             return json.dumps(self._as_object(row, text), ensure_ascii=False)
         prompt, copy = divmod(number, self._copies)
         which = f"prompt {prompt}" + (f", text {copy}" if self._copies > 1 else "")
-        return f"--- {which} ---\n{_for_terminal(text)}"
+        failed = "" if row.error is None else f" failed: {describe_error(row.error)}"
+        return f"--- {which}{failed} ---\n{_for_terminal(text)}"
 
     def _as_object(self, row: Row, text: str) -> dict[str, Any]:
         prompt, copy = divmod(row.request.number, self._copies)
@@ -117,6 +129,7 @@ class Texts:
             "prompt_tokens": len(row.request.prompt),
             "new_tokens": len(row.new_ids),
             **asdict(row.counts),
+            **({} if row.error is None else {"error": describe_error(row.error)}),
         }
 
 
