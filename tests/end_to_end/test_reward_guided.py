@@ -23,8 +23,9 @@ from easd.pairs.lab import STEP_TOKENS
 
 PROMPTS = prompts(9)
 SETTINGS = Settings(max_new_tokens=14, batch_size=4)
-# The end-of-sequence token of the tiny models, so that texts end at different lengths.
-ENDS = frozenset({5})
+# The end-of-sequence token of the tiny models, so that texts end at different lengths; the
+# tokenizer has one of its own.
+ENDS = frozenset({5, word_tokenizer().eos_token_id})
 
 
 def coin(steps):

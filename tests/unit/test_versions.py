@@ -29,7 +29,8 @@ def test_the_version_is_the_one_the_changes_and_the_image_name():
     stated = PROJECT["version"]
     assert easd.__version__ == stated, "the environment has another version: make setup"
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    newest = next(line for line in changes.splitlines() if line.startswith("## "))
+    headings = [line for line in changes.splitlines() if line.startswith("## ")]
+    newest = next(line for line in headings if line != "## Unreleased")
     assert newest.split()[1] == stated
     image = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]["vllm"]["image"]
     assert image == f"easd-vllm:{stated}"

@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from easd.cli.options import DECODING, GRID, OUTPUT, Options, fields_of, options
@@ -269,7 +269,9 @@ def show_run(folder: Path, console: Console) -> None:
     sums = [("right", "sum"), *((name, "sum") for name in _SUMS), ("right", "count")]
     rows = counted.group_by(names, use_threads=False).aggregate(sums).to_pylist()
     place = {system["name"]: at for at, system in enumerate(run.run["systems"])}
-    table = Table("task", "system", "right", "texts", "gate open", "tokens a forward")
+    table = Table("task", Column("system", overflow="fold", min_width=24), "right", "texts")
+    for name in ("gate open", "tokens a forward"):
+        table.add_column(name)
     gated = shut = 0
     for row in sorted(rows, key=lambda row: (row["task"], place[row["system"]])):
         texts, gate, blocks = row["right_count"], row["gate_open_sum"], row["blocks_sum"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from easd.core.couplings import Coupling, Procedure
 from easd.core.rules.base import Preset
 from easd.core.rules.gated import EntropyGated
-from easd.core.rules.refusal import AsPublished, GateOn, Penalise, Redraw, Refusal
+from easd.core.rules.refusal import AsPublished, CheckedRefusal, GateOn, Penalise, Redraw, Refusal
 from easd.core.step import Step
 
 
@@ -37,7 +37,7 @@ class EASD(EntropyGated):
     @property
     def refusal(self) -> Refusal:
         """What happens at an open gate, as a value."""
-        return Refusal(self.redraw, self.penalise, self.gate_on)
+        return CheckedRefusal(self.redraw, self.penalise, self.gate_on)
 
     @property
     def lossless(self) -> bool:

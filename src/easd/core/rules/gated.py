@@ -116,6 +116,15 @@ class GatedRule(Rule):
         return gate * (drafted | (bonus & evaluated))
 
 
+class _CheckedGate(Gate):
+    """The gate of a rule, whose fields the rule has checked; compiled graphs can make one."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        """Checks nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyGated(GatedRule):
     """Emits another law where both models are uncertain and agree; see `easd.core.gate.Gate`.
@@ -144,7 +153,10 @@ class EntropyGated(GatedRule):
     @property
     def gate(self) -> Gate:
         """The gate as a value."""
-        return Gate(
+        return self._gate_as(Gate)
+
+    def _gate_as(self, kind: type[Gate]) -> Gate:
+        return kind(
             tau_h=self.tau_h, tau_o=self.tau_o, top_n=self.top_n, conditions=self.conditions
         )
 
@@ -167,7 +179,7 @@ class EntropyGated(GatedRule):
             gate = self._opens_in_order(draft_probs, target_probs).to(dtype)
             return ChainMap({"gate": pad(gate, (0, bonus))}, measured)  # type: ignore[arg-type]
         signals = gate_signals(*probs, self.top_n)
-        return {**signals, "gate": self.gate.opens(signals).to(dtype)}
+        return {**signals, "gate": self._gate_as(_CheckedGate).opens(signals).to(dtype)}
 
     def gate_probs(self, step: Step) -> tuple[Tensor, Tensor]:
         """The draft's and the target's distributions that the gate looks at, [B, K+1, V] each."""
@@ -175,7 +187,7 @@ class EntropyGated(GatedRule):
 
     def _opens_in_order(self, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
         """Asks the conditions by their price, each only where all before it hold; bool [B, k]."""
-        opens, gate = None, self.gate
+        opens, gate = None, self._gate_as(_CheckedGate)
         order = _BY_CALLS if target_probs.numel() <= _FEW_ENTRIES else _BY_ARITHMETIC
         asked: list[Condition] = [each for each in order if each in self.conditions]
         for condition in asked:

@@ -11,7 +11,7 @@ from torch import Tensor
 from easd.core.couplings import Coupling, Procedure
 from easd.core.rules.base import Probability, Rule
 from easd.core.rules.gated import GatedRule
-from easd.core.rules.refusal import AsPublished, GateOn, Penalise, Redraw, Refusal
+from easd.core.rules.refusal import AsPublished, CheckedRefusal, GateOn, Penalise, Redraw, Refusal
 from easd.core.step import Step
 
 
@@ -36,7 +36,7 @@ class RandomRefusal(GatedRule):
     @property
     def refusal(self) -> Refusal:
         """What happens at an open gate, as a value."""
-        return Refusal(self.redraw, self.penalise, self.gate_on)
+        return CheckedRefusal(self.redraw, self.penalise, self.gate_on)
 
     @property
     def lossless(self) -> bool:

@@ -93,6 +93,15 @@ class Refusal:
         return torch.where(step.greedy[:, None, None], greedy_law, law)
 
 
+class CheckedRefusal(Refusal):
+    """The refusal of a rule, whose fields the rule has checked; compiled graphs can make one."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        """Checks nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class AsPublished:
     """The paper's procedure: every gated token is refused and ends its block."""

@@ -42,14 +42,14 @@ class SlotModel:
     def __init__(
         self, model: PreTrainedModel, num_rows: int, vocab_size: int | None = None
     ) -> None:
-        _check_mode(model)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         self._unknown = max(0, (vocab_size or 0) - self.config.vocab_size)
         self.cache = SlotCache(num_rows)
         self.lengths = [0] * num_rows
-        self._packed = PackedLinears(model)
         self._window, self._mask_per_kind = _attention_layout(model)
+        _check_mode(model)
+        self._packed = PackedLinears(model)
         self._limit = context_window(model)
         self._cache_keyword = cache_keyword(model)
         self._head_knows_keep = "logits_to_keep" in signature(model.forward).parameters
