@@ -83,10 +83,11 @@ def test_so_they_do_where_values_cannot_be_looked_at(rule, monkeypatch):
 
 @pytest.mark.parametrize("rule", list(variants()))
 def test_blocks_verified_jointly_yield_the_law(rule):
-    for _, step in steps():
+    for kind, step in steps():
         few = every_eighth(step)
         check_blocks(rule, few)
-        check_blocks(rule, replace(few, num_draft_tokens=torch.arange(5) % (K + 1)))
+        if kind == "unlike":
+            check_blocks(rule, replace(few, num_draft_tokens=torch.arange(5) % (K + 1)))
 
 
 class WrongAtTheEnd(Jointly):
