@@ -82,12 +82,16 @@ class Maximal:
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
         row, refused = step.row(at), ~step.is_bonus(at)[:, None]
-        law, taken = _law_at(self.rule, row, judgement, at), row.proposal[:, 0] * refused
-        return residual(law, taken)
+        taken = row.proposal[:, 0] * refused
+        if judgement.law_weight is not None:
+            taken = taken / _positive(judgement.law_weight.gather(1, at[:, None]))
+        gate = judgement.signals.get("gate")
+        signals = {} if gate is None else {"gate": gate.gather(1, at[:, None])}
+        return residual(self.rule.law_given(row, signals)[:, 0], taken)
 
 
 @dataclass(frozen=True, slots=True)
-class Jointly:
+class Jointly(Maximal):
     """Block verification: keeps the longest beginning of the block that its own uniform accepts.
 
     With r the proposal and l the law at each position, w_0 = 1 and w_i = min(1, w_(i-1) l(x_i) /
@@ -101,8 +105,6 @@ class Jointly:
     the sum of min(r, w_i l) = w_i - Z_i over the next token, which makes w_i. A block may end
     anywhere, as long as its own tokens decide where.
     """
-
-    rule: HasLaw
 
     def judge(self, step: Step) -> Judgement:
         signals = self.rule.signals(step)
@@ -123,15 +125,6 @@ class Jointly:
             signals=signals,
             law_weight=weight,
         )
-
-    def replacement(
-        self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
-    ) -> Tensor:
-        assert judgement.law_weight is not None, "a block was judged"
-        row, refused = step.row(at), ~step.is_bonus(at)[:, None]
-        law, taken = _law_at(self.rule, row, judgement, at), row.proposal[:, 0] * refused
-        weight = judgement.law_weight.gather(1, at[:, None])
-        return residual(law, taken / _positive(weight))
 
 
 def procedure(rule: HasLaw, coupling: Coupling) -> Procedure:
@@ -165,10 +158,3 @@ def _penalties(accept_prob: Tensor, signals: Mapping[str, Tensor]) -> Tensor:
     """Probability [B, K] that a token is refused at an open gate."""
     gate = signals.get("gate")
     return torch.zeros_like(accept_prob) if gate is None else (1 - accept_prob) * gate[:, :-1]
-
-
-def _law_at(rule: HasLaw, row: Step, judgement: Judgement, at: Tensor) -> Tensor:
-    """The law [B, V] of `row`, the step's row at positions `at` [B], whose gate was judged."""
-    gate = judgement.signals.get("gate")
-    signals = {} if gate is None else {"gate": gate.gather(1, at[:, None])}
-    return rule.law_given(row, signals)[:, 0]
