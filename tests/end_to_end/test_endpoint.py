@@ -210,7 +210,7 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(run, tmp_path):
         arguments += ["--out", str(tmp_path / "killed")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         rng = random.Random(0)
-        for sent in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        for sent in (signal.SIGKILL, signal.SIGINT):
             process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE)
             wait_for_units(tmp_path / "killed", more=2, process=process)
             time.sleep(rng.random() * 0.2)

@@ -30,7 +30,7 @@ GRID = {
     "trace": 20,
     "baselines": False,
 }
-KILLS = int(os.environ.get("EASD_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("EASD_TEST_KILLS", "2"))
 SYSTEMS = ["target", "speculative", "easd:tau_h=0.2,draft_at_bonus=true"]
 
 
