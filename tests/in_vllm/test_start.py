@@ -3,13 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
-import vllm
 from in_vllm.conftest import ARGUMENTS, SPECULATION
 from vllm.engine.arg_utils import EngineArgs
 
+from easd.core.rules import EASD
 from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm import EXTENSION
-from easd.integrations.vllm.start import check_second_runner, check_version
+from easd.integrations.vllm.serving import Serving
+from easd.integrations.vllm.start import check_second_runner, check_verification
+from easd.integrations.vllm.worker import check_drafter, check_seams
 
 
 def configured(easd, **arguments):
@@ -29,7 +31,7 @@ def test_nothing_changes_while_not_configured():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"speculative_config": None}, "needs a draft model"),
+        ({"speculative_config": None}, "needs a draft;"),
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
             "method = 'ngram' cannot be served",
@@ -62,11 +64,24 @@ def test_a_rule_that_does_not_fit_stops_the_engine(values):
         configured(values)
 
 
-def test_an_untried_version_is_refused(monkeypatch):
-    check_version()
-    monkeypatch.setattr(vllm, "__version__", "0.99.1")
-    with pytest.raises(ConfigError, match=r"vLLM 0.99.1 was not tested"):
-        check_version()
+@pytest.mark.parametrize(
+    ("method", "second_runner", "coupling", "says"),
+    [
+        ("block", False, None, "needs vLLM's V2 model runner"),
+        ("block", True, "maximal", "coupling = 'maximal' and rejection_sample_method = 'block'"),
+        ("standard", True, "block", "coupling = 'block' and rejection_sample_method = 'standard'"),
+    ],
+)
+def test_a_verification_that_is_another_coupling_is_refused(method, second_runner, coupling, says):
+    check_verification("standard", second_runner, Serving(rule=EASD()))
+    check_verification("block", True, Serving(rule=EASD()))
+    with pytest.raises(ConfigError, match=says):
+        check_verification(method, second_runner, Serving(rule=EASD(), coupling=coupling))
+
+
+def test_a_drafter_without_probabilities_is_refused():
+    with pytest.raises(ConfigError, match="SimpleNamespace keeps no draft probabilities"):
+        check_drafter(SimpleNamespace(drafter=SimpleNamespace()))
 
 
 @pytest.mark.parametrize("setting", ["watermark_config", "enable_batch_sharded_sampling"])
@@ -80,8 +95,6 @@ def test_what_only_the_second_runner_can_do_is_refused(setting):
 
 def test_a_changed_seam_is_refused(monkeypatch):
     from vllm.v1.sample import rejection_sampler
-
-    from easd.integrations.vllm.worker import check_seams
 
     def rejection_sample(logits, draft):
         raise AssertionError

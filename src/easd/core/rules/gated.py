@@ -173,8 +173,8 @@ class EntropyGated(GatedRule):
         dtype = step.target_probs.dtype
         if on_host(step.target_probs):
             measured = _OnDemand(lambda: gate_signals(*probs, self.top_n))
-            # The bonus position is asked where the rule gates it.
-            bonus = 0 if self.draft_at_bonus else 1
+            # The bonus position, which narrowed steps lack, is asked where the rule gates it.
+            bonus = 0 if self.draft_at_bonus or step.drafted is not None else 1
             draft_probs, target_probs = (p[:, : p.shape[1] - bonus] for p in probs)
             gate = self._opens_in_order(draft_probs, target_probs).to(dtype)
             return ChainMap({"gate": pad(gate, (0, bonus))}, measured)  # type: ignore[arg-type]
