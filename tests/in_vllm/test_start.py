@@ -1,6 +1,9 @@
 """What stops an engine before it starts."""
 
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 from in_vllm.conftest import ARGUMENTS, SPECULATION
@@ -9,9 +12,21 @@ from vllm.engine.arg_utils import EngineArgs
 from easd.core.rules import EASD
 from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm import EXTENSION
+from easd.integrations.vllm.seams import (
+    FIRST_RUNNER,
+    METRICS,
+    REQUESTS,
+    SECOND_RUNNER,
+    changed_in,
+    check_seams,
+)
 from easd.integrations.vllm.serving import Serving
 from easd.integrations.vllm.start import check_second_runner, check_verification
-from easd.integrations.vllm.worker import check_drafter, check_seams
+from easd.integrations.vllm.worker import check_drafter
+
+EVERY = (*REQUESTS, *METRICS, *FIRST_RUNNER, *SECOND_RUNNER)
+# Where V2's `rejection_sample` is defined.
+UTILS = "vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils"
 
 
 def configured(easd, **arguments):
@@ -93,12 +108,37 @@ def test_what_only_the_second_runner_can_do_is_refused(setting):
         check_second_runner(SimpleNamespace(**on, parallel_config=SimpleNamespace(**on)))
 
 
-def test_a_changed_seam_is_refused(monkeypatch):
-    from vllm.v1.sample import rejection_sampler
-
-    def rejection_sample(logits, draft):
+@pytest.mark.parametrize("seam", EVERY, ids=[seam.function for seam in EVERY])
+def test_a_changed_seam_is_refused(monkeypatch, seam):
+    def changed(logits, draft):
         raise AssertionError
 
-    monkeypatch.setattr(rejection_sampler, "rejection_sample", rejection_sample)
-    with pytest.raises(ConfigError, match=r"rejection_sample\(logits, draft\) is not the one"):
-        check_seams(SimpleNamespace(), rejection_sampler)
+    check_seams([seam])
+    *classes, name = seam.function.split(".")
+    owner = import_module(seam.module)
+    for each in classes:
+        owner = getattr(owner, each)
+    monkeypatch.setattr(owner, name, changed)
+    if seam.arguments:
+        with pytest.raises(ConfigError, match=rf"{name}\(logits, draft\) is not the one"):
+            check_seams([seam])
+    assert f"{name}() is not the one" in str(seam.check(None))
+
+
+def test_a_wheel_is_read_without_installing_it(tmp_path):
+    """This vLLM's own files, and one with an argument renamed."""
+    for renamed in (False, True):
+        wheel = tmp_path / f"{renamed}.whl"
+        with ZipFile(wheel, "w") as files:
+            for module in {seam.module for seam in EVERY} | {UTILS}:
+                source = Path(import_module(module).__file__)
+                text = source.read_text()
+                if renamed:
+                    text = text.replace("draft_logits:", "logits_of_draft:")
+                inside = module.replace(".", "/")
+                package = source.name == "__init__.py"
+                files.writestr(f"{inside}/__init__.py" if package else f"{inside}.py", text)
+        found = " ".join(changed_in(str(wheel), EVERY))
+        assert ("logits_of_draft" in found) == renamed
+        assert ("RejectionSampler._verify" in found) == renamed
+        assert "GPUModelRunner._sample" not in found

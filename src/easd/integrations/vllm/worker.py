@@ -26,7 +26,7 @@ from easd.integrations.vllm import KEY, cpu_expand, worker_v2
 from easd.integrations.vllm.batch import Batch, on_device
 from easd.integrations.vllm.gate import Gates, Tally, ask, penalise_, rows_of
 from easd.integrations.vllm.laws import last_drafts, log_laws
-from easd.integrations.vllm.seams import check_signatures
+from easd.integrations.vllm.seams import FIRST_RUNNER, check_seams
 from easd.integrations.vllm.serving import Serving
 
 logger = logging.getLogger("vllm.easd")
@@ -69,10 +69,10 @@ def attach(runner: Any, serving: Serving) -> None:
     Raises:
         ConfigError: This vLLM lacks a place that the plugin builds on.
     """
+    check_drafter(runner)
+    check_seams(FIRST_RUNNER)
     from vllm.v1.sample import rejection_sampler  # pyright: ignore
 
-    check_drafter(runner)
-    check_seams(runner, rejection_sampler)
     if cpu_expand.mend(rejection_sampler):
         logger.info("easd: expand_batch_to_tokens replaced (vllm#55005)")
     if not getattr(rejection_sampler.rejection_sample, "asks_easd", False):
@@ -104,30 +104,6 @@ def check_drafter(runner: Any) -> None:
             f"{type(drafter).__name__} keeps no draft probabilities, which rules look at; draft "
             "with another method"
         )
-
-
-def check_seams(runner: Any, rejection_sampler: Any) -> None:
-    """Compares what the plugin builds on with what it knows.
-
-    Raises:
-        ConfigError: A function is missing, or takes other arguments.
-    """
-    known = {
-        "rejection_sampler.rejection_sample": (
-            getattr(rejection_sampler, "rejection_sample", None),
-            "draft_token_ids num_draft_tokens max_spec_len cu_num_draft_tokens draft_probs "
-            "target_logits bonus_token_ids sampling_metadata",
-        ),
-        "GPUModelRunner._sample": (
-            getattr(runner, "_sample", None),
-            "logits spec_decode_metadata",
-        ),
-        "drafter._sample_draft_tokens": (
-            getattr(getattr(runner, "drafter", None), "_sample_draft_tokens", None),
-            "hidden_states sampling_metadata",
-        ),
-    }
-    check_signatures(known)
 
 
 def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -27,7 +27,7 @@ from easd.integrations.vllm.batch import Batch
 from easd.integrations.vllm.drafted_v2 import Drafted, ask_all, draw_from_laws, penalised
 from easd.integrations.vllm.gate import Gates, Tally
 from easd.integrations.vllm.laws import last_drafts
-from easd.integrations.vllm.seams import check_signatures
+from easd.integrations.vllm.seams import SECOND_RUNNER, check_seams
 from easd.integrations.vllm.serving import Serving
 
 logger = logging.getLogger("vllm.easd")
@@ -77,13 +77,9 @@ def attach(worker: Any, serving: Serving) -> None:
     Raises:
         ConfigError: This vLLM lacks a place that the plugin builds on.
     """
-    from vllm.v1.worker.gpu.sample.sampler import Sampler  # pyright: ignore
+    check_seams(SECOND_RUNNER)
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler  # pyright: ignore
-    from vllm.v1.worker.gpu.spec_decode.speculator import (  # pyright: ignore
-        DraftModelSpeculator,
-    )
 
-    check_seams(worker, Sampler, rejection_sampler, DraftModelSpeculator)
     if not getattr(rejection_sampler.rejection_sample, "asks_easd", False):
         rejection_sampler.rejection_sample = gated(rejection_sampler.rejection_sample)
     runner = worker.model_runner
@@ -112,41 +108,6 @@ def check_speculator(runner: Any) -> None:
             f"{type(runner.speculator).__name__} keeps no draft probabilities, which rules look "
             "at; draft with another method"
         )
-
-
-def check_seams(worker: Any, sampler: Any, rejection_sampler: Any, speculator: Any) -> None:
-    """Compares what the plugin builds on with what it knows.
-
-    Raises:
-        ConfigError: A function is missing, or takes other arguments.
-    """
-    verifier = getattr(rejection_sampler, "RejectionSampler", None)
-    known = {
-        "rejection_sampler.rejection_sample": (
-            getattr(rejection_sampler, "rejection_sample", None),
-            "target_logits draft_logits draft_sampled cu_num_logits pos idx_mapping "
-            "expanded_idx_mapping expanded_local_pos temperature",
-        ),
-        "RejectionSampler._verify": (
-            getattr(verifier, "_verify", None),
-            "self logits draft_logits draft_sampled pos cu_num_logits idx_mapping idx_mapping_np",
-        ),
-        "Sampler.add_request": (
-            getattr(sampler, "add_request", None),
-            "self req_idx sampling_params",
-        ),
-        # Where it is settled that drafts are drawn by the temperature alone.
-        "DraftModelSpeculator.sample_draft": (
-            getattr(speculator, "sample_draft", None),
-            "self hidden_states sample_src_positions idx_mapping temperature seeds draft_step "
-            "draft_logits",
-        ),
-        "Worker.compile_or_warm_up_model": (
-            getattr(worker, "compile_or_warm_up_model", None),
-            "",
-        ),
-    }
-    check_signatures(known)
 
 
 def follow(slots: Slots, verifier: Any) -> None:
