@@ -257,7 +257,7 @@ def test_what_a_message_quotes_is_short_and_plain():
     assert shown("\x1b[2J\u202e") == "'\\x1b[2J\\u202e'"
     assert len(shown("x" * 10**6)) < 70
     assert len(shown([["x" * 1000] * 100] * 100)) < 2000
-    assert one_line("a\nb\x1b\u202e") == "a b\\x1b\\u202e"
+    assert one_line("a\nb\x1b\u202e") == "a b<U+001B><U+202E>"
     assert len(one_line("x" * 10**6)) < 1010
 
 

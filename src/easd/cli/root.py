@@ -98,7 +98,5 @@ def _dash_last(words: list[str]) -> list[str]:
 
 
 def _fail(message: str) -> int:
-    from easd.runs.texts import visible  # Imports pyarrow, which no help text has to wait for.
-
-    print(f"error: {one_line(visible(' '.join(message.split())))}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return USAGE_ERROR

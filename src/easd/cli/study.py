@@ -27,7 +27,7 @@ from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.engine.pair import fingerprints
 from easd.engine.settings import Settings
-from easd.errors import ConfigError
+from easd.errors import ConfigError, visible
 from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
 from easd.evaluate.endpoint.settings import EndpointStudy
@@ -37,7 +37,6 @@ from easd.evaluate.runner import GridRun, Progress
 from easd.pairs.from_config import load_with_status
 from easd.presets import PRESETS
 from easd.runs import open_run
-from easd.runs.texts import visible
 from easd.tasks import Task
 
 # A grid has the rules of its systems, and its own seeds.
