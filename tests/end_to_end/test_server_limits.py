@@ -32,10 +32,10 @@ def server():
 
 def test_a_full_queue_says_when_to_try_again():
     with endless_server({"max_queue": 1}, batch_size=1) as server:
-        with httpx.stream("POST", server.url + COMPLETIONS, json=long_text()) as first:
+        with server.stream(COMPLETIONS, long_text()) as first:
             lines = first.iter_lines()
             next(lines)
-            with httpx.stream("POST", server.url + COMPLETIONS, json=long_text()):
+            with server.stream(COMPLETIONS, long_text()):
                 server.wait_for("easd_texts_waiting", 1)
                 response = server.complete("w5")
                 error = refusal(response, 429, "at most 1")
@@ -60,7 +60,7 @@ def test_a_client_that_leaves_its_stream_frees_its_slot(path):
         body = long_text()
         if path == DECODE:
             del body["stream"]
-        with httpx.stream("POST", server.url + path, json=body) as stream:
+        with server.stream(path, body) as stream:
             next(stream.iter_lines())
         quiet(server)
         assert server.complete("w5", max_tokens=3).status_code == 200
@@ -92,14 +92,15 @@ def test_models_that_break_fail_their_requests_alone(server):
 
 def test_an_observer_that_fails_fails_its_request_alone(monkeypatch):
     monkeypatch.setattr("easd.serve.decode_events.tokens_table", None)
-    with endless_server(batch_size=2) as server:
-        url = server.url + COMPLETIONS
-        with httpx.stream("POST", url, json=long_text(max_tokens=100)) as other:
-            lines = other.iter_lines()
-            next(lines)
-            told = events(server.post(DECODE, {"prompt": "w5", "max_tokens": 9}))
-            assert [event["type"] for event in told] == ["run", "error"]
-            assert [line for line in lines if line][-1] == "data: [DONE]"
+    with (
+        endless_server(batch_size=2) as server,
+        server.stream(COMPLETIONS, long_text(max_tokens=100)) as other,
+    ):
+        lines = other.iter_lines()
+        next(lines)
+        told = events(server.post(DECODE, {"prompt": "w5", "max_tokens": 9}))
+        assert [event["type"] for event in told] == ["run", "error"]
+        assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
 def raw(server, *chunks):
