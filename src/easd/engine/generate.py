@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack, get_type_hints
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,13 +63,13 @@ def _listing_settings(function: F) -> F:
     """Names every setting, with its default, in the signature that `help` prints."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    shown = Settings()
+    shown, types = Settings(), get_type_hints(SettingsFields)
     settings = [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=getattr(shown, field.name),
-            annotation=field.type,
+            annotation=types[field.name],
         )
         for field in fields(Settings)
     ]
