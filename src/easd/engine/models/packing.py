@@ -112,6 +112,11 @@ def _packs(layer: nn.Module) -> bool:
     )
 
 
+def is_packed(layer: nn.Module) -> bool:
+    """Whether a layer's `forward` is the product with its packed weight."""
+    return getattr(layer.__dict__.get("forward"), "func", None) is _product
+
+
 def _product(layer: Any, packed: Tensor, thread: int, rows: Tensor) -> Tensor:
     ours = get_ident() == thread and rows.dtype == packed.dtype
     if not ours or torch.is_autocast_enabled("cpu"):
