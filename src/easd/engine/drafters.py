@@ -13,7 +13,7 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from easd.core.noise import Noise
 from easd.engine.models.slots import SlotModel
 from easd.engine.request import Row
-from easd.engine.sampling import Distributions, distributions, proposals
+from easd.engine.sampling import Distributions, distributions, prefixed, proposals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class ModelDrafter:
         counts = list(counts)
         device = self.model.device
         greedy = all(row.request.processing.greedy for row in rows)
-        constrained = any(row.request.processing.prefixed for row in rows)
+        constrained = any(prefixed(row) for row in rows)
         some_greedy = any(row.request.processing.greedy for row in rows)
         # Greedy probabilities are one-hot; only scores show how confident the draft was.
         wants_scores = constrained or (some_greedy and self.least_block_prob > 0)
