@@ -2,14 +2,15 @@
 
     python experiments/two_models.py lab-a [--problems 20000] [--models FOLDER] [--out FOLDER]
 
-Powers and thresholds come from problems of the calibration split, which are not decoded for the
+What is fitted comes from problems of the calibration split, which are not decoded for the
 result. On these pairs the target's best temperature is 0, so all systems decode greedily and are
-compared with the greedy target, problem by problem; three more sample at T = 1. Ends with one table:
+compared with the greedy target, problem by problem; three more sample at T = 1. Ends with a table:
 accuracy, differences to both baselines, tokens per target forward over lossless greedy speculation,
-and the exact accuracy that the calibration problems had foretold. A run that was stopped goes on.
+and what tuning on the calibration problems had foretold. A run that was stopped goes on.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from transformers.utils import logging
 
 from easd import load_pair
 from easd.cli.diagnose import references
-from easd.diagnose.effects import solved
-from easd.diagnose.pool_fit import FOLDS, fit_pool, pool_laws
-from easd.diagnose.positions import Positions, gate, threshold_for
-from easd.diagnose.reference_pass import read_positions
-from easd.engine.pair import Pair
+from easd.diagnose.candidates import TARGET, cut
+from easd.diagnose.pool_fit import PoolFit, fit_pool
+from easd.diagnose.positions import gate
+from easd.diagnose.tuning import Candidate, tune
+from easd.diagnose.tuning_pass import read
 from easd.evaluate.config import StudyConfig
 from easd.pairs.loading import load_models
 from easd.report.metrics import frames
@@ -38,79 +39,37 @@ BATCH, CHUNK = 250, 1000
 GREEDY = "target, greedy"
 
 
-def systems(fitted: dict[str, dict], rate: float) -> list[dict]:
+def systems(tuned: dict[str, Candidate], at_tenth: PoolFit, rate: float) -> list[dict]:
     """Greedy systems, and the published baseline's own at T = 1."""
 
     def greedy(name: str, kind: str, **fields: object) -> dict:
         return {"name": name, "rule": {"name": kind, **fields}, "temperature": 0}
 
-    two, eight = ({"tau_h": fitted[r]["tau_h"], "draft_at_bonus": True} for r in ("2 %", "8 %"))
-    everywhere = {name: fitted["everywhere"][name] for name in ("a", "b")}
-    by_gate = {f"open_{name}": fitted["2 %"][name] for name in ("a", "b")}
-    closed = {name: fitted["2 %, closed"][name] for name in ("a", "b")}
-    at_two = {name: fitted["2 %"][name] for name in ("a", "b")}
-    sampled = {"temperature": 1}
+    two = {"tau_h": tuned["EASD, greedy"].rule["tau_h"], "draft_at_bonus": True}
+    pool = tuned["pool everywhere, greedy"].rule
+    by_gate = tuned["pool by gate, greedy"].rule
+    sampled = tuned["pool everywhere, sampled"]
+    at_one = {"temperature": 1, "draft_temperature": sampled.draft_temperature}
     return [
         greedy(GREEDY, "target"),
         greedy("speculative", "speculative"),
         greedy("draft", "draft"),
-        greedy("pool everywhere", "pool-everywhere", **everywhere),
-        greedy("pool by gate 2 %", "pool-by-gate", **two, **closed, **by_gate),
-        greedy("pool 2 %", "pool", **two, **at_two),
-        greedy("easd 2 %", "easd", **two),
-        greedy("easd 8 %", "easd", **eight),
+        {"name": "pool everywhere, greedy", "rule": pool, "temperature": 0},
+        greedy("the same, plausible 0.1", "pool-everywhere", a=at_tenth.a, b=at_tenth.b),
+        {"name": "pool by gate, greedy", "rule": by_gate, "temperature": 0},
+        greedy("EASD, greedy", "easd", **two),
         greedy("without overlap", "easd-without-overlap", **two),
         greedy("without draft entropy", "easd-without-draft-entropy", **two),
         greedy("without both", "easd-without-both", **two),
-        greedy("random refusal, easd's rate", "random-refusal", rate=rate, draft_at_bonus=True),
+        greedy("random refusal, EASD's rate", "random-refusal", rate=rate, draft_at_bonus=True),
         greedy("cascade", "cascade"),
         greedy("relaxed-top-k", "relaxed-top-k"),
         greedy("mars", "mars"),
         greedy("ears", "ears"),
-        {"name": "target", "rule": "target", **sampled},
-        {"name": "easd 2 %, T = 1", "rule": {"name": "easd", **two}, **sampled},
-        {
-            "name": "pool everywhere, T = 1",
-            "rule": {"name": "pool-everywhere", **everywhere},
-            **sampled,
-        },
+        {"name": "target, T = 1", "rule": "target", "temperature": 1},
+        {"name": "EASD, T = 1", "rule": {"name": "easd", **two}, "temperature": 1},
+        {"name": "pool everywhere, sampled", "rule": sampled.rule, **at_one},
     ]
-
-
-def fit(pair: Pair, positions: Positions) -> dict[str, dict]:
-    """Thresholds and powers by the positions that they are fitted on."""
-    everywhere = np.ones(len(positions), dtype=bool)
-    found = {"everywhere": (0.0, everywhere)}
-    for name, rate in (("2 %", 0.02), ("8 %", 0.08)):
-        height = round(threshold_for(positions, rate), 4)
-        found[name] = height, gate(positions, height)
-    found["2 %, closed"] = found["2 %"][0], ~found["2 %"][1]
-    fits = {name: (height, fit_pool(positions, where)) for name, (height, where) in found.items()}
-    console.print({name: (height, fit) for name, (height, fit) in fits.items()})
-    return {
-        name: {"tau_h": height, "a": round(fit.a, 4), "b": round(fit.b, 4)}
-        for name, (height, fit) in fits.items()
-    }
-
-
-def foretold(positions: Positions) -> dict[str, float]:
-    """Exact accuracies on the calibration problems, the pool's by powers of other problems."""
-    everywhere = np.ones(len(positions), dtype=bool)
-    folds = (np.arange(positions.n_texts) % FOLDS)[positions.texts]
-    best, drawn = np.zeros(len(positions)), np.zeros(len(positions))
-    for fold in range(FOLDS):
-        own = folds == fold
-        fitted = fit_pool(positions, everywhere & ~own)
-        best[own], drawn[own] = pool_laws(positions, own, fitted.a, fitted.b)
-    laws = {
-        GREEDY: positions.values["target_best"].astype(float),
-        "speculative": positions.values["target_best"].astype(float),
-        "draft": positions.values["draft_best"].astype(float),
-        "pool everywhere": best,
-        "target": positions.values["target_prob"],
-        "pool everywhere, T = 1": drawn,
-    }
-    return {name: 100 * float(solved(positions, law).mean()) for name, law in laws.items()}
 
 
 def main() -> None:
@@ -124,6 +83,7 @@ def main() -> None:
     logging.disable_progress_bar()
     name, models = arguments.pair, arguments.models
     out = arguments.out or Path("runs/two-models") / name
+    out.parent.mkdir(parents=True, exist_ok=True)
     own = {"target": str(models / "target"), "draft": str(models / "draft")} if models else {}
     pair = load_models(**own, device="cpu") if own else load_pair(name, device="cpu")
     shared = {**(own or {"pair": name}), "batch_size": BATCH, "chunk": CHUNK, "gamma": 4}
@@ -131,32 +91,39 @@ def main() -> None:
     calibration = load_task(name, limit=FIT_PROBLEMS, split="calibration")
     blank = StudyConfig.from_dict({**shared, "tasks": [name]})
     texts = references(calibration, pair, blank, console)
-    positions = Positions.of(read_positions(pair, texts, blank.base.settings))
-    fitted = fit(pair, positions)
-    rate = float(gate(positions, fitted["2 %"]["tau_h"]).mean())
+    reading = read(pair, texts, blank.base.settings)
+    found = tune(reading, gamma=4, unique_solution=True)
+    tuned = {each.name: each for each in found.candidates}
+    (out.parent / f"{name}.json").write_text(json.dumps(found.to_dict(), indent=1))
+    tenth = cut(reading.positions, 0.1)[0]
+    at_tenth = fit_pool(tenth, np.ones(len(tenth), dtype=bool))
+    rate = float(gate(reading.positions, tuned["EASD, greedy"].rule["tau_h"]).mean())
 
-    grid = {**shared, "coupling": None, "systems": systems(fitted, rate), "baselines": False}
+    compared = systems(tuned, at_tenth, rate)
+    grid = {**shared, "coupling": None, "systems": compared, "baselines": False}
     study = {**grid, "tasks": [{"name": name, "limit": arguments.problems}], "trace": 0}
     evaluate(pair, StudyConfig.from_dict(study), out / "run")
-    table = summary(out / "run", foretold(positions))
+    table = summary(out / "run", tuned)
     table.to_csv(out / "summary.csv", index=False)
-    print(f"{name}, {arguments.problems:,} problems; powers {fitted['everywhere']}")
+    print(f"{name}, {arguments.problems:,} problems; {tuned['pool everywhere, greedy'].rule}")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
-def summary(run: Path, told: dict[str, float]) -> pd.DataFrame:
-    """Accuracy, both differences and tokens per forward of each system."""
+def summary(run: Path, tuned: dict[str, Candidate]) -> pd.DataFrame:
+    """What was found, and what had been foretold, of each system."""
     opened = open_run(run)
     samples = frames(opened).samples
     forwards = efficiency(samples)
     against = {
         base: {each.system: each for each in compare_all(samples, base)}
-        for base in (GREEDY, "target")
+        for base in (GREEDY, "target, T = 1")
     }
+    best = tuned[TARGET]
     rows = []
     for system in opened.run["systems"]:
         name = system["name"]
-        row = {"system": name, "foretold": told.get(name)}
+        told = tuned.get({GREEDY: TARGET, "speculative": TARGET}.get(name, name))
+        row = {"system": name}
         for base, found in against.items():
             if name in found:
                 gap = found[name].difference
@@ -164,9 +131,12 @@ def summary(run: Path, told: dict[str, float]) -> pd.DataFrame:
                 row[f"- {base}"] = 100 * gap.value
                 row[f"± {base}"] = 50 * (gap.high - gap.low)
                 row[f"p {base}"] = found[name].p_real
+        row["foretold"] = None if told is None or told.gain is None else 100 * told.gain.value
         ratio = forwards.get(name, {})
         row["of lossless"] = ratio.get("of_lossless")
         row["low"], row["high"] = ratio.get("of_lossless_low"), ratio.get("of_lossless_high")
+        if told is not None and name != "target, T = 1":
+            row["of lossless, foretold"] = told.tokens_per_forward / best.tokens_per_forward
         rows.append(row)
     return pd.DataFrame(rows)
 
