@@ -42,7 +42,7 @@ _VARIANTS: dict[str, Rule] = {
     "easd-on-accepted": EASD(**_ALWAYS, gate_on="accepted"),
 }
 # Judged in another way than by a column: lossless, from other columns, or with fitted powers.
-_NO_COLUMN = ("random-refusal", "pool", "relaxed-pool")
+_NO_COLUMN = ("random-refusal", "pool", "relaxed-pool", "pool-everywhere", "pool-by-gate")
 # With both powers 0 all plausible tokens are equal.
 _PLAUSIBLE_TOKENS = Pool(**_ALWAYS, a=0.0, b=0.0, pick="sample", plausible=PLAUSIBLE)
 
