@@ -105,6 +105,11 @@ def read_steps(
     """
     if pair.draft is None:
         raise ConfigError("a diagnosis compares two models; name a draft")
+    if pair.draft_tokenizer is not None:
+        raise ConfigError(
+            "the draft's tokenizer is not the target's, and a diagnosis reads both token by token; "
+            "name a draft that shares the target's tokenizer"
+        )
     settings = replace(settings or Settings(), n=1)
     vocab_size = pair.vocab_size
     _check(texts, pair.context_window, vocab_size)
