@@ -61,7 +61,7 @@ def test_repr_reads_back(kind):
     assert eval(repr(rule), names) == rule
     changed = {"rate": 0.25, "tau_h": math.inf, "draft_at_bonus": True}
     changed |= {"alpha": 0.25, "beta": 0.25, "least_ratio": 0.25, "relaxed_delta": 0.25}
-    changed |= {"lenience": 0.25, "weight": 0.25, "epsilon": 0.25}
+    changed |= {"lenience": 0.25, "weight": 0.25, "epsilon": 0.25, "b": 0.25}
     own = {f.name for f in dataclasses.fields(rule)}
     other = dataclasses.replace(rule, **{k: v for k, v in changed.items() if k in own})
     assert eval(repr(other), names) == other
