@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,8 +13,9 @@ SLOW = 60_000  # ms; other work may share the machine.
 expect = pytest.importorskip("playwright.sync_api").expect
 
 
-def started(*arguments, **environment):
-    """A server on a free port, and its address."""
+@contextmanager
+def serving(*arguments, **environment):
+    """A server on a free port; yields its address."""
     command = [sys.executable, "-m", "easd", "serve", "--port", "0", *arguments]
     process = subprocess.Popen(
         command,
@@ -21,21 +23,25 @@ def started(*arguments, **environment):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if found := re.search(r"http://\S+", line):
-            return process, found[0]
-    raise AssertionError("".join(lines))
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"http://\S+", line):
+                yield found[0]
+                break
+        else:
+            raise AssertionError("".join(lines))
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stderr.close()
 
 
 @pytest.fixture(scope="module")
 def address():
-    process, url = started("--pair", "smollm2")
-    yield url
-    process.terminate()
-    process.wait(30)
-    process.stderr.close()
+    with serving("--pair", "smollm2") as url:
+        yield url
 
 
 @pytest.fixture
@@ -169,11 +175,8 @@ def test_the_policy_allows_the_pages_own_code_alone(visit, address):
 
 @pytest.fixture(scope="module")
 def lab_address():
-    process, url = started("--pair", "lab-a")
-    yield url
-    process.terminate()
-    process.wait(30)
-    process.stderr.close()
+    with serving("--pair", "lab-a") as url:
+        yield url
 
 
 def test_a_small_pair_decodes_its_own_prompt_at_once(visit, lab_address):
@@ -209,8 +212,7 @@ def test_after_an_error_the_page_is_as_before(visit, lab_address):
 
 
 def test_a_key_is_asked_for_where_one_is_needed(visit):
-    process, url = started("--pair", "lab", EASD_API_KEY="sesame")
-    try:
+    with serving("--pair", "lab", EASD_API_KEY="sesame") as url:
         page = visit(url)
         expect(page.locator("#problem")).not_to_be_empty()
         page.complaints.clear()
@@ -220,7 +222,3 @@ def test_a_key_is_asked_for_where_one_is_needed(visit):
         page.get_by_label("as a chat message").uncheck()
         decode(page, "1 + 2 ?", tokens=4)
         finished(page)
-    finally:
-        process.terminate()
-        process.wait(30)
-        process.stderr.close()

@@ -267,22 +267,27 @@ def test_penalties_apply_to_every_position_of_a_block(name):
     assert blocks != spoken(llama_pair(), requests(TEXTS))
 
 
+def transformers_text(target, request, **options):
+    """The new tokens that transformers' own greedy decoding writes after the request's prompt."""
+    ids = torch.tensor([request.prompt])
+    plain = target.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=request.max_new_tokens,
+        pad_token_id=0,
+        **options,
+    )
+    return plain[0, ids.shape[1] :].tolist()
+
+
 @pytest.mark.parametrize("name", ["frequency", "repetition", "no repeated pairs"])
 def test_penalties_apply_under_greedy_decoding_as_in_transformers(name):
     """vllm-project/vllm#18902, greedy, against transformers' own generate."""
     asked = requests(TEXTS, processing=Processing(IN_BLOCK[name], greedy=True))
     target, _ = llama_pair()
     for request, text in zip(asked, spoken(llama_pair(), asked), strict=True):
-        ids = torch.tensor([request.prompt])
-        plain = target.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=16,
-            pad_token_id=0,
-            logits_processor=list(IN_BLOCK[name]),
-        )
-        assert text == plain[0, ids.shape[1] :].tolist()
+        assert text == transformers_text(target, request, logits_processor=list(IN_BLOCK[name]))
 
 
 def token_by_token(model, request):
@@ -404,15 +409,7 @@ def test_batches_are_decoded_and_rows_do_not_mix():
     asked = requests(TEXTS, processing=GREEDY)
     target, _ = llama_pair()
     for request, text in zip(asked, spoken(llama_pair(), asked), strict=True):
-        ids = torch.tensor([request.prompt])
-        alone = target.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=16,
-            pad_token_id=0,
-        )
-        assert text == alone[0, ids.shape[1] :].tolist()
+        assert text == transformers_text(target, request)
 
 
 def test_refused_tokens_leave_no_trace_in_a_sliding_window():
@@ -443,12 +440,4 @@ def test_refused_tokens_leave_no_trace_in_a_sliding_window():
         r.counts.examined for r in done.values()
     )
     for request in asked:
-        ids = torch.tensor([request.prompt])
-        plain = target.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=24,
-            pad_token_id=0,
-        )
-        assert done[request.number].ids == plain[0].tolist()
+        assert done[request.number].new_ids == transformers_text(target, request)

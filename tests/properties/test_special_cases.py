@@ -71,17 +71,23 @@ def test_rules_that_say_so_are_lossless(name, step):
         assert torch.equal(rule.law(step), step.target_probs)
 
 
+def step_of(draft_probs, target_probs):
+    """A step with a token proposed at every position but the last."""
+    batch, positions, _ = target_probs.shape
+    return Step(
+        draft_tokens=torch.zeros(batch, positions - 1, dtype=torch.long),
+        num_draft_tokens=torch.full((batch,), positions - 1),
+        draft_probs=draft_probs,
+        target_probs=target_probs,
+    )
+
+
 @pytest.mark.parametrize("gate_on", ["proposed", "accepted"])
 @pytest.mark.parametrize("vocab", [2, 5, 300])
 def test_two_uniform_models_cannot_tilt_each_other(vocab, gate_on):
     """The law is p where q = p = uniform, with the gate wide open."""
     flat = torch.full((2, 3, vocab), 1 / vocab, dtype=torch.float64)
-    step = Step(
-        draft_tokens=torch.zeros(2, 2, dtype=torch.long),
-        num_draft_tokens=torch.tensor([2, 2]),
-        draft_probs=flat,
-        target_probs=flat,
-    )
+    step = step_of(flat, flat)
     for bonus in (False, True):
         law = EASD(tau_h=0, tau_o=0, gate_on=gate_on, draft_at_bonus=bonus).law(step)
         torch.testing.assert_close(law, flat, atol=1e-12, rtol=0)
@@ -90,12 +96,7 @@ def test_two_uniform_models_cannot_tilt_each_other(vocab, gate_on):
 def test_with_two_candidates_the_law_is_the_draft_inverted():
     generator = torch.Generator().manual_seed(0)
     p, q = (smooth(generator, 6, 2, 2) for _ in range(2))
-    step = Step(
-        draft_tokens=torch.zeros(6, 1, dtype=torch.long),
-        num_draft_tokens=torch.ones(6, dtype=torch.long),
-        draft_probs=q,
-        target_probs=p,
-    )
+    step = step_of(q, p)
     law = EASD(tau_h=0, tau_o=0, draft_at_bonus=True).law(step)
     torch.testing.assert_close(law, 1 - q, atol=1e-9, rtol=0)
 
@@ -104,12 +105,7 @@ def test_excluding_the_drafted_token_is_the_contrastive_tilt():
     """law(y) = p(y) (A - q(y) / (1 - p(y))) with A = sum of q / (1 - p)."""
     generator = torch.Generator().manual_seed(1)
     p, q = (smooth(generator, 8, 1, 30) for _ in range(2))
-    step = Step(
-        draft_tokens=torch.zeros(8, 0, dtype=torch.long),
-        num_draft_tokens=torch.zeros(8, dtype=torch.long),
-        draft_probs=q,
-        target_probs=p,
-    )
+    step = step_of(q, p)
     odds = q / (1 - p)
     law = RandomRefusal(rate=1, draft_at_bonus=True).law(step)
     torch.testing.assert_close(law, p * (odds.sum(-1, keepdim=True) - odds), atol=1e-9, rtol=0)

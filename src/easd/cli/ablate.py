@@ -5,28 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easd.cli.options import (
-    RULE,
-    CalibrationOption,
-    Force,
-    ModelOptions,
-    Options,
-    Quiet,
-    fields_of,
-    options,
-)
-from easd.cli.study import (
-    AllowCode,
-    Config,
-    Data,
-    Out,
-    Seeds,
-    SetValue,
-    SharedDecoding,
-    TaskNames,
-    run_grid,
-    settings,
-)
+from easd.cli.options import RULE, Options, fields_of, options
+from easd.cli.study import Config, GridOptions, Out
 from easd.core.rules import EASD
 from easd.evaluate.presets import ablation, matched_refusal
 from easd.runs import open_run
@@ -48,18 +28,9 @@ def command(
     config: Config = None,
     /,
     *,
-    models: ModelOptions = None,
-    task: TaskNames = None,
-    data: Data = None,
-    seed: Seeds = None,
-    set_: SetValue = None,
-    allow_code_execution: AllowCode = False,
+    asked: GridOptions | None = None,
     gate: GateOptions = None,
-    calibration: CalibrationOption = None,
-    force: Force = False,
-    decoding: SharedDecoding = None,
     out: Out = Path("runs/ablation"),
-    quiet: Quiet = False,
 ) -> None:
     """Take EASD apart: the paper's ablation, with random refusal at EASD's own rate as control."""
     fields = dict(gate or {})
@@ -68,12 +39,4 @@ def command(
     def with_control() -> list[Any]:
         return [*cells, matched_refusal(open_run(out, "evaluation"), fields)]
 
-    given = settings(models, decoding, task=task, data=data, seed=seed, set_=set_)
-    run_grid(
-        *(config, given | {"systems": cells}, out),
-        calibration=calibration,
-        force=force,
-        allow_code_execution=allow_code_execution,
-        quiet=quiet,
-        then=with_control,
-    )
+    (asked or GridOptions()).run(config, out, {"systems": cells}, then=with_control)

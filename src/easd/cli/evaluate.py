@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from easd.cli.options import (
-    GRID,
-    CalibrationOption,
-    Force,
-    ModelOptions,
-    Quiet,
-)
-from easd.cli.study import (
-    AllowCode,
-    Config,
-    Data,
-    Out,
-    Seeds,
-    SetValue,
-    SharedDecoding,
-    TaskNames,
-    run_grid,
-    settings,
-)
+from easd.cli.options import GRID
+from easd.cli.study import Config, GridOptions, Out
 
 _ENDPOINT = Group("Endpoint", sort_key=10)
 
@@ -34,9 +17,7 @@ def command(
     config: Config = None,
     /,
     *,
-    models: ModelOptions = None,
-    task: TaskNames = None,
-    data: Data = None,
+    asked: GridOptions | None = None,
     system: Annotated[
         list[str] | None,
         Parameter(
@@ -45,12 +26,6 @@ def command(
             show_default="target, speculative, easd; with --endpoint served",
         ),
     ] = None,
-    seed: Seeds = None,
-    set_: SetValue = None,
-    allow_code_execution: AllowCode = False,
-    calibration: CalibrationOption = None,
-    force: Force = False,
-    decoding: SharedDecoding = None,
     endpoint: Annotated[str | None, Parameter(group=_ENDPOINT, metavar="URL")] = None,
     model: Annotated[str | None, Parameter(group=_ENDPOINT, show_default="its only one")] = None,
     api_key_env: Annotated[str | None, Parameter(group=_ENDPOINT, metavar="NAME")] = None,
@@ -59,7 +34,6 @@ def command(
     ] = None,
     concurrency: Annotated[int | None, Parameter(group=_ENDPOINT, show_default="16")] = None,
     out: Out = Path("runs/eval"),
-    quiet: Quiet = False,
 ) -> None:
     """Decode and grade tasks with several systems: who is right how often?
 
@@ -79,21 +53,16 @@ def command(
         dialect: How a request names its rule: easd (easd serve) or vllm (the plugin).
         concurrency: Requests under way at once.
     """
-    given = settings(models, decoding, task=task, data=data, seed=seed, set_=set_)
-    server = {
+    server: dict[str, Any] = {
         "url": endpoint,
         "model": model,
         "api_key_env": api_key_env,
         "dialect": dialect,
         "concurrency": concurrency,
     }
-    given |= {f"endpoint.{name}": value for name, value in server.items() if value is not None}
+    given: dict[str, Any] = {
+        f"endpoint.{name}": value for name, value in server.items() if value is not None
+    }
     if system:
         given["systems"] = system
-    run_grid(
-        *(config, given, out),
-        calibration=calibration,
-        force=force,
-        allow_code_execution=allow_code_execution,
-        quiet=quiet,
-    )
+    (asked or GridOptions()).run(config, out, given)

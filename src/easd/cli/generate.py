@@ -156,13 +156,13 @@ def decode(
 def notes(tally: Tally, config: RunConfig) -> list[str]:
     """What a reader of the summary should know."""
     settings = config.settings
-    rule = settings.rule
+    gate = settings.rule.gate
     found = []
-    if hasattr(rule, "tau_h") and settings.temperature == 0:
+    if gate is not None and settings.temperature == 0:
         found.append("at temperature 0 the gate uses raw entropies (temperature 1, no truncation)")
     if tally.gate_open == 0 and tally.examined and settings.drafter == "model":
         found.append(
-            f"the gate never opened (tau_h {getattr(rule, 'tau_h', 0):.4g} nats): this is what "
+            f"the gate never opened (tau_h {gate.tau_h if gate else 0:.4g} nats): this is what "
             "plain speculation writes; lower --tau-h, or see the entropies with --trace"
         )
     return found

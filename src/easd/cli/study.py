@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,18 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
-from easd.cli.options import DECODING, GRID, OUTPUT, Options, fields_of, options
+from easd.cli.options import (
+    DECODING,
+    GRID,
+    OUTPUT,
+    CalibrationOption,
+    Force,
+    ModelOptions,
+    Options,
+    Quiet,
+    fields_of,
+    options,
+)
 from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.engine.pair import fingerprints
@@ -130,67 +142,82 @@ def _task(spec: str, data: Path | None) -> dict[str, Any]:
     return task if data is None else {**task, "data": str(data)}
 
 
-def run_grid(
-    config: Path | None,
-    given: Mapping[str, Any],
-    out: Path,
-    *,
-    calibration: Path | None,
-    force: bool,
-    allow_code_execution: bool,
-    quiet: bool,
-    then: Callable[[], list[Any]] | None = None,
-) -> None:
-    """Decodes what is missing of a grid, by a pair or by a server, and prints the accuracies.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """What commands that decode a grid of tasks and systems share."""
 
-    Args:
-        config: a YAML file.
-        given: settings that go before it.
-        out: folder of the run.
-        calibration: a file whose fields fill what rules do not say.
-        force: use it for another pair or other settings too.
-        allow_code_execution: whether tasks may run code that a model wrote.
-        quiet: print nothing but errors.
-        then: names further systems for the same models and tasks, once these are decoded.
+    models: ModelOptions = None
+    task: TaskNames = None
+    data: Data = None
+    seed: Seeds = None
+    set_: SetValue = None
+    allow_code_execution: AllowCode = False
+    calibration: CalibrationOption = None
+    force: Force = False
+    decoding: SharedDecoding = None
+    quiet: Quiet = False
 
-    Raises:
-        EasdError: Models, tasks, settings or the folder cannot be used; what is finished stays.
-    """
-    calibrated = read_calibration(calibration) if calibration else None
-    fill = calibrated.fill if calibrated else dict
-    values = read_study(config, given)
-    if calibrated:
-        values = {**calibrated.decoding, **values}
-        if "name" in calibrated.fields:
-            tuned = str(calibrated.fields["name"])
-            values.setdefault("systems", list(dict.fromkeys(["target", "speculative", tuned])))
-    console = Console(stderr=True, quiet=quiet)
-    if "endpoint" in values and then is None:
-        asked = EndpointStudy.from_dict(values, fill=fill)
-        _check_endpoint(calibrated, force)
-        tasks = load_tasks(asked, console, allow_code_execution=allow_code_execution)
-        with console.status("asking the server"):
-            evaluation = EndpointEvaluation(
-                *(asked, tasks, out),
-                on_wait=lambda why: console.print(_shown(why, "yellow"), soft_wrap=True),
-                fitted=calibrated and calibrated.fitted_on(tasks),
-            )
-        watch(evaluation, console)
-    else:
-        study = StudyConfig.from_dict(values, fill=fill)
-        tasks = load_tasks(study, console, allow_code_execution=allow_code_execution)
-        pair = load_with_status(study.base, console)
-        if calibrated is not None and not force:
-            calibrated.check(fingerprints(pair), study.base.settings)
-        fitted = calibrated and calibrated.fitted_on(tasks)
-        if fitted and not force:
-            _check_overlap(fitted)
-        watch(Evaluation(study, pair, tasks, out, fitted), console)
-        if then is not None:
-            study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
+    def run(
+        self,
+        config: Path | None,
+        out: Path,
+        given: Mapping[str, Any],
+        then: Callable[[], list[Any]] | None = None,
+    ) -> None:
+        """Decodes what is missing of a grid, by a pair or a server, and prints the accuracies.
+
+        Args:
+            config: a YAML file; these options go before it.
+            out: folder of the run.
+            given: settings that go before the options.
+            then: names further systems for the same models and tasks, once these are decoded.
+
+        Raises:
+            EasdError: Models, tasks, settings or the folder cannot be used; what is finished stays.
+        """
+        asked = settings(
+            *(self.models, self.decoding),
+            task=self.task,
+            data=self.data,
+            seed=self.seed,
+            set_=self.set_,
+        )
+        calibrated = read_calibration(self.calibration) if self.calibration else None
+        fill = calibrated.fill if calibrated else dict
+        values = read_study(config, asked | given)
+        if calibrated:
+            values = {**calibrated.decoding, **values}
+            if "name" in calibrated.fields:
+                tuned = str(calibrated.fields["name"])
+                values.setdefault("systems", list(dict.fromkeys(["target", "speculative", tuned])))
+        console = Console(stderr=True, quiet=self.quiet)
+        if "endpoint" in values and then is None:
+            study = EndpointStudy.from_dict(values, fill=fill)
+            _check_endpoint(calibrated, self.force)
+            tasks = load_tasks(study, console, allow_code_execution=self.allow_code_execution)
+            with console.status("asking the server"):
+                evaluation = EndpointEvaluation(
+                    *(study, tasks, out),
+                    on_wait=lambda why: console.print(_shown(why, "yellow"), soft_wrap=True),
+                    fitted=calibrated and calibrated.fitted_on(tasks),
+                )
+            watch(evaluation, console)
+        else:
+            study = StudyConfig.from_dict(values, fill=fill)
+            tasks = load_tasks(study, console, allow_code_execution=self.allow_code_execution)
+            pair = load_with_status(study.base, console)
+            if calibrated is not None and not self.force:
+                calibrated.check(fingerprints(pair), study.base.settings)
+            fitted = calibrated and calibrated.fitted_on(tasks)
+            if fitted and not self.force:
+                _check_overlap(fitted)
             watch(Evaluation(study, pair, tasks, out, fitted), console)
-    show_run(out, console)
-    console.print(_shown(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
+            if then is not None:
+                study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
+                watch(Evaluation(study, pair, tasks, out, fitted), console)
+        show_run(out, console)
+        console.print(_shown(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
 
 
 def _shown(text: str, style: str = "") -> Text:

@@ -12,19 +12,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from easd.cli.options import OUTPUT, RULE, CalibrationOption, Force, ModelOptions, Quiet
-from easd.cli.study import (
-    AllowCode,
-    Config,
-    Data,
-    Out,
-    Seeds,
-    SetValue,
-    SharedDecoding,
-    TaskNames,
-    run_grid,
-    settings,
-)
+from easd.cli.options import OUTPUT, RULE
+from easd.cli.study import Config, GridOptions, Out
 from easd.diagnose.calibration import firing_grid, signals
 from easd.diagnose.calibration_file import read_calibration
 from easd.errors import ConfigError, InputError
@@ -39,12 +28,7 @@ def command(
     config: Config = None,
     /,
     *,
-    models: ModelOptions = None,
-    task: TaskNames = None,
-    data: Data = None,
-    seed: Seeds = None,
-    set_: SetValue = None,
-    allow_code_execution: AllowCode = False,
+    asked: GridOptions | None = None,
     tau_h: Annotated[
         list[float] | None,
         Parameter(
@@ -53,12 +37,8 @@ def command(
         ),
     ] = None,
     tau_o: Annotated[list[float] | None, Parameter(group=RULE, show_default="0.6 0.8 1.0")] = None,
-    calibration: CalibrationOption = None,
-    force: Force = False,
-    decoding: SharedDecoding = None,
     replay: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     out: Out = Path("runs/sweep"),
-    quiet: Quiet = False,
 ) -> None:
     """Try thresholds: accuracy by decoding every pair of them, firing rates also by replay.
 
@@ -68,21 +48,15 @@ def command(
         replay: Only say how often the gate would open, from the recorded tokens of this run;
             nothing is decoded.
     """
-    centre = _centre(calibration) if calibration else None
+    asked = asked or GridOptions()
+    centre = _centre(asked.calibration) if asked.calibration else None
     around = [round(centre * factor, 4) for factor in _AROUND] if centre else None
     grid_h = tau_h or around or presets.SWEEP_TAU_H
     grid_o = tau_o or presets.SWEEP_TAU_O
     if replay is not None:
         show_replay(replay, grid_h, grid_o)
         return
-    given = settings(models, decoding, task=task, data=data, seed=seed, set_=set_)
-    run_grid(
-        *(config, given | {"systems": presets.sweep(grid_h, grid_o, {})}, out),
-        calibration=calibration,
-        force=force,
-        allow_code_execution=allow_code_execution,
-        quiet=quiet,
-    )
+    asked.run(config, out, {"systems": presets.sweep(grid_h, grid_o, {})})
 
 
 def _centre(calibration: Path) -> float:

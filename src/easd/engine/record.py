@@ -13,7 +13,7 @@ from torch import Tensor
 
 from easd.core.gate import ALL_CONDITIONS
 from easd.core.rules import Rule
-from easd.core.rules.gated import EntropyGated, gate_signals
+from easd.core.rules.gated import gate_signals
 from easd.core.signals import top_tokens
 from easd.engine.batch import StepRecord
 from easd.engine.request import Row
@@ -75,7 +75,7 @@ class Recorder:
         if number in self._gates:
             gate, *met = self._gates[number].tolist()
             found.gate_open = gate
-            if isinstance(self.rule, EntropyGated):
+            if self.rule.gate is not None:
                 found.conditions = dict(zip(ALL_CONDITIONS, map(round, met), strict=True))
         return found
 
@@ -98,7 +98,7 @@ class Recorder:
         length = record.step.draft_tokens.shape[1]
         examined = torch.arange(length) < torch.tensor(kept)[:, None]
         seen = [signals["gate"].cpu()]
-        if isinstance(self.rule, EntropyGated):
+        if self.rule.gate is not None:
             met = self.rule.gate.met(signals)
             seen += [met[name].cpu().to(seen[0]) for name in ALL_CONDITIONS]
         values = torch.stack([each[:, :length] for each in seen], -1)
@@ -107,7 +107,7 @@ class Recorder:
             self._gates[row.request.number][: total.size] += total
 
     def _add_tokens(self, record: StepRecord) -> None:
-        found = token_columns(record, outcomes(record), top_n=getattr(self.rule, "top_n", TOP))
+        found = token_columns(record, outcomes(record), top_n=top_n_of(self.rule))
         step = np.full(len(found["request"]), self.target_steps)
         self._tokens.append(found | {"step": step, "sample": found["request"]})
 
@@ -270,7 +270,12 @@ def signals_of(settings: Settings) -> dict[str, Any]:
     greedy = settings.temperature == 0
     raw = rule.needs_raw == "always" or (rule.needs_raw == "greedy" and greedy)
     return {
-        "from": "rule" if hasattr(rule, "top_n") else "trace",
+        "from": "trace" if rule.gate is None else "rule",
         "distribution": "raw" if raw else "sampling",
-        "top_n": getattr(rule, "top_n", TOP),
+        "top_n": top_n_of(rule),
     }
+
+
+def top_n_of(rule: Rule) -> int:
+    """How many top tokens the overlap of the tokens table counts."""
+    return TOP if rule.gate is None else rule.gate.top_n

@@ -13,7 +13,7 @@ from easd.core.couplings import Coupling
 from easd.core.gate import Share
 from easd.core.rules import EASD, Rule, as_rule
 from easd.core.rules.base import PositiveShare, Probability
-from easd.core.rules.gated import EntropyGated, GatedRule
+from easd.core.rules.gated import GatedRule
 from easd.engine.sampling import Processing, Processor
 from easd.errors import ConfigError
 from easd.fields import Within, check_fields
@@ -133,7 +133,7 @@ class Settings:
                 f"rule {self.rule.name!r} asks a draft model's opinion of every token, and prompt "
                 "lookup has none; use drafter = model"
             )
-        gate = self.rule.gate if isinstance(self.rule, EntropyGated) else None
+        gate = self.rule.gate
         if self.drafter == "prompt-lookup" and gate and "draft_entropy" in gate.conditions:
             warnings.warn(
                 "prompt lookup is certain of its proposals (draft entropy 0), so this rule's gate "

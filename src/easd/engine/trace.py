@@ -22,12 +22,13 @@ from easd.engine.record import (
     signals_of,
     token_columns,
     tokens_table,
+    top_n_of,
 )
 from easd.engine.request import Row
 from easd.errors import TraceError
 from easd.runs.files import now, write_json
 from easd.runs.parts import Parts
-from easd.runs.schema import PARTS, STEPS, TABLES, TOP, VOCABULARY
+from easd.runs.schema import PARTS, STEPS, TABLES, VOCABULARY
 from easd.runs.seal import seal_json
 from easd.runs.tally import Tally
 from easd.runs.texts import TokenTexts
@@ -65,7 +66,7 @@ class TraceWriter:
     def __init__(self, folder: str | Path, pair: Pair, config: RunConfig) -> None:
         self.folder = claim_folder(folder)
         self._tokenizer: Any = pair.tokenizer
-        self._top_n = getattr(config.settings.rule, "top_n", TOP)
+        self._top_n = top_n_of(config.settings.rule)
         self._samples: dict[int, int] = {}
         self._seconds: dict[int, float] = defaultdict(float)
         self._texts = TokenTexts(pair.tokenizer)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from easd.engine.pair import Pair, provenance
-from easd.engine.record import tokens_table
+from easd.engine.record import tokens_table, top_n_of
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 from easd.evaluate.config import StudyConfig, System
@@ -20,7 +20,7 @@ from easd.evaluate.reward_guided import RewardGuided
 from easd.evaluate.rewards import Scorer, load_reward_model
 from easd.evaluate.runner import Chunk, Decoded, GridRun
 from easd.pairs.lab import STEP_TOKENS
-from easd.runs.schema import TOP, VOCABULARY
+from easd.runs.schema import VOCABULARY
 from easd.runs.texts import TokenTexts
 from easd.tasks import Task
 
@@ -61,7 +61,7 @@ class Evaluation(GridRun[System]):
         batch = self._decode(chunk)
         tokens = vocabulary = None
         if batch.tokens is not None:
-            top_n = getattr(chunk.system.settings.rule, "top_n", TOP)
+            top_n = top_n_of(chunk.system.settings.rule)
             texts = self._texts.of(batch.tokens)
             vocabulary = pa.table([list(texts), list(texts.values())], VOCABULARY)
             tokens = tokens_table(batch.tokens, texts, run=chunk.name, top_n=top_n)

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from time import perf_counter
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easd.core.rules import DraftOnly, Rule, TargetOnly
+from easd.engine.batch import Clock
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
 from easd.engine.request import FinishReason, Request, Row
@@ -190,7 +190,7 @@ def generate_reward_guided(
     while waiting or active:
         while waiting and len(active) < settings.batch_size:
             active.append(waiting.popleft())
-        clock = _Clock()
+        clock = Clock({})
         drafted = _write(DraftOnly(), target, draft, active, system, settings, tokenizer)
         clock.lap("draft")
         rewards = _rewards(scorer, active, drafted)
@@ -334,16 +334,3 @@ def _numbered(requests: Sequence[Request], numbers: Sequence[int]) -> list[Reque
     return [
         replace(request, number=number) for request, number in zip(requests, numbers, strict=True)
     ]
-
-
-class _Clock:
-    """Wall time by part of a round."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = perf_counter()
-
-    def lap(self, part: str) -> None:
-        now = perf_counter()
-        self.seconds[part] = now - self._last
-        self._last = now

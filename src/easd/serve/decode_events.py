@@ -11,10 +11,9 @@ import numpy as np
 from easd.config import RunConfig
 from easd.engine.batch import StepRecord
 from easd.engine.pair import Pair
-from easd.engine.record import Recorder, outcomes, signals_of, token_columns, tokens_table
+from easd.engine.record import Recorder, outcomes, signals_of, token_columns, tokens_table, top_n_of
 from easd.engine.trace import sample_counts
 from easd.runs import describe
-from easd.runs.schema import TOP
 from easd.runs.texts import TokenTexts
 from easd.serve.detokenizer import Detokenizer
 from easd.serve.errors import Refusal
@@ -40,9 +39,8 @@ class TraceEvents:
         self, pair: Pair, config: RunConfig, provenance: dict[str, Any], texts: TokenTexts
     ) -> None:
         self._pair = pair
-        self._config = config
         self._texts = texts
-        self._top_n = getattr(config.settings.rule, "top_n", TOP)
+        self._top_n = top_n_of(config.settings.rule)
         self._recorder = Recorder(config.settings.rule)
         self._steps = 0
         self._run = describe(

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Self
 from torch import Tensor
 
 from easd.core.couplings import Coupling, Procedure
+from easd.core.gate import Gate
 from easd.core.step import Models, NeedsRaw, Step
 from easd.errors import RuleError, shown
 from easd.fields import Within, check_fields
@@ -99,6 +100,11 @@ class Rule(ABC):
     def has_law(self) -> bool:
         """Whether the law is a function of the step's distributions."""
         return True
+
+    @property
+    def gate(self) -> Gate | None:
+        """The entropy gate that it asks; None for a rule without one."""
+        return None
 
     @property
     def needs_raw(self) -> NeedsRaw:

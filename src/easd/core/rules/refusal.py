@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from easd.core.couplings import acceptance, drafted
+from easd.core.couplings import Coupling, Procedure, acceptance, drafted
 from easd.core.rules.gated import GatedRule, on_host
 from easd.core.signals import exclude, residual, sum_of_odds
 from easd.core.step import Judgement, Step
@@ -37,15 +37,7 @@ GateOn = Literal["proposed", "accepted"]
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What happens at an open gate.
-
-    Attributes:
-        redraw: what a penalised token's replacement is drawn from: the target without the
-            penalised token (`exclude`), or the target itself.
-        penalise: which token is excluded: the drafted one, or the draft's most probable one.
-        gate_on: whether the gate is asked of every proposed token or only of those that pass the
-            acceptance test.
-    """
+    """What happens at an open gate, in the terms of `Refusing`'s fields."""
 
     redraw: Redraw
     penalise: Penalise
@@ -150,6 +142,49 @@ class AsPublished:
             return row.draft_probs.argmax(-1)
         last = step.draft_tokens.shape[1] - 1
         return step.draft_tokens.gather(1, at.clamp_max(last)[:, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusing(GatedRule):
+    """Refuses draft tokens where its gate is open; what the paper leaves open is a field.
+
+    Attributes:
+        redraw: what a penalised token's replacement is drawn from: the target without the
+            penalised token, or the target itself (the lossless null control).
+        penalise: which token is excluded: the drafted one, or the draft's most probable one.
+        gate_on: whether the gate is asked of every proposed token or only of those that pass the
+            acceptance test.
+    """
+
+    # Slots of its own would keep it from standing beside `EntropyGated`; its rules have them.
+    __slots__ = ()
+
+    redraw: Redraw = "exclude"
+    penalise: Penalise = "drafted"
+    gate_on: GateOn = "proposed"
+
+    @property
+    def refusal(self) -> Refusal:
+        """What happens at an open gate, as a value."""
+        return CheckedRefusal(self.redraw, self.penalise, self.gate_on)
+
+    @property
+    def lossless(self) -> bool:
+        return self.refusal.lossless
+
+    @property
+    def default_coupling(self) -> Coupling:
+        """The paper's own procedure; `maximal` emits the same law and keeps more draft tokens."""
+        return "published"
+
+    def published(self) -> Procedure:
+        return AsPublished(self, self.refusal)
+
+    def open_law(self, step: Step) -> Tensor:
+        return self.refusal.law(step)
+
+    def open_law_of(self, step: Step, tokens: Tensor) -> Tensor:
+        return self.refusal.law(step, tokens)
 
 
 def _without_draft_top(step: Step) -> Tensor:
