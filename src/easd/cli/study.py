@@ -185,7 +185,7 @@ class GridOptions:
         )
         calibrated = read_calibration(self.calibration) if self.calibration else None
         fill = calibrated.fill if calibrated else dict
-        values = read_study(config, asked | given)
+        values = read_study(config, {**asked, **given})
         if calibrated:
             values = {**calibrated.decoding, **values}
             if "name" in calibrated.fields:
