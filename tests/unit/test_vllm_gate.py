@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from easd.config import parse_rule
 from easd.core.rules import EASD, make_rule
 from easd.core.step import Step
 from easd.diagnose.calibration_file import CalibrationFile
@@ -166,9 +167,9 @@ def test_a_tuned_rule_is_served(tmp_path):
     CalibrationFile(kind="tuning", fields=found, pair="lab-a", **nothing).save(tmp_path / "t.json")
     values = {"calibration": str(tmp_path / "t.json")}
     serving = Serving.parse(values)
-    assert serving.rule == make_rule(**found)
-    assert serving.rule_for({"easd": {"b": 0.1}}) == make_rule(**{**found, "b": 0.1})
-    assert Serving.parse({**values, "b": 0.2}).rule == make_rule(**{**found, "b": 0.2})
+    assert serving.rule == parse_rule(found)
+    assert serving.rule_for({"easd": {"b": 0.1}}) == parse_rule({**found, "b": 0.1})
+    assert Serving.parse({**values, "b": 0.2}).rule == parse_rule({**found, "b": 0.2})
     for wrong, says in ((3, "give a file's path"), ("no.json", "cannot read")):
         with pytest.raises(ConfigError, match=says):
             Serving.parse({"calibration": wrong})
