@@ -18,7 +18,7 @@ from transformers.generation import logits_process as hf
 from easd.core.rules import EASD, Speculative, TargetOnly
 from easd.engine.generate import decode
 from easd.engine.pair import Pair
-from easd.engine.sampling import Processing
+from easd.engine.sampling import NoEndBefore, Processing
 from easd.engine.settings import Settings
 from easd.errors import NumericsError
 
@@ -139,3 +139,35 @@ def test_raw_probabilities_are_cut_nowhere():
         ):
             assert ((cut > 0).sum(-1) <= 3)[:, :-1][drafted].all()
             assert (raw > 0).all(-1)[:, :-1][drafted].all()
+
+
+@pytest.mark.parametrize("ends", [[3], [2, 7, 99]], ids=str)  # 99 is no token of the model
+def test_a_least_length_by_index_is_that_of_transformers(ends):
+    for theirs in (
+        hf.MinNewTokensLengthLogitsProcessor(4, 3, ends),
+        hf.MinLengthLogitsProcessor(7, ends),
+    ):
+        (ours,) = Processing((theirs,)).processors
+        assert ours == NoEndBefore(7, tuple(ends))
+        for length in range(5, 9):
+            ids, scores = torch.zeros(2, length), torch.randn(2, 24)
+            expected = theirs(ids, scores)
+            assert torch.equal(ours(ids, scores), expected)
+
+
+def test_texts_with_a_least_length_do_not_depend_on_how_it_is_kept():
+    """A subclass is none of transformers' own, and is run as it is."""
+
+    class Theirs(hf.MinNewTokensLengthLogitsProcessor):
+        pass
+
+    found = []
+    for kind in (hf.MinNewTokensLengthLogitsProcessor, Theirs):
+        asked = [
+            replace(request, eos=frozenset(range(2, 9)), processing=Processing((keeps,)))
+            for request in requests(TEXTS[:6])
+            for keeps in [kind(len(request.prompt), request.number, list(range(2, 9)))]
+        ]
+        found.append(texts(llama_pair(), asked, rule=GATED, gamma=4))
+    assert found[0] == found[1]
+    assert [len(text) >= number for number, text in enumerate(found[0])] == [True] * 6

@@ -14,12 +14,12 @@ from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError
 from easd.evaluate.reward_guided import (
     RewardGuided,
-    StepCounts,
     _Text,
     generate_reward_guided,
     rewriting_number,
 )
 from easd.evaluate.rewards import ScoredStep, load_reward_model
+from easd.evaluate.written_steps import StepCounts
 from easd.pairs import lab
 from easd.pairs.lab import STEP_TOKENS
 

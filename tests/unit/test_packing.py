@@ -9,19 +9,27 @@ from torch.nn.utils import prune
 from easd.engine.models import packing
 from easd.engine.models.packing import PackedLinears
 
+NO_BFLOAT16 = pytest.mark.skipif(
+    not packing.packs_dtype(torch.bfloat16), reason="this processor multiplies no packed bfloat16"
+)
+
 
 def model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(512, 384), nn.ReLU(), nn.Linear(384, 512, bias=False))
 
 
-def test_same_products_and_the_model_is_left_as_it_was():
-    layers, rows = model(), torch.randn(2, 5, 512)
+@pytest.mark.parametrize(
+    ("dtype", "near"),
+    [(torch.float32, 1e-5), pytest.param(torch.bfloat16, 1e-2, marks=NO_BFLOAT16)],
+)
+def test_same_products_and_the_model_is_left_as_it_was(dtype, near):
+    layers, rows = model().to(dtype), torch.randn(2, 5, 512, dtype=dtype)
     plain = layers(rows)
     before = {name: id(value) for name, value in layers.state_dict(keep_vars=True).items()}
     with PackedLinears(layers), torch.inference_mode():
         assert "forward" in layers[0].__dict__
-        torch.testing.assert_close(layers(rows), plain.detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layers(rows), plain.detach(), atol=near, rtol=near)
     assert "forward" not in layers[0].__dict__
     assert before == {name: id(value) for name, value in layers.state_dict(keep_vars=True).items()}
     torch.testing.assert_close(layers(rows), plain, atol=0, rtol=0)
@@ -55,19 +63,44 @@ def test_changes_that_torch_does_not_count_are_seen(again):
 
 
 @pytest.mark.parametrize("change", ["one weight", "two rows", "two columns"])
-def test_the_smallest_changes_are_seen_by_the_next_decode(change):
-    layers = model()
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=NO_BFLOAT16)])
+def test_the_smallest_changes_are_seen_by_the_next_decode(change, dtype):
+    layers = model().to(dtype)
     before = packing._packed_weight(layers[0])
     values = layers[0].weight.data
     if change == "one weight":
-        values[100, 101] = torch.nextafter(values[100, 101], torch.tensor(1.0))
+        values[100, 101] *= 1 + torch.finfo(dtype).eps
     elif change == "two rows":
         values[[3, 5]] = values[[5, 3]]
     else:
         values[:, [2, 3, 6, 7]] = values[:, [6, 7, 2, 3]]
     PackedLinears(layers)
     assert packing._packed_weight(layers[0]) is not before
-    assert packing._packed_weight(layers[0]) is packing._packed_weight(layers[0], thoroughly=True)
+    assert packing._packed_weight(layers[0]) is packing._packed_weight(layers[0])
+
+
+@pytest.mark.parametrize("width", [512, 511])
+def test_a_change_of_one_bit_changes_the_sums_of_any_dtype(width):
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.randn(7, width, dtype=dtype)
+        before = packing._sums(weight)
+        weight[3, 101] *= 1 + torch.finfo(dtype).eps
+        changed = [
+            torch.ne(*sums).sum() for sums in zip(before, packing._sums(weight), strict=True)
+        ]
+        assert changed == [1, 1]
+
+
+def test_every_place_is_looked_at_in_turn():
+    """A change of a few weights within a decode is seen after 64 forwards at the latest."""
+    layers, rows = model(), torch.randn(1, 512)
+    context = PackedLinears(layers)
+    layers[0].weight.data[6, :16] += 1
+    plain = layers(rows).detach()
+    for _ in range(packing._PLACES):
+        with context, torch.inference_mode():
+            found = layers(rows)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_layers_that_others_have_changed_are_left_alone():
@@ -120,9 +153,10 @@ def test_left_alone_after_an_error():
     assert "forward" not in layers[0].__dict__
 
 
-def test_only_large_float32_layers_are_packed():
+def test_only_large_layers_of_a_dtype_that_packs_are_packed():
     for layer in (
         nn.Linear(512, 384, dtype=torch.float64),
+        nn.Linear(512, 384, dtype=torch.float16),
         nn.Linear(8, 8),
         nn.Embedding(512, 384),
     ):

@@ -7,9 +7,10 @@ prefix and run on all positions at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,34 @@ _PREFIX_FREE = (*_TRUNCATING, hf.LogitNormalization, hf.InfNanRemoveLogitsProces
 
 
 @dataclass(frozen=True, slots=True)
+class NoEndBefore:
+    """Bans the tokens `ends` from texts shorter than `length`, prompt included, in place.
+
+    transformers' processors of the same effect compare every token of the vocabulary with them.
+    """
+
+    length: int
+    ends: tuple[int, ...]
+
+    @classmethod
+    def standing_for(cls, processor: Any) -> Processor:
+        """`processor`, or what does the same as it."""
+        if type(processor) is hf.MinNewTokensLengthLogitsProcessor:
+            length = processor.prompt_length_to_skip + processor.min_new_tokens
+        elif type(processor) is hf.MinLengthLogitsProcessor:
+            length = processor.min_length
+        else:
+            return processor
+        return cls(length, tuple(processor.eos_token_id.reshape(-1).tolist()))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[-1] < self.length:
+            for end in self.ends:
+                scores[:, end : end + 1] = -inf  # nothing where the model does not know the token
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
 class Processing:
     """What one request does to logits before a token is drawn.
 
@@ -51,6 +80,8 @@ class Processing:
     kind: tuple[bool, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        own = tuple(NoEndBefore.standing_for(processor) for processor in self.processors)
+        object.__setattr__(self, "processors", own)
         warpers = repr([(type(warper), vars(warper)) for warper in self.warpers])
         object.__setattr__(self, "kind", (self.greedy, warpers))
 
@@ -59,10 +90,14 @@ class Processing:
         """The trailing processors that never look at the prefix."""
         return self.processors[self._split :]
 
-    @property
-    def prefixed(self) -> tuple[Processor, ...]:
-        """The processors up to the last one that may look at the prefix."""
-        return self.processors[: self._split]
+    def prefixed(self, length: int) -> tuple[Processor, ...]:
+        """The processors up to the last one that may look at the prefix.
+
+        Args:
+            length: of the text so far; what only acts on shorter ones is left out.
+        """
+        before = self.processors[: self._split]
+        return tuple(p for p in before if not isinstance(p, NoEndBefore) or length < p.length)
 
     @property
     def _split(self) -> int:
@@ -109,10 +144,17 @@ def distributions(
         want_scores: whether to keep the processed logits.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scores = _with_prefixes(logits, rows, drafted, counts, truncate=True)
+    acting = {place: found for place, row in enumerate(rows) if (found := prefixed(row))}
+    scores = logits.clone() if acting and want_raw else logits
+    _with_prefixes(scores, rows, acting, drafted, counts)
     raw = None
     if want_raw:
-        raw = _with_prefixes(logits, rows, drafted, counts, truncate=False).softmax(-1)
+        acting = {
+            place: tuple(p for p in found if not isinstance(p, _TRUNCATING))
+            for place, found in acting.items()
+        }
+        _with_prefixes(logits, rows, acting, drafted, counts)
+        raw = logits.softmax(-1)
     kinds: dict[tuple[bool, str], list[int]] = {}
     for place, row in enumerate(rows):
         kinds.setdefault(row.request.processing.kind, []).append(place)
@@ -148,35 +190,41 @@ def raised(probs: Tensor, power: Tensor | float) -> Tensor:
     return powers / powers.sum(-1, keepdim=True)
 
 
+def prefixed(row: Row) -> tuple[Processor, ...]:
+    """A row's processors that may look at the prefix, without those that are done with its text."""
+    return row.request.processing.prefixed(len(row.request.padding) + len(row.ids))
+
+
 def _with_prefixes(
-    logits: Tensor,
+    scores: Tensor,
     rows: Sequence[Row],
+    acting: Mapping[int, Sequence[Processor]],
     drafted: Tensor,
     counts: Sequence[int],
-    *,
-    truncate: bool,
-) -> Tensor:
-    """Applies the processors that may look at the prefix, row by row and position by position.
+) -> None:
+    """Applies processors that may look at the prefix, in place: row by row, position by position.
 
     Positions that the text cannot reach, behind its end or its last drafted token, are left alone:
     a grammar may have no answer there. Where a processor raises, its row fails and its scores are
     NaN.
+
+    Args:
+        acting: those of each row that has any, by its place.
     """
-    if not any(row.request.processing.prefixed for row in rows):
-        return logits
-    scores = logits.clone()
-    for place, row in enumerate(rows):
+    for place, processors in acting.items():
+        row = rows[place]
         if row.error is not None:
             continue
         try:
-            _process(scores[place], row, drafted[place], counts[place], truncate=truncate)
+            _process(scores[place], row, processors, drafted[place], counts[place])
         except Exception as error:
             row.fail(error)
             scores[place] = float("nan")
-    return scores
 
 
-def _process(scores: Tensor, row: Row, drafted: Tensor, count: int, *, truncate: bool) -> None:
+def _process(
+    scores: Tensor, row: Row, processors: Sequence[Processor], drafted: Tensor, count: int
+) -> None:
     """Applies one row's processors to its scores [T, V] in place."""
     first = len(drafted) + 1 - len(scores)
     prefix = row.text
@@ -185,9 +233,8 @@ def _process(scores: Tensor, row: Row, drafted: Tensor, count: int, *, truncate:
     for position in range(first, min(reached, len(drafted) + 1)):
         seen = text[:, : len(prefix) + position]
         at = scores[position - first][None]
-        for processor in row.request.processing.prefixed:
-            if truncate or not isinstance(processor, _TRUNCATING):
-                at = processor(seen, at)
+        for processor in processors:
+            at = processor(seen, at)
         scores[position - first] = at[0]
 
 

@@ -128,6 +128,11 @@ class Settings:
             )
         if self.draft_temperature is not None:
             self._check_draft_temperature()
+        if self.drafter == "prompt-lookup" and self.rule.needs_opinion:
+            raise ConfigError(
+                f"rule {self.rule.name!r} asks a draft model's opinion of every token, and prompt "
+                "lookup has none; use drafter = model"
+            )
         gate = self.rule.gate if isinstance(self.rule, EntropyGated) else None
         if self.drafter == "prompt-lookup" and gate and "draft_entropy" in gate.conditions:
             warnings.warn(

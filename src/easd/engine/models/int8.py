@@ -29,6 +29,7 @@ class Int8Linear(nn.Linear):
         self.weight = nn.Parameter(whole, requires_grad=False)
         self.scales = nn.Parameter(scales.bfloat16(), requires_grad=False)
         self.bias = layer.bias
+        self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """Outputs [..., out] of `input` [..., in], in its dtype."""

@@ -1,21 +1,24 @@
-"""Float32 linear layers on a CPU, through oneDNN with weights packed once.
+"""Large linear layers on a CPU, through oneDNN with weights packed once.
 
-Decoding multiplies a large weight with one to a few dozen rows. The plain float32 path repacks the
-weight for every product; with a weight packed beforehand the product takes a third to a half of the
-time (`benchmarks/packing.py`), and scoring five tokens costs little more than scoring one. The
-model's own weight is left as it is; the packed one is a copy, which must not outlive it.
+Decoding multiplies a large weight with one to a few dozen rows. The plain path repacks the weight
+for every product; with a weight packed beforehand the product can take a third to a half of the
+time (`benchmarks/packing.py`), and scoring five tokens costs little more than scoring one. That
+holds in float32 and, on processors with AVX-512, in bfloat16. The model's own weight is left as it
+is; the packed one is a copy, which must not outlive it.
 
 Weights may change in ways that torch counts nowhere: through `.data`, by a merged adapter or a
 moving average. So every decode begins by comparing sums over all bits of every row and column with
 those of the weight that was packed: whatever was changed between two decodes, however little, is
-seen. Within a decode each forward compares the address, torch's own count of changes, and 64 values
-spread over the weight, which any change of the whole matrix alters.
+seen. Within a decode each forward compares the address, torch's own count of changes, and 16 values
+next to each other, at one of 64 places in turn, which any change of the whole matrix alters. More
+places at once would cost more than the rest: each is a line of memory that nothing else reads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import count
 from threading import Lock, RLock, get_ident
 from types import TracebackType
 from typing import Any
@@ -28,14 +31,14 @@ from torch.nn.functional import linear
 # Below this the fixed cost of a oneDNN call exceeds what packing saves.
 _SMALLEST = 2**16
 _TYPICAL_ROWS = 5
-_SAMPLED = 64
+_PLACES, _SAMPLED = 64, 16
 
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _making_locks = Lock()
 
 
 class PackedLinears:
-    """A context in which a model's large float32 linear layers on a CPU use packed weights.
+    """A context in which a model's large linear layers on a CPU use packed weights.
 
     One thread at a time is in the context of a model. Others that run the model itself meanwhile,
     and products under autocast, use the layers' own weights.
@@ -46,19 +49,23 @@ class PackedLinears:
             self._lock = _locks.setdefault(model, RLock())
         with self._lock:
             self._layers = [layer for layer in model.modules() if _packs(layer)]
-            for layer in self._layers:
-                _packed_weight(layer, thoroughly=True)
+            self._packed = [_packed_weight(layer) for layer in self._layers]
+        self._turns = count()
         self._replaced: list[tuple[nn.Module, Any]] = []
 
     def __enter__(self) -> None:
         if not self._layers:
             return
         self._lock.acquire()
-        for layer in self._layers:
-            if _packs(layer):
-                forward = partial(_product, layer, _packed_weight(layer), get_ident())
-                layer.__dict__["forward"] = forward
-                self._replaced.append((layer, forward))
+        thread, turn = get_ident(), next(self._turns) % _PLACES
+        for place, layer in enumerate(self._layers):
+            if not _packs(layer):
+                continue
+            if not self._packed[place].seems_of(layer._parameters["weight"], turn):
+                self._packed[place] = _packed_weight(layer)
+            forward = partial(_product, layer, self._packed[place].weight, thread)
+            layer.__dict__["forward"] = forward
+            self._replaced.append((layer, forward))
 
     def __exit__(
         self,
@@ -75,8 +82,20 @@ class PackedLinears:
         self._lock.release()
 
 
+@cache
+def packs_dtype(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies with packed weights of a dtype."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
 def _packs(layer: nn.Module) -> bool:
-    """Whether a layer's product is nothing but that with a large float32 weight on a CPU.
+    """Whether a layer's product is nothing but that with a large weight on a CPU.
 
     A `forward` or a hook of someone else's, such as an offloader's or a pruner's, may compute
     another product or another weight.
@@ -86,17 +105,20 @@ def _packs(layer: nn.Module) -> bool:
     weight = layer._parameters.get("weight")
     return (
         weight is not None
-        and weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and weight.is_contiguous()
         and weight.numel() >= _SMALLEST
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and packs_dtype(weight.dtype)
     )
 
 
+def is_packed(layer: nn.Module) -> bool:
+    """Whether a layer's `forward` is the product with its packed weight."""
+    return getattr(layer.__dict__.get("forward"), "func", None) is _product
+
+
 def _product(layer: Any, packed: Tensor, thread: int, rows: Tensor) -> Tensor:
-    ours = get_ident() == thread and rows.dtype == torch.float32
+    ours = get_ident() == thread and rows.dtype == packed.dtype
     if not ours or torch.is_autocast_enabled("cpu"):
         return linear(rows, layer.weight, layer.bias)
     return torch.ops.mkldnn._linear_pointwise(rows, packed, layer.bias, "none", [], "")
@@ -109,32 +131,40 @@ class _Packed:
     weight: Tensor
     place: tuple[int, int]
     values: Any  # a NumPy view of some values of the layer's own weight
-    sample: bytes
+    samples: list[bytes]
     sums: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, weight: Tensor) -> _Packed:
-        flat = weight.detach().view(-1)
-        values = flat[:: flat.numel() // _SAMPLED].numpy()
+        values = _bits(weight).view(-1)
+        values = values[: values.numel() // _PLACES * _PLACES].view(_PLACES, -1)[:, :_SAMPLED]
+        values = values.numpy()
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
-        return cls(packed, _place(weight), values, values.tobytes(), _sums(weight))
+        samples = [window.tobytes() for window in values]
+        return cls(packed, _place(weight), values, samples, _sums(weight))
 
-    def is_of(self, weight: Tensor, *, thoroughly: bool) -> bool:
-        if self.place != _place(weight) or self.values.tobytes() != self.sample:
+    def seems_of(self, weight: Any, turn: int) -> bool:
+        """Whether the weight is the one that was packed, as far as a glance tells."""
+        same = self.values[turn].tobytes() == self.samples[turn]
+        return same and self.place == _place(weight)
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether the weight is the one that was packed, by all its bits."""
+        if self.place != _place(weight):
             return False
-        return not thoroughly or all(map(torch.equal, self.sums, _sums(weight)))
+        return all(map(torch.equal, self.sums, _sums(weight)))
 
 
 _packed: WeakKeyDictionary[nn.Module, _Packed] = WeakKeyDictionary()
 
 
-def _packed_weight(layer: nn.Module, *, thoroughly: bool = False) -> Tensor:
+def _packed_weight(layer: nn.Module) -> _Packed:
     """The packed weight, packed again if the layer's own has changed since."""
     weight, held = layer.weight, _packed.get(layer)
     assert isinstance(weight, Tensor)
-    if held is None or not held.is_of(weight, thoroughly=thoroughly):
+    if held is None or not held.is_of(weight):
         held = _packed[layer] = _Packed.of(weight)
-    return held.weight
+    return held
 
 
 def _place(weight: Tensor) -> tuple[int, int]:
@@ -143,6 +173,11 @@ def _place(weight: Tensor) -> tuple[int, int]:
 
 def _sums(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of a weight's bits over each row and each column: no rounding hides a small change."""
-    two_by_two = weight.shape[1] % 2 == 0 and weight.storage_offset() % 2 == 0
-    bits = weight.detach().view(torch.int64 if two_by_two else torch.int32)
+    bits, together = _bits(weight), 8 // weight.element_size()
+    if weight.shape[1] % together == 0 and weight.storage_offset() % together == 0:
+        bits = bits.view(torch.int64)
     return bits.sum(1), bits.sum(0)
+
+
+def _bits(weight: Tensor) -> Tensor:
+    return weight.detach().view({2: torch.int16, 4: torch.int32}[weight.element_size()])

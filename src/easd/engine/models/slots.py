@@ -8,20 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from easd.engine.models.attention import attend, folded_mask, folds
 from easd.engine.models.borrowing import borrowed, borrows
 from easd.engine.models.cache import SlotCache
+from easd.engine.models.llama import plain_forward, plain_layers
 from easd.engine.models.packing import PackedLinears
 from easd.errors import ModelError
 
 _ATTENTION = "easd_slots"
 LONGEST_PIECE = 512  # prompt tokens of a row in one forward, which bounds activations
-_MOST_FOLDED = 16  # tokens; beyond, grouped attention is as fast as it is
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 # RoBERTa and its kin count positions from their padding token's id on.
 _PADDED_POSITIONS = "create_position_ids_from_input_ids"
@@ -84,19 +85,39 @@ class SlotModel:
         rows = slice(first_row, first_row + batch)
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
         positions = self.cache.placement.positions
+        mask = self._mask(positions)
+        # Padding behind a short row may lie past the last position the model knows.
+        positions = positions.clamp_max(self._limit - 1) if self._limit else positions
+        with self._packed:
+            layers = None if self._window is not None else plain_layers(self.model)
+            if layers is None:
+                logits = self._own_forward(tokens, positions, mask, keep)
+            else:
+                mask = mask["full_attention"] if isinstance(mask, dict) else mask
+                logits = plain_forward(
+                    self.model, layers, tokens, positions, mask, self.cache, keep or length
+                )
+        return pad(logits, (0, self._unknown), value=-torch.inf) if self._unknown else logits
+
+    def _own_forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | dict[str, Tensor],
+        keep: int | None,
+    ) -> Tensor:
+        """Logits [b, keep, V] by the model's own forward."""
         extra = {"logits_to_keep": keep} if keep is not None and self._head_knows_keep else {}
-        with borrowed(self.config, _ATTENTION), self._packed:
+        with borrowed(self.config, _ATTENTION):
             output = self.model(
                 input_ids=tokens,
-                attention_mask=self._mask(positions),
-                # Padding behind a short row may lie past the last position the model knows.
-                position_ids=positions.clamp_max(self._limit - 1) if self._limit else positions,
+                attention_mask=mask,
+                position_ids=positions,
                 use_cache=True,
                 **{self._cache_keyword: self.cache},
                 **extra,
             )
-        logits = output.logits if keep is None else output.logits[:, -keep:]
-        return pad(logits, (0, self._unknown), value=-torch.inf) if self._unknown else logits
+        return output.logits if keep is None else output.logits[:, -keep:]
 
     def move(self, source: int, target: int) -> None:
         """Moves a row's slots to another row."""
@@ -230,21 +251,10 @@ def _slot_attention(
             f"{type(module).__name__} uses {kind}, which the slot attention does not compute; "
             "decode this model with transformers' own generate"
         )
-    batch, heads, length, size = query.shape
-    groups = heads // key.shape[1]
-    if groups > 1 and 1 < length <= _MOST_FOLDED:
-        # The heads of a group become queries of one head: each key and value is read once for all.
-        query = query.reshape(batch, -1, groups * length, size)
-        attention_mask = attention_mask.repeat(1, 1, groups, 1)
-    output = scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return output.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
+    groups = query.shape[1] // key.shape[1]
+    if folds(query.shape[2], groups):
+        attention_mask = folded_mask(attention_mask, groups)
+    return attend(query, key, value, attention_mask, scaling).contiguous(), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _slot_attention)

@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 
 from easd.engine.models.cache import SlotCache
+from easd.engine.models.packing import packs_dtype
 from easd.engine.pair import Pair
 from easd.errors import ConfigError, ModelError
 from easd.speed.plan import Shape
@@ -50,7 +51,7 @@ def check_memory(pair: Pair, batch: int, length: int, drafted: int) -> None:
     slots = _slots(length)
     with suppress(ModelError):  # Mixtures of experts have no `Shape` and are not checked.
         shapes = [Shape.of(m, "") for m in (pair.target, pair.draft) if m is not None]
-        copies = 2 if device.type == "cpu" and pair.target.dtype == torch.float32 else 1
+        copies = 2 if device.type == "cpu" and packs_dtype(pair.target.dtype) else 1
         weights = sum(copies * shape.weight_bytes for shape in shapes)
         cache = sum(batch * slots * shape.cached * shape.width for shape in shapes)
         # Both models' distributions of a block.

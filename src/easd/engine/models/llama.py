@@ -1,0 +1,172 @@
+"""One plain forward for models of Llama's shape on a CPU: the same arithmetic in fewer calls.
+
+Between the products of a small batch, a forward of transformers spends a good part of its time in
+calls of modules. Here a layer is one function: its products are called by themselves, queries and
+keys are rotated together, and a norm takes half the operations. Which models have that shape is
+checked before every forward, so that a hook, an adapter or another layer that someone has put into
+a model is computed by the model's own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+from torch.nn.modules import module as torch_module
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+from transformers.models.llama import modeling_llama
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
+
+from easd.engine.models.attention import attend, folded_mask, folds
+from easd.engine.models.cache import SlotCache
+from easd.engine.models.int8 import Int8Linear
+from easd.engine.models.packing import is_packed
+
+_PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm")
+# The classes that a model of each family is made of, by its own class.
+_FAMILIES = {
+    getattr(modeling, f"{prefix}ForCausalLM"): {
+        part: getattr(modeling, prefix + part) for part in _PARTS
+    }
+    for modeling, prefix in (
+        (modeling_llama, "Llama"),
+        (modeling_qwen2, "Qwen2"),
+        (modeling_qwen3, "Qwen3"),
+    )
+}
+_LINEAR = (nn.Linear, Int8Linear)
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+
+
+class _Layer(NamedTuple):
+    attention: Any
+    mlp: Any
+    before_attention: Any
+    before_mlp: Any
+
+
+def plain_layers(model: PreTrainedModel) -> list[_Layer] | None:
+    """The layers for `plain_forward`, or None where the model has to compute them itself."""
+    family = _FAMILIES.get(type(model))
+    if (
+        family is None
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch_module._has_any_global_hook()
+        or any(cls.forward.__module__ != cls.__module__ for cls in family.values())
+    ):
+        return None
+    inner: Any = model._modules["model"]
+    if inner.embed_tokens.weight.device.type != "cpu":
+        return None
+    if not (_is_plain(model, family["ForCausalLM"]) and _is_plain(inner, family["Model"])):
+        return None
+    layers = []
+    for layer in inner.layers[: inner.config.num_hidden_layers]:
+        if not all(_is_plain(*part) for part in _parts(layer, family)):
+            return None
+        layers.append(_Layer(layer.self_attn, layer.mlp, *(layer._modules[n] for n in _NORMS)))
+    return layers
+
+
+def _parts(layer: Any, family: dict[str, type]) -> Iterator[tuple[Any, type | tuple[type, ...]]]:
+    """Every module of a layer, with what it has to be."""
+    yield layer, family["DecoderLayer"]
+    inside = layer._modules
+    attention, mlp = inside.get("self_attn"), inside.get("mlp")
+    yield attention, family["Attention"]
+    yield mlp, family["MLP"]
+    for name in _NORMS:
+        yield inside.get(name), family["RMSNorm"]
+    for name in _ATTENTION:
+        yield attention._modules.get(name), _LINEAR
+    for name in _MLP:
+        yield mlp._modules.get(name), _LINEAR
+    yield mlp._modules.get("act_fn"), (SiLUActivation, nn.SiLU)
+    if "q_norm" in attention._modules:
+        yield attention._modules["q_norm"], family["RMSNorm"]
+        yield attention._modules["k_norm"], family["RMSNorm"]
+
+
+def _is_plain(part: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Whether a module computes what its class says, and nothing besides."""
+    return (
+        (type(part) is kinds or (isinstance(kinds, tuple) and type(part) in kinds))
+        and not part.training
+        and not part._forward_hooks
+        and not part._forward_pre_hooks
+        and ("forward" not in part.__dict__ or is_packed(part))
+    )
+
+
+def plain_forward(
+    model: Any,
+    layers: list[_Layer],
+    tokens: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    cache: SlotCache,
+    keep: int,
+) -> Tensor:
+    """Logits [B, keep, V] of the last `keep` of `tokens` [B, T].
+
+    Args:
+        layers: the model's, by `plain_layers`.
+        positions: [B, T].
+        mask: added to the scores of all layers, [B, 1, T, S].
+        cache: where keys and values are placed.
+    """
+    rows = model.model.embed_tokens(tokens)
+    cos, sin = (each.unsqueeze(2) for each in model.model.rotary_emb(rows, positions))
+    half = sin.shape[-1] // 2
+    sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+    groups = layers[0].attention.num_key_value_groups if layers else 1
+    if folds(tokens.shape[1], groups):
+        mask = folded_mask(mask, groups)
+    for layer in layers:
+        attended = _attended(layer, rows, cos, sin, mask, cache)
+        rows = layer.attention.o_proj.forward(attended).add_(rows)
+        given, mlp = _normed(rows, layer.before_mlp), layer.mlp
+        gated = silu(mlp.gate_proj.forward(given), inplace=True).mul_(mlp.up_proj.forward(given))
+        rows = mlp.down_proj.forward(gated).add_(rows)
+    return model.lm_head(model.model.norm(rows[:, -keep:]))
+
+
+def _attended(
+    layer: _Layer, rows: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: SlotCache
+) -> Tensor:
+    """What a layer's attention finds for `rows` [B, T, hidden], before its last product."""
+    attention = layer.attention
+    given, heads = _normed(rows, layer.before_attention), (*rows.shape[:2], -1, attention.head_dim)
+    query, key = attention.q_proj.forward(given), attention.k_proj.forward(given)
+    value = attention.v_proj.forward(given).view(heads).transpose(1, 2)
+    if "q_norm" in attention._modules:
+        query = _normed(query.view(heads), attention.q_norm)
+        key = _normed(key.view(heads), attention.k_norm)
+        both = torch.cat((query, key), 2)
+    else:
+        both = torch.cat((query, key), -1).view(heads)
+    turned = torch.roll(both, both.shape[-1] // 2, -1).mul_(sin)
+    both = turned.addcmul_(both, cos).transpose(1, 2)
+    num_keys = value.shape[1]
+    query, key = both[:, :-num_keys], both[:, -num_keys:]
+    key, value = cache.update(key, value, attention.layer_idx)
+    return attend(query, key, value, mask, attention.scaling).reshape(*rows.shape[:2], -1)
+
+
+def _normed(rows: Tensor, norm: Any) -> Tensor:
+    """`rows` [..., hidden] by a norm of root mean squares, in float32 as transformers does it."""
+    weight, eps = norm._parameters["weight"], norm.variance_epsilon
+    if rows.dtype != torch.float32:
+        whole = rows.float()
+        scale = torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + eps)
+        return weight * (whole * scale).to(rows.dtype)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    scale = length.square_().mul_(1 / rows.shape[-1]).add_(eps).rsqrt_()
+    return (rows * scale).mul_(weight)
