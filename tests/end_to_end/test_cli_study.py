@@ -72,7 +72,9 @@ def test_eval_report_power_and_replay(easd, refused, folder):
     assert "target, greedy" in err
     _, err = easd(*arguments, "--system", "target", "--system", "easd:tau_h=0.2")
     assert "nothing was left to decode" in err
-    assert "another temperature" in refused(*arguments, "--system", "target", "--temperature", "2")
+    assert "a run with temperature = " in refused(
+        *arguments, "--system", "target", "--temperature", "2"
+    )
     _, err = easd("report", out)
     page = (out / "report" / "report.html").read_text()
     assert "easd:tau_h=0.2" in page

@@ -32,7 +32,11 @@ def engine(settings, rows):
 @asynccontextmanager
 async def scheduling(make=engine, *, num_rows=2, max_waiting=2):
     scheduler = Scheduler(
-        make, num_rows=num_rows, max_waiting=max_waiting, metrics=Metrics("endless", 4)
+        make,
+        num_rows=num_rows,
+        max_waiting=max_waiting,
+        prefill_tokens=256,
+        metrics=Metrics("endless", 4),
     )
     running = asyncio.create_task(scheduler.run())
     try:
@@ -97,6 +101,18 @@ def test_nothing_is_taken_on_while_shutting_down():
     asyncio.run(scenario())
 
 
+def test_as_many_texts_as_slots_and_queue_hold_are_taken_at_once():
+    async def scenario():
+        async with scheduling(num_rows=2, max_waiting=2) as scheduler:
+            with pytest.raises(Refusal, match=r"5 texts are more than .* \(2 \+ 2\)"):
+                scheduler.submit(job(n=5))
+            whole = job(n=4, max_new_tokens=3)
+            scheduler.submit(whole)
+            assert len(await text_of(whole)) == 12
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("first", ["shared", "maximal"])
 def test_texts_with_shared_noise_and_without_decode_beside_each_other(first):
     """In engines of their own: noise is shared by all rows of an engine or by none."""
@@ -115,7 +131,7 @@ def test_texts_with_shared_noise_and_without_decode_beside_each_other(first):
 
 
 def test_what_is_cancelled_waits_for_the_turn_of_its_own_engine():
-    steps = []
+    steps, budgets = [], []
 
     def make(settings, rows):
         found = engine(settings, rows)
@@ -123,6 +139,7 @@ def test_what_is_cancelled_waits_for_the_turn_of_its_own_engine():
 
         def counted(prefill_tokens):
             steps.append(settings.coupling)
+            budgets.append(prefill_tokens)
             return step(prefill_tokens)
 
         found.step = counted
@@ -142,6 +159,9 @@ def test_what_is_cancelled_waits_for_the_turn_of_its_own_engine():
             while len(steps) < taken + 10:
                 await staying.updates.get()
             assert set(steps[taken + 1 :]) == {"maximal"}
+            # The engines share what may be cached of prompts between two steps.
+            assert set(budgets[:taken]) == {128}
+            assert budgets[-1] == 256
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
