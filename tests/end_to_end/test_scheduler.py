@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from time import perf_counter
 
 import pytest
@@ -10,10 +11,14 @@ from http_server import endless
 
 from easd import generate
 from easd.config import load_config
+from easd.core.rules import Speculative
 from easd.engine.generate import make_engine, make_requests
+from easd.errors import ConfigError
 from easd.serve.errors import Refusal
 from easd.serve.metrics import Metrics
+from easd.serve.requests import CompletionRequest
 from easd.serve.scheduler import Job, Scheduler, updates
+from easd.serve.serving import Reader, Serving
 
 PROMPT = [5, 6]
 
@@ -101,6 +106,22 @@ def test_nothing_is_taken_on_while_shutting_down():
     asyncio.run(scenario())
 
 
+def test_a_server_without_a_draft_takes_what_needs_none():
+    pair = replace(endless(), draft=None)
+
+    def reader(**settings):
+        return Reader(pair, Serving(config=load_config(None, {"target": "x", **settings})))
+
+    with pytest.raises(ConfigError, match="needs a draft model and the server has none"):
+        reader(rule="speculative")
+    assert reader(rule="target")
+    looking_up = reader(rule="speculative", drafter="prompt-lookup")
+    asked = CompletionRequest(model="x", prompt="w5")
+    assert looking_up.settings(asked).rule == Speculative()
+    with pytest.raises(ConfigError, match="needs a draft model and the server has none"):
+        looking_up.settings(asked.model_copy(update={"speculative": {"rule": "draft"}}))
+
+
 def test_as_many_texts_as_slots_and_queue_hold_are_taken_at_once():
     async def scenario():
         async with scheduling(num_rows=2, max_waiting=2) as scheduler:
@@ -108,7 +129,11 @@ def test_as_many_texts_as_slots_and_queue_hold_are_taken_at_once():
                 scheduler.submit(job(n=5))
             whole = job(n=4, max_new_tokens=3)
             scheduler.submit(whole)
-            assert len(await text_of(whole)) == 12
+            gained = 0
+            async for update in updates(whole):
+                gained += len(update.tokens)
+                assert len(scheduler._running) <= 2
+            assert gained == 12
 
     asyncio.run(scenario())
 
