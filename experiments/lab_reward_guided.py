@@ -12,8 +12,9 @@ from transformers.utils import logging
 
 from easd import Settings, generate, load_pair
 from easd.core.rules import DraftOnly, TargetOnly
-from easd.evaluate.reward_guided import RewardGuided, StepCounts, generate_reward_guided
+from easd.evaluate.reward_guided import RewardGuided, generate_reward_guided
 from easd.evaluate.rewards import load_reward_model
+from easd.evaluate.written_steps import StepCounts
 from easd.pairs import lab
 from easd.pairs.lab import STEP_TOKENS
 from easd.stats import proportion

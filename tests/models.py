@@ -1,6 +1,7 @@
 """Tiny random models, built from their configs, and short cuts to the engine over them."""
 
 import os
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -166,6 +167,20 @@ def texts(pair, asked: list[Request], **settings) -> list[list[int]]:
     """What `run` decodes, in the order of `asked`."""
     done = run(pair, asked, **settings)
     return [done[request.number].new_ids for request in asked]
+
+
+def spoil(monkeypatch, module, which) -> None:
+    """Has those of the requests that a module makes fail by logits that are NaN."""
+    make = module.make_requests
+
+    def spoiled(*given, **named):
+        nan = Processing((lambda text, scores: scores * float("nan"),))
+        return [
+            replace(request, processing=nan) if which(request) else request
+            for request in make(*given, **named)
+        ]
+
+    monkeypatch.setattr(module, "make_requests", spoiled)
 
 
 def processing(**options) -> Processing:

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from models import spoil
 
+from easd.evaluate import decoding
 from easd.runs import open_run
 
 FAST = ["--pair", "lab-a", "--device", "cpu", "--batch", "50", "--set", "chunk=50"]
@@ -70,7 +72,9 @@ def test_eval_report_power_and_replay(easd, refused, folder):
     assert "target, greedy" in err
     _, err = easd(*arguments, "--system", "target", "--system", "easd:tau_h=0.2")
     assert "nothing was left to decode" in err
-    assert "another temperature" in refused(*arguments, "--system", "target", "--temperature", "2")
+    assert "a run with temperature = " in refused(
+        *arguments, "--system", "target", "--temperature", "2"
+    )
     _, err = easd("report", out)
     page = (out / "report" / "report.html").read_text()
     assert "easd:tau_h=0.2" in page
@@ -152,3 +156,20 @@ def test_tasks_are_listed(easd):
     text, _ = easd("tasks")
     assert "gsm8k" in text
     assert "lab-m" in text
+
+
+def test_texts_that_fail_are_named_and_too_many_end_the_command(easd, tmp_path, monkeypatch):
+    def told(folder, which, code):
+        spoil(monkeypatch, decoding, which)
+        command = ["eval", *FAST, "--task", "lab-a:12", "--system", "speculative"]
+        _, err = easd(*command, "--set", "baselines=false", "--out", tmp_path / folder, code=code)
+        assert open_run(tmp_path / folder).run["status"] == "finished"
+        return " ".join(err.split())
+
+    said = told("one", lambda request: request.number == 7, 0)
+    assert "warning: 1 of 12 texts failed and count as wrong, of speculative on lab-a" in said
+    assert "NaN" in said
+    said = told("half", lambda request: request.number % 2, 2)
+    assert "error: 6 of 12 texts failed" in said
+    assert "more than 10%, so its accuracy says nothing" in said
+    assert "error: 12 of 12 texts failed" in told("all", lambda request: True, 2)

@@ -5,6 +5,7 @@ import hashlib
 
 import anyio
 import pytest
+from models import spoil
 
 import easd
 from easd.engine.engine import Engine
@@ -29,6 +30,7 @@ from inspect_ai.scorer import match
 from inspect_ai.solver import generate
 
 import easd.integrations.inspect_ai as provider
+from easd.integrations import inspect_provider
 
 # inspect-ai's own: a wait written for an older tenacity, and streams that it leaves open.
 pytestmark = [
@@ -67,6 +69,11 @@ def model(name="easd/lab-a", config=None, **arguments):
     return get_model(
         name, config=config or GenerateConfig(), memoize=False, **{**ARGUMENTS, **arguments}
     )
+
+
+def unruled(**arguments):
+    """A model with a rule of its own."""
+    return get_model("easd/lab-a", memoize=False, device="cpu", max_new_tokens=24, **arguments)
 
 
 def run(tmp_path, epochs=1, **options):
@@ -114,11 +121,16 @@ def sorted_by_problem(log):
     return sorted(log.samples, key=lambda sample: places[sample.id])
 
 
-def test_sampled_texts_are_the_engines_by_seed_and_sample(tmp_path, pair):
-    log = run(tmp_path, seed=5, temperature=0.8, top_k=20, top_p=0.95)
-    settings = easd.Settings(
-        rule=RULE, seed=5, temperature=0.8, top_k=20, top_p=0.95, max_new_tokens=24
-    )
+@pytest.mark.parametrize(
+    "drafting",
+    [{}, {"rule": "speculative", "coupling": "block", "draft_temperature": 0.5}],
+    ids=["", "tempered blocks"],
+)
+def test_sampled_texts_are_the_engines_by_seed_and_sample(tmp_path, pair, drafting):
+    sampling = {"seed": 5, "temperature": 0.8, "top_k": 20, "top_p": 0.95}
+    chosen = unruled(**drafting) if drafting else model()
+    log = run(tmp_path, model=chosen, **sampling)
+    settings = easd.Settings(**{"rule": RULE, "max_new_tokens": 24, **sampling, **drafting})
     wanted = {}
     for problem in PROBLEMS:
         ids = pair.tokenizer(problem.prompt)["input_ids"]
@@ -129,7 +141,21 @@ def test_sampled_texts_are_the_engines_by_seed_and_sample(tmp_path, pair):
             last.rows[0].new_ids, skip_special_tokens=True
         )
     assert outputs(log) == wanted
-    assert outputs(run(tmp_path, seed=6, temperature=0.8, top_k=20, top_p=0.95)) != wanted
+    assert outputs(run(tmp_path, model=chosen, **{**sampling, "seed": 6})) != wanted
+
+
+def test_a_sample_that_fails_is_named_and_the_others_are_scored(tmp_path, pair, monkeypatch):
+    bad = tuple(pair.tokenizer(PROBLEMS[2].prompt)["input_ids"])
+    spoil(monkeypatch, inspect_provider, lambda request: request.prompt == bad)
+    log = run(tmp_path, temperature=0, fail_on_error=False)
+    assert log.status == "success"
+    failed = [sample for sample in log.samples if sample.error is not None]
+    assert [sample.id for sample in failed] == [PROBLEMS[2].id]
+    assert "NaN" in failed[0].error.message
+    assert all(sample.scores for sample in log.samples if sample.error is None)
+    stopped = run(tmp_path, temperature=0)
+    assert stopped.status == "error"
+    assert "NaN" in stopped.error.message
 
 
 def test_concurrent_samples_share_a_batch_and_keep_their_texts(tmp_path, steps):

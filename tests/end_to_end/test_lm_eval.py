@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 import torch
 import yaml
+from models import spoil
 
 import easd
 from easd.engine.engine import Engine
-from easd.errors import ConfigError, EasdError, InputError
+from easd.errors import ConfigError, EasdError, InputError, NumericsError
 from easd.integrations import lm_eval_cli
 from easd.pairs import lab
 
@@ -20,10 +21,12 @@ import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from easd.integrations import lm_eval as integration
 from easd.integrations.lm_eval import EasdLM
 
 PROBLEMS = lab.problems("lab-a", 60, seed=0)
 ARGUMENTS = {"pair": "lab-a", "rule": "easd", "tau_h": 0.35, "seed": 3, "device": "cpu"}
+UNRULED = {"pair": "lab-a", "seed": 3, "device": "cpu"}
 SAMPLED = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 24, "until": []}
 
 # Without the harness's own thousands of tasks, whose files take ten seconds to read.
@@ -118,6 +121,53 @@ def test_a_generation_task_scores_what_easd_generate_scores(model, pair):
     assert results["config"]["easd"]["rule"]["tau_h"] == 0.35
     assert results["config"]["easd_counts"]["penalised"] >= sum(g.counts.penalised for g in alone)
     assert sum(g.counts.penalised for g in alone) > 0
+
+
+def test_an_item_that_fails_is_named_and_the_others_are_scored(model, pair, monkeypatch):
+    prompts = [p.prompt for p in PROBLEMS[:4]]
+    spoil(monkeypatch, integration, lambda request: request.number == 2)
+    said = "1 of 4 items failed and count as wrong; the first, lab-generated document 2: .*NaN"
+    with pytest.warns(UserWarning, match=said):
+        results = evaluate(model, GENERATED_TASK, limit=4)
+    samples = sorted(results["samples"]["lab-generated"], key=lambda sample: sample["doc_id"])
+    alone = [g.text for g in generations(pair, prompts)]
+    assert [sample["resps"][0][0] for sample in samples] == [*alone[:2], "", alone[3]]
+    assert "NaN" in results["config"]["easd_failed"]["lab-generated document 2"]
+    model.failed.clear()
+    spoil(monkeypatch, integration, lambda request: True)
+    with pytest.raises(NumericsError, match="NaN"):
+        decoded(model, prompts[:2])
+    model.failed.clear()
+
+
+def test_a_choice_without_a_number_is_never_the_best(model, monkeypatch):
+    def score(pairs, original=model._score):
+        return [
+            (float("nan"), True) if continuation == [5] else one
+            for (_, continuation), one in zip(pairs, original(pairs), strict=True)
+        ]
+
+    monkeypatch.setattr(model, "_score", score)
+    monkeypatch.setattr(model.config.settings.rule.__class__, "lossless", True)  # one warning less
+    asked = [(None, [4], [5]), (None, [4], [6, 7])]
+    with pytest.warns(UserWarning, match="1 of 2 items failed .* log-likelihood 0: .*NaN"):
+        found = model._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert found[0] == (-float("inf"), False)
+    assert found[1][0] > -float("inf")
+    with pytest.raises(NumericsError, match="NaN"):
+        model._loglikelihood_tokens(asked[:1], disable_tqdm=True)
+    model.failed.clear()
+
+
+def test_blocks_and_a_draft_temperature_of_ones_own(pair):
+    drafting = {"coupling": "block", "draft_temperature": 0.5, "rule": "speculative"}
+    results = evaluate("easd", GENERATED_TASK, model_args={**UNRULED, **drafting}, limit=6)
+    texts = [sample["resps"][0][0] for sample in results["samples"]["lab-generated"]]
+    prompts = [p.prompt for p in PROBLEMS[:6]]
+    assert texts == [g.text for g in generations(pair, prompts, **drafting)]
+    assert texts != [g.text for g in generations(pair, prompts, rule="speculative")]
+    assert results["config"]["easd"]["draft_temperature"] == 0.5
+    assert results["config"]["easd"]["coupling"] == "block"
 
 
 def test_model_by_name_and_argument_string(pair):

@@ -9,15 +9,17 @@ from models import llama_pair, prompts, requests, texts, word_tokenizer
 from easd import load_pair
 from easd.core.rules import DraftOnly, TargetOnly
 from easd.engine.generate import make_requests
+from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
-from easd.errors import ConfigError, InputError, NumericsError
+from easd.errors import ConfigError, InputError
 from easd.evaluate.reward_guided import (
     RewardGuided,
-    StepCounts,
+    _Text,
     generate_reward_guided,
     rewriting_number,
 )
 from easd.evaluate.rewards import ScoredStep, load_reward_model
+from easd.evaluate.written_steps import StepCounts
 from easd.pairs import lab
 from easd.pairs.lab import STEP_TOKENS
 
@@ -26,6 +28,9 @@ SETTINGS = Settings(max_new_tokens=14, batch_size=4)
 # The end-of-sequence token of the tiny models, so that texts end at different lengths; the
 # tokenizer has one of its own.
 ENDS = frozenset({5, word_tokenizer().eos_token_id})
+
+
+SPOILT = Processing((lambda text, scores: scores * float("nan"),))
 
 
 def coin(steps):
@@ -193,6 +198,43 @@ def test_decoded_texts_follow_the_mixture():
     assert abs(hits - copies * exact.sum()) / error < 3.3
 
 
+@pytest.mark.parametrize("fault", ["reward", "draft", "target"])
+def test_a_text_that_fails_ends_before_its_step_and_the_others_go_on(pair, monkeypatch, fault):
+    sound = decode(pair)
+    scorer = coin
+    bad = next(
+        text.number
+        for text in sound
+        if len(text.steps) > 2 and any(step.rewritten is not None for step in text.steps[1:])
+    )
+    if fault == "reward":
+
+        def scorer(steps):
+            return [
+                float("nan") if step.prompt_ids == PROMPTS[bad] and step.written_ids else reward
+                for step, reward in zip(steps, coin(steps), strict=True)
+            ]
+
+    else:
+        step = _Text.next_step
+
+        def spoiled(text, number, *given):
+            request = step(text, number, *given)
+            wrong = text.number == bad and text.steps and (number < 0) == (fault == "target")
+            return replace(request, processing=SPOILT) if wrong else request
+
+        monkeypatch.setattr(_Text, "next_step", spoiled)
+    found = decode(pair, scorer)
+    assert [text.token_ids for text in found if text.number != bad] == [
+        text.token_ids for text in sound if text.number != bad
+    ]
+    failed = found[bad]
+    assert failed.finish_reason == "error"
+    assert "NaN" in str(failed.error)
+    assert failed.token_ids == sound[bad].token_ids[: len(failed.token_ids)]
+    assert len(failed.token_ids) >= 3
+
+
 def test_what_cannot_be_decoded_is_refused(pair):
     with pytest.raises(ConfigError, match="delta = -1"):
         RewardGuided(delta=-1)
@@ -204,8 +246,6 @@ def test_what_cannot_be_decoded_is_refused(pair):
         RewardGuided(step="")
     with pytest.raises(ConfigError, match="2 rewards for 4 steps"):
         decode(pair, lambda steps: [1.0, 1.0])
-    with pytest.raises(NumericsError, match="scorer returned NaN"):
-        decode(pair, lambda steps: [float("nan")] * len(steps))
     with pytest.raises(ConfigError, match="9 numbers, 1 of them different"):
         decode(pair, numbers=[0] * len(PROMPTS))
     with pytest.raises(InputError, match="prompt 0 is empty"):

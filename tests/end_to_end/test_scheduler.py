@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from time import perf_counter
 
 import pytest
@@ -10,10 +11,14 @@ from http_server import endless
 
 from easd import generate
 from easd.config import load_config
+from easd.core.rules import Speculative
 from easd.engine.generate import make_engine, make_requests
+from easd.errors import ConfigError
 from easd.serve.errors import Refusal
 from easd.serve.metrics import Metrics
+from easd.serve.requests import CompletionRequest
 from easd.serve.scheduler import Job, Scheduler, updates
+from easd.serve.serving import Reader, Serving
 
 PROMPT = [5, 6]
 
@@ -32,7 +37,11 @@ def engine(settings, rows):
 @asynccontextmanager
 async def scheduling(make=engine, *, num_rows=2, max_waiting=2):
     scheduler = Scheduler(
-        make, num_rows=num_rows, max_waiting=max_waiting, metrics=Metrics("endless", 4)
+        make,
+        num_rows=num_rows,
+        max_waiting=max_waiting,
+        prefill_tokens=256,
+        metrics=Metrics("endless", 4),
     )
     running = asyncio.create_task(scheduler.run())
     try:
@@ -97,6 +106,38 @@ def test_nothing_is_taken_on_while_shutting_down():
     asyncio.run(scenario())
 
 
+def test_a_server_without_a_draft_takes_what_needs_none():
+    pair = replace(endless(), draft=None)
+
+    def reader(**settings):
+        return Reader(pair, Serving(config=load_config(None, {"target": "x", **settings})))
+
+    with pytest.raises(ConfigError, match="needs a draft model and the server has none"):
+        reader(rule="speculative")
+    assert reader(rule="target")
+    looking_up = reader(rule="speculative", drafter="prompt-lookup")
+    asked = CompletionRequest(model="x", prompt="w5")
+    assert looking_up.settings(asked).rule == Speculative()
+    with pytest.raises(ConfigError, match="needs a draft model and the server has none"):
+        looking_up.settings(asked.model_copy(update={"speculative": {"rule": "draft"}}))
+
+
+def test_as_many_texts_as_slots_and_queue_hold_are_taken_at_once():
+    async def scenario():
+        async with scheduling(num_rows=2, max_waiting=2) as scheduler:
+            with pytest.raises(Refusal, match=r"5 texts are more than .* \(2 \+ 2\)"):
+                scheduler.submit(job(n=5))
+            whole = job(n=4, max_new_tokens=3)
+            scheduler.submit(whole)
+            gained = 0
+            async for update in updates(whole):
+                gained += len(update.tokens)
+                assert len(scheduler._running) <= 2
+            assert gained == 12
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("first", ["shared", "maximal"])
 def test_texts_with_shared_noise_and_without_decode_beside_each_other(first):
     """In engines of their own: noise is shared by all rows of an engine or by none."""
@@ -115,7 +156,7 @@ def test_texts_with_shared_noise_and_without_decode_beside_each_other(first):
 
 
 def test_what_is_cancelled_waits_for_the_turn_of_its_own_engine():
-    steps = []
+    steps, budgets = [], []
 
     def make(settings, rows):
         found = engine(settings, rows)
@@ -123,6 +164,7 @@ def test_what_is_cancelled_waits_for_the_turn_of_its_own_engine():
 
         def counted(prefill_tokens):
             steps.append(settings.coupling)
+            budgets.append(prefill_tokens)
             return step(prefill_tokens)
 
         found.step = counted
@@ -142,6 +184,9 @@ def test_what_is_cancelled_waits_for_the_turn_of_its_own_engine():
             while len(steps) < taken + 10:
                 await staying.updates.get()
             assert set(steps[taken + 1 :]) == {"maximal"}
+            # The engines share what may be cached of prompts between two steps.
+            assert set(budgets[:taken]) == {128}
+            assert budgets[-1] == 256
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 

@@ -4,7 +4,9 @@ import contextlib
 import json
 import resource
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -22,6 +24,7 @@ from http_server import (
 )
 
 from easd.serve import limits
+from easd.serve.serving import Reader
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,26 @@ def test_a_client_that_leaves_before_its_answer_frees_its_slots():
             httpx.post(server.url + COMPLETIONS, json=long_text(stream=False, n=5), timeout=0.5)
         quiet(server)
         assert server.metrics()["easd_texts_waiting"] == 0
+
+
+def test_while_a_prompt_is_tokenized_the_server_answers_others(monkeypatch):
+    reading, go_on = threading.Event(), threading.Event()
+    prompts = Reader.prompts
+
+    def slow(self, given):
+        reading.set()
+        assert go_on.wait(60)
+        return prompts(self, given)
+
+    monkeypatch.setattr(Reader, "prompts", slow)
+    with endless_server() as server, ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(server.complete, "w5", max_tokens=3)
+        try:
+            assert reading.wait(60)
+            assert httpx.get(server.url + "/health", timeout=60).status_code == 200
+        finally:
+            go_on.set()
+        assert answer.result().status_code == 200
 
 
 def test_models_that_break_fail_their_requests_alone(server):

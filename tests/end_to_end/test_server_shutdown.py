@@ -135,6 +135,7 @@ def test_the_command_says_what_does_not_do(refused):
     assert "cannot listen" in refused("serve", "--port", 70_000)
     assert "lossless only" in refused("serve", "--lossless-only", "--rule", "easd")
     assert "max_queue = 0" in refused("serve", "--max-queue", 0)
+    assert "prefill_tokens = 0" in refused("serve", "--prefill-tokens", 0)
     assert "max_model_len = 1" in refused("serve", "--max-model-len", 1)
     assert "the API key is empty" in refused("serve", "--api-key", "")
     assert "'gamm' is not known" in refused("serve", "--rule", "gamm")

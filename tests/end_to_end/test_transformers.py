@@ -178,6 +178,32 @@ def test_scores_are_theirs():
     )
 
 
+class Spoil(LogitsProcessor):
+    """Logits that are NaN behind the second token of texts whose prompt ends in `token`."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, scores):
+        bad = input_ids[0, len(LONG) - 1] == self.token and input_ids.shape[1] > len(LONG) + 1
+        return scores * float("nan") if bad else scores
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_row_that_fails_ends_early_and_the_others_go_on(row):
+    options = {"do_sample": True, "seed": 1, "return_dict_in_generate": True, "output_scores": True}
+    sound = ours(batch(), **options)
+    spoil = {"logits_processor": [Spoil([LONG, SHORT][row][-1])], **options}
+    with pytest.warns(UserWarning, match=f"1 of 2 texts failed .* text {row}: .*NaN"):
+        found = ours(batch(), **spoil)
+    assert found.sequences[1 - row].tolist() == sound.sequences[1 - row].tolist()
+    assert len(found.scores) == NEW
+    new = found.sequences[row, len(LONG) :].tolist()
+    assert new[-8:] == [0] * 8
+    with pytest.raises(easd.errors.NumericsError, match="NaN"):
+        ours(one(), logits_processor=[Spoil(LONG[-1])])
+
+
 def test_num_return_sequences_differ_and_follow_the_seed():
     options = {"do_sample": True, "num_return_sequences": 4, "rule": EASD(tau_h=1.5)}
     first = ours(batch(), seed=3, **options)

@@ -171,6 +171,11 @@ LIMITS = {
     ("ensemble", "weight"): ([1e-9, 1], [0, 1 + 1e-9]),
     ("typical-acceptance", "epsilon"): ([0, 1], [-1e-9, 1 + 1e-9]),
     ("typical-acceptance", "delta"): ([0, 1], [-1e-9, 1 + 1e-9]),
+    ("cascade", "alpha"): ([0, 1], [-1e-9, 1 + 1e-9]),
+    ("ears", "beta"): ([0, 100], [-1e-9, 100.1]),
+    ("relaxed-top-k", "relaxed_top_k"): ([1, 1024], [0, 1025]),
+    ("relaxed-top-k", "relaxed_delta"): ([0, 1], [-1e-9, 1 + 1e-9]),
+    ("mars", "least_ratio"): ([0, 1], [-1e-9, 1 + 1e-9]),
     ("fly", "tau_h"): ([0, math.inf], [-1e-9, math.nan]),
     ("fly", "window"): ([0, 1024], [-1, 1025]),
 }

@@ -11,6 +11,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from easd.stats import Spread, bootstrap, compare_all, equivalence, paired_difference, ratio
 from easd.stats.estimates import Clusters, student
+from easd.stats.paired import _Pair
 
 
 def pair(both, gained, lost, neither):
@@ -138,3 +139,14 @@ def test_a_few_values_have_students_interval():
     found = student(Clusters.of(values, None), 0.95)
     known = scipy_stats.t.interval(0.95, 3, values.mean(), scipy_stats.sem(values))
     assert (found.low, found.high) == pytest.approx(known)
+
+
+def test_the_design_effect_of_pairs_is_of_their_differences_about_the_mean():
+    """Whether one system is better or not: what varies is the difference less its mean."""
+    a = np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1])
+    b = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 0, 0])
+    items = np.repeat(np.arange(4), 3)
+    both = _Pair.of(a, b, items)
+    expected = both.data.variance / (np.var(a - b) / len(a))
+    assert 1 < expected < both.data.worst_effect
+    assert both.effect == pytest.approx(expected)

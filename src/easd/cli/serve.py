@@ -63,6 +63,7 @@ def command(
     ] = False,
     max_batch: Annotated[int | None, Parameter(group=SERVER, show_default="8")] = None,
     max_queue: Integer = 256,
+    prefill_tokens: Integer = 256,
     max_body: Integer = 2**20,
     max_model_len: Annotated[
         int | None, Parameter(group=SERVER, show_default="the models' context window")
@@ -83,6 +84,8 @@ def command(
             `speculative` unless another is given.
         max_batch: Texts decoded at once.
         max_queue: Texts that may wait.
+        prefill_tokens: Prompt tokens that are cached between two steps of running texts: fewer
+            let streams wait less for a long prompt, which then takes longer itself.
         max_body: Bytes of a request's body.
         max_model_len: Tokens of a prompt and its text.
     """
@@ -111,6 +114,7 @@ def command(
         hosts=tuple(allowed_host or ()),
         api_key=api_key,
         max_queue=max_queue,
+        prefill_tokens=prefill_tokens,
         max_body=max_body,
         max_model_len=max_model_len,
     )

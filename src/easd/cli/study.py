@@ -39,7 +39,7 @@ from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.engine.pair import fingerprints
 from easd.engine.settings import Settings
-from easd.errors import ConfigError, visible
+from easd.errors import ConfigError, EasdError, visible
 from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
 from easd.evaluate.endpoint.settings import EndpointStudy
@@ -54,6 +54,7 @@ from easd.tasks import Task
 # A grid has the rules of its systems, and its own seeds.
 _NOT_SHARED = ("rule", "n", "seed")
 _SUMS = ("gate_open", "examined", "new_tokens", "blocks")
+_MOST_FAILED = 0.1  # of a system's texts in a task, beyond which a command fails
 _DEFAULTS = {"max_new_tokens": "the task's", "batch_size": "16", "coupling": "shared"}
 
 if TYPE_CHECKING:
@@ -218,6 +219,7 @@ class GridOptions:
                 watch(Evaluation(study, pair, tasks, out, fitted), console)
         show_run(out, console)
         console.print(_shown(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
+        _say_failures(out, console)
 
 
 def _shown(text: str, style: str = "") -> Text:
@@ -337,3 +339,33 @@ def show_run(folder: Path, console: Console) -> None:
             "nothing: lower tau_h, or have `easd calibrate --rate 0.02` find one at which it opens"
         )
         console.print(Text(told, "yellow"), soft_wrap=True)
+
+
+def _say_failures(folder: Path, console: Console) -> None:
+    """Names a text that failed to decode, if any did.
+
+    Raises:
+        EasdError: More than a tenth of a system's texts in a task failed.
+    """
+    samples = open_run(folder, "evaluation").samples
+    names = samples.select(["task", "system", "finish_reason", "item", "failure"]).to_pylist()
+    cells: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for row in names:
+        cells[row["task"], row["system"]].append(row["finish_reason"] == "error")
+    worst = max(cells, key=lambda cell: sum(cells[cell]) / len(cells[cell]), default=None)
+    if worst is None or not any(cells[worst]):
+        return
+    failed = sum(map(sum, cells.values()))
+    first = next(
+        row
+        for row in names
+        if row["finish_reason"] == "error" and (row["task"], row["system"]) == worst
+    )
+    line = (
+        f"{failed:,} of {len(names):,} texts failed and count as wrong, of {worst[1]} on "
+        f"{worst[0]} {sum(cells[worst]):,} of {len(cells[worst]):,}; the first, item "
+        f"{first['item']}: {first['failure'].removeprefix('decoding: ')}"
+    )
+    if sum(cells[worst]) > _MOST_FAILED * len(cells[worst]):
+        raise EasdError(f"{line}; more than {_MOST_FAILED:.0%}, so its accuracy says nothing")
+    console.print(_shown(f"warning: {line}", "yellow"), soft_wrap=True)

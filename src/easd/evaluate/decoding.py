@@ -58,7 +58,7 @@ def decode_by_rule(
                 "finish_reason": row.finished,
                 "prompt_tokens": len(row.request.prompt),
                 **_counts(recorder, row),
-                **_failure(row),
+                **_failure(row.error),
             }
             for row in rows
         ],
@@ -108,6 +108,7 @@ def decode_reward_guided(
                 "penalised": 0,
                 "steps": counts.steps_drafted,
                 "rewritten": counts.steps_rewritten,
+                **_failure(text.error),
             }
         )
     return Batch(texts=found, timing=rounds.timing())
@@ -133,11 +134,11 @@ class _Rounds:
         return forwards | _seconds(self.seconds)
 
 
-def _failure(row: Row) -> dict[str, Any]:
+def _failure(error: Exception | None) -> dict[str, Any]:
     """What a text that failed says instead of a grade: it counts as wrong."""
-    if row.error is None:
+    if error is None:
         return {}
-    why = f"decoding: {describe_error(row.error)}"
+    why = f"decoding: {describe_error(error)}"
     return {"failure": why, "correct": False, "answer": None}
 
 

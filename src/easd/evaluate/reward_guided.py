@@ -13,7 +13,7 @@ Every step rereads its text from the beginning; `StepCounts` counts that separat
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ from easd.engine.settings import Settings
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError, NumericsError
 from easd.evaluate.rewards import ScoredStep, Scorer
+from easd.evaluate.written_steps import StepCounts, WrittenStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,79 +53,8 @@ class RewardGuided:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenStep:
-    """One step of a text: what the draft wrote, its reward, and what the target made of it.
-
-    Attributes:
-        start: tokens in front of the step, the prompt's included.
-        rewritten: the target's step, or None where the drafted one was kept.
-    """
-
-    start: int
-    drafted: tuple[int, ...]
-    reward: float
-    rewritten: tuple[int, ...] | None
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The step's tokens in the text."""
-        return self.drafted if self.rewritten is None else self.rewritten
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCounts:
-    """Work done for one text, or for several.
-
-    Attributes:
-        steps_drafted: scored steps; each is one call of the scorer.
-        draft_tokens: written by the draft, one forward each.
-        draft_kept: those of them that are in the text.
-        target_tokens: written by the target, one forward each.
-        draft_read, target_read, scored_tokens: tokens read for that, each text from its beginning
-            at every step.
-    """
-
-    steps_drafted: int = 0
-    steps_rewritten: int = 0
-    draft_tokens: int = 0
-    draft_kept: int = 0
-    target_tokens: int = 0
-    draft_read: int = 0
-    target_read: int = 0
-    scored_tokens: int = 0
-
-    @classmethod
-    def of(cls, steps: Sequence[WrittenStep]) -> StepCounts:
-        """Counts the steps of one text or of many."""
-        kept = [step for step in steps if step.rewritten is None]
-        rewritten = [step for step in steps if step.rewritten is not None]
-        draft_tokens = sum(len(step.drafted) for step in steps)
-        draft_read = sum(step.start for step in steps)
-        return cls(
-            steps_drafted=len(steps),
-            steps_rewritten=len(rewritten),
-            draft_tokens=draft_tokens,
-            draft_kept=sum(len(step.drafted) for step in kept),
-            target_tokens=sum(len(step.token_ids) for step in rewritten),
-            draft_read=draft_read,
-            target_read=sum(step.start for step in rewritten),
-            scored_tokens=draft_read + draft_tokens,
-        )
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the text."""
-        return self.draft_kept + self.target_tokens
-
-    @property
-    def block_efficiency(self) -> float | None:
-        """Tokens of the text per target forward; None where the target wrote nothing."""
-        return self.tokens / self.target_tokens if self.target_tokens else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RewardGuidedText:
-    """One decoded text; `number`, `text` and `finish_reason` as in `Generation`."""
+    """One decoded text; `number`, `text`, `finish_reason` and `error` as in `Generation`."""
 
     number: int
     prompt_ids: tuple[int, ...]
@@ -132,6 +62,7 @@ class RewardGuidedText:
     text: str | None
     finish_reason: FinishReason
     steps: tuple[WrittenStep, ...]
+    error: Exception | None = None
 
     @property
     def counts(self) -> StepCounts:
@@ -165,6 +96,9 @@ def generate_reward_guided(
 ) -> Iterator[RewardGuidedText]:
     """Decodes prompts of token ids and yields each text when it is finished.
 
+    A text with a fault of its own, such as NaN logits or a NaN reward, ends with `finish_reason`
+    "error" behind its last whole step, and the others go on.
+
     Args:
         target: rewrites steps.
         draft: writes steps first.
@@ -179,7 +113,6 @@ def generate_reward_guided(
     Raises:
         ConfigError: A setting does not fit, or two requests have one number.
         InputError: A prompt is empty or does not fit the context window.
-        NumericsError: The scorer returned NaN, or a model did.
     """
     system, settings = system or RewardGuided(), settings or Settings()
     requests = make_requests(Pair.of(target, draft, tokenizer), prompts, settings)
@@ -193,17 +126,19 @@ def generate_reward_guided(
         clock = Clock({})
         drafted = _write(DraftOnly(), target, draft, active, system, settings, tokenizer)
         clock.lap("draft")
-        rewards = _rewards(scorer, active, drafted)
+        going = [text for text in active if not text.fails(drafted)]
+        rewards = _rewards(scorer, going, drafted)
         clock.lap("reward")
-        refused = [
-            text for text, reward in zip(active, rewards, strict=True) if not reward >= system.delta
-        ]
+        going = [text for text in going if text.finished is None]
+        refused = [text for text in going if not rewards[text.number] >= system.delta]
         rewritten = _write(TargetOnly(), target, draft, refused, system, settings, tokenizer)
         clock.lap("target")
-        for text, reward in zip(active, rewards, strict=True):
-            text.take(drafted[text.number], reward, rewritten.get(text.number))
-        if on_round is not None:
-            on_round(Round(steps=tuple(text.steps[-1] for text in active), seconds=clock.seconds))
+        going = [text for text in going if not text.fails(rewritten)]
+        for text in going:
+            number = text.number
+            text.take(drafted[number], rewards[number], rewritten.get(number))
+        if on_round is not None and going:
+            on_round(Round(steps=tuple(text.steps[-1] for text in going), seconds=clock.seconds))
         yield from (text.result(tokenizer) for text in active if text.finished)
         active = [text for text in active if not text.finished]
 
@@ -220,6 +155,7 @@ class _Text:
     request: Request
     steps: list[WrittenStep] = field(default_factory=list)
     finished: FinishReason | None = None
+    error: Exception | None = None
 
     @property
     def number(self) -> int:
@@ -249,6 +185,17 @@ class _Text:
         end = StopStrings(tokenizer, (step,), len(request.padding) + len(request.prompt))
         return replace(request, criteria=(*request.criteria, end))
 
+    def fail(self, error: Exception) -> None:
+        """Ends the text before the step that failed."""
+        self.error, self.finished = error, "error"
+
+    def fails(self, written: Mapping[int, Row]) -> bool:
+        """Ends the text where its row among those just written failed."""
+        row = written.get(self.number)
+        if row is not None and row.error is not None:
+            self.fail(row.error)
+        return self.finished is not None
+
     def take(self, drafted: Row, reward: float, rewritten: Row | None) -> None:
         """Appends a step."""
         row = drafted if rewritten is None else rewritten
@@ -276,6 +223,7 @@ class _Text:
             text=text,
             finish_reason=self.finished,
             steps=tuple(self.steps),
+            error=self.error,
         )
 
 
@@ -288,7 +236,7 @@ def _write(
     settings: Settings,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[int, Row]:
-    """One step of each text by the model of `rule`; text's number -> finished row."""
+    """One step of each text by the model of `rule`: the text's number -> its finished row."""
     number_of = {
         text.number if rule.models == "draft" else rewriting_number(text.number): text
         for text in texts
@@ -296,15 +244,25 @@ def _write(
     requests = [
         text.next_step(number, system.step, tokenizer) for number, text in number_of.items()
     ]
-    done = {}
-    for record in decode(Pair.of(target, draft), requests, replace(settings, rule=rule)):
+    done: dict[int, Row] = {}
+
+    def end(row: Row) -> None:
+        done[number_of[row.request.number].number] = row
+
+    settings = replace(settings, rule=rule)
+    for record in decode(Pair.of(target, draft), requests, settings, end):
         for row in record.rows:
             if row.finished:
-                done[number_of[row.request.number].number] = row
+                end(row)
     return done
 
 
-def _rewards(scorer: Scorer, texts: Sequence[_Text], drafted: dict[int, Row]) -> list[float]:
+def _rewards(
+    scorer: Scorer, texts: Sequence[_Text], drafted: Mapping[int, Row]
+) -> dict[int, float]:
+    """Rewards by texts' numbers; a text whose reward is NaN fails."""
+    if not texts:
+        return {}
     steps = [
         ScoredStep(
             prompt_ids=text.request.prompt,
@@ -319,9 +277,12 @@ def _rewards(scorer: Scorer, texts: Sequence[_Text], drafted: dict[int, Row]) ->
             f"the scorer returned {len(rewards)} rewards for {len(steps)} steps; "
             "it must return one for each"
         )
-    if any(reward != reward for reward in rewards):
-        raise NumericsError("the scorer returned NaN; check the reward model's files and dtype")
-    return rewards
+    for text, reward in zip(texts, rewards, strict=True):
+        if reward != reward:
+            text.fail(
+                NumericsError("the scorer returned NaN; check the reward model's files and dtype")
+            )
+    return {text.number: reward for text, reward in zip(texts, rewards, strict=True)}
 
 
 def _numbered(requests: Sequence[Request], numbers: Sequence[int]) -> list[Request]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,11 +26,11 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from easd.config import RunConfig
-from easd.engine.generate import decode, make_requests
+from easd.engine.generate import decode, describe_error, make_requests
 from easd.engine.models.slots import context_window
 from easd.engine.request import Counts, Row
 from easd.engine.settings import Settings
-from easd.errors import ConfigError, InputError
+from easd.errors import ConfigError, InputError, NumericsError
 from easd.integrations.arguments import before_stop, run_config
 from easd.pairs.from_config import load
 
@@ -72,6 +72,7 @@ class EasdLM(TemplateLM):
         self.pair = load(self.config)
         self.tokenizer = self.pair.tokenizer
         self.counts = Counts()
+        self.failed: dict[str, str] = {}
         self._device = self.pair.target.device
 
     @classmethod
@@ -92,8 +93,9 @@ class EasdLM(TemplateLM):
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Returns the run's settings and its draft-token counts, for the harness's results file."""
-        return {"easd": self.config.to_dict(), "easd_counts": asdict(self.counts)}
+        """Returns settings, draft-token counts and failed items, for the harness's results file."""
+        counts = asdict(self.counts)
+        return {"easd": self.config.to_dict(), "easd_counts": counts, "easd_failed": self.failed}
 
     @property
     def eot_token_id(self) -> int:
@@ -145,22 +147,42 @@ class EasdLM(TemplateLM):
         return self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"]  # type: ignore[return-value]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Decodes every context under the rule, up to the task's stop strings."""
+        """Decodes every context under the rule, up to the task's stop strings.
+
+        An item with a fault of its own, such as NaN logits, has no text, which the harness counts
+        as wrong; a warning and `get_model_info` name it. If all have one, the first is raised.
+        """
         asked: list[tuple[Any, ...]] = [request.args for request in requests]
         alike: dict[str, list[int]] = defaultdict(list)
         for number, (_, kwargs) in enumerate(asked):
             alike[repr(sorted(kwargs.items()))].append(number)
         texts = [""] * len(requests)
+        failed: list[Row] = []
         with tqdm(total=len(requests), disable=disable_tqdm, desc="decoding by easd") as progress:
             for numbers in alike.values():
                 settings = self._settings(asked[numbers[0]][1])
-                for row in self._decode({n: asked[n][0] for n in numbers}, settings):
+                contexts = {number: asked[number][0] for number in numbers}
+                for row in self._decode(contexts, settings, failed.append):
                     number = row.request.number
                     text = self.tokenizer.decode(row.new_ids, skip_special_tokens=True)
                     texts[number] = before_stop(str(text), settings.stop)
                     self.cache_hook.add_partial("generate_until", asked[number], texts[number])
                     progress.update()
+        names = [f"{request.task_name} document {request.doc_id}" for request in requests]
+        self._tell({names[row.request.number]: row.error for row in failed}, len(requests))
         return texts
+
+    def _tell(self, failed: Mapping[str, Exception | None], total: int) -> None:
+        """Names items that failed, and why; raises the first one's fault where all did."""
+        self.failed |= {name: describe_error(error) for name, error in failed.items()}
+        for name, error in list(failed.items())[:1]:
+            if len(failed) == total and error is not None:
+                raise error
+            warnings.warn(
+                f"{len(failed)} of {total} items failed and count as wrong; the first, {name}: "
+                f"{describe_error(error)}",
+                stacklevel=3,
+            )
 
     def _settings(self, kwargs: Mapping[str, Any]) -> Settings:
         """Returns settings with a task's overrides; greedy unless it asks for sampling."""
@@ -194,15 +216,20 @@ class EasdLM(TemplateLM):
             asked["max_new_tokens"] = lengths[0]
         return RunConfig.from_dict(asked).settings
 
-    def _decode(self, contexts: Mapping[int, str], settings: Settings) -> Iterator[Row]:
-        """Yields rows as they end; contexts by request number."""
+    def _decode(
+        self,
+        contexts: Mapping[int, str],
+        settings: Settings,
+        on_failure: Callable[[Row], None],
+    ) -> Iterator[Row]:
+        """Yields rows as they end well; contexts by request number."""
         window = self.pair.context_window
         prompts = [
             _fitting(self.tok_encode(context) or [self.prefix_token_id], settings, window)
             for context in contexts.values()
         ]
         requests = make_requests(self.pair, prompts, settings, numbers=list(contexts))
-        for record in decode(self.pair, requests, settings):
+        for record in decode(self.pair, requests, settings, on_failure):
             for row in record.rows:
                 if row.finished:
                     self._count(row.counts)
@@ -241,7 +268,10 @@ class EasdLM(TemplateLM):
     def _loglikelihood_tokens(  # type: ignore[override]
         self, requests: Sequence[Scored], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Returns each continuation's log-probability, and whether greedy decoding writes it."""
+        """Returns each continuation's log-probability, and whether greedy decoding writes it.
+
+        Where the target's logits are NaN it is minus infinity, so that no such choice is best.
+        """
         if not self.config.settings.rule.lossless:
             warnings.warn(
                 "log-likelihoods are the target's own: the rule changes decoded texts only",
@@ -258,9 +288,14 @@ class EasdLM(TemplateLM):
                 scores = self._score([requests[i][1:] for i in batch])
                 for i, score in zip(batch, scores, strict=True):
                     found[i] = score
-                    if (asked := requests[i][0]) is not None:
+                    if (asked := requests[i][0]) is not None and score[0] == score[0]:
                         self.cache_hook.add_partial("loglikelihood", asked, score)
                 progress.update(len(batch))
+        why = NumericsError("the target's logits are NaN; check its files and its dtype")
+        failed = [i for i, (score, _) in enumerate(found) if score != score]
+        for i in failed:
+            found[i] = float("-inf"), False
+        self._tell({f"log-likelihood {i}": why for i in failed}, len(found))
         return found
 
     @torch.inference_mode()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationM
 from easd.core.couplings import Coupling
 from easd.core.rules import EASD, Rule, as_rule
 from easd.engine.engine import StepRecord
-from easd.engine.generate import decode
+from easd.engine.generate import decode, summary_of_failures
 from easd.engine.models.slots import CACHE_KEYWORDS
 from easd.engine.pair import Pair
 from easd.engine.request import Criterion, Request, Row
@@ -79,7 +80,9 @@ def custom_generate(
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decodes by `rule` with `draft_model`, under the user's own generation config.
 
-    Pass it as `custom_generate` to `model.generate`, together with the keywords below.
+    Pass it as `custom_generate` to `model.generate`, together with the keywords below. A row with a
+    fault of its own, such as NaN logits, ends early with a warning that names it, and the others go
+    on; if all rows have one, the first is raised.
 
     Args:
         draft_model: has the model's tokenizer; without one, the config's
@@ -130,13 +133,18 @@ def custom_generate(
             int(torch.randint(2**62, ())) if seed is None else seed,
         )
         done: list[Row] = []
-        for record in decode(Pair.of(model, draft_model), requests, settings):
+        failed: list[Row] = []
+        for record in decode(Pair.of(model, draft_model), requests, settings, failed.append):
             done += [row for row in record.rows if row.finished]
             if streamer is not None:
                 streamer.put(torch.tensor(record.committed[0]))
             if on_step is not None:
                 on_step(record)
-    done.sort(key=lambda row: row.request.number)
+        if failed and not done:
+            raise failed[0].error or AssertionError("a row fails by an error")
+    if failed:
+        warnings.warn(summary_of_failures(failed, len(requests)), stacklevel=2)
+    done = sorted([*done, *failed], key=lambda row: row.request.number)
     return _output(done, input_ids, generation_config)
 
 
@@ -307,7 +315,8 @@ def _output(
     scores = None
     if config.output_scores:
         # Behind a row's end, padding has probability 1.
-        certain = torch.full_like(rows[0].scores[0], float("-inf"))
+        scored = next(row for row in rows if row.scores)
+        certain = torch.full_like(scored.scores[0], float("-inf"))
         certain[pad_id] = 0.0
         padded = [row.scores + [certain] * (longest - len(row.scores)) for row in rows]
         scores = tuple(torch.stack(step) for step in zip(*padded, strict=True))

@@ -242,7 +242,9 @@ _GRADED = pa.schema(
             "text",
             "why decoding or grading failed (counted as wrong), or null",
         ),
-        column("finish_reason", _NAME, "name", "eos, stop or length; an endpoint's own word"),
+        column(
+            "finish_reason", _NAME, "name", "eos, stop, length or error; an endpoint's own word"
+        ),
         _PROMPT_TOKENS,
         column("new_tokens", pa.int32(), "tokens", "length of the text"),
         _BLOCKS,

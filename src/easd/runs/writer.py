@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -147,10 +147,10 @@ class RunFolder:
         """
         for name, value in now.items():
             if before.get(name) != value:
+                what, was, now_is = _difference(name, before.get(name), value)
                 raise TraceError(
-                    f"{str(self.folder)!r} holds a run with another {name} "
-                    f"({shown(before.get(name))}, now {shown(value)}); name another "
-                    "folder, or the settings it was begun with"
+                    f"{str(self.folder)!r} holds a run with {what} = {was}, not {now_is}; name "
+                    "another folder, or the settings it was begun with"
                 )
 
     def __enter__(self) -> RunFolder:
@@ -185,3 +185,26 @@ class RunFolder:
 
     def _save(self) -> None:
         write_json(self.folder / "run.json", seal_json(self.run))
+
+
+def _difference(what: str, before: Any, now: Any) -> tuple[str, str, str]:
+    """Where two values first differ, and what stands there in each, in words."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
+        return _difference(f"{what}: {key}", before.get(key), now.get(key))
+    if isinstance(before, list) and isinstance(now, list):
+        names = [_names(each) for each in (before, now)]
+        if names[0] != names[1]:
+            was, now_is = (", ".join(each) or "none" for each in names)
+            return what, was, now_is
+        place = next(place for place, each in enumerate(now) if each != before[place])
+        return _difference(f"{what}: {names[0][place]}", before[place], now[place])
+    was, now_is = ("none" if each is None else shown(each) for each in (before, now))
+    return what, was, now_is
+
+
+def _names(values: Sequence[Any]) -> list[str]:
+    return [
+        str(each.get("name", place)) if isinstance(each, Mapping) else shown(each)
+        for place, each in enumerate(values, 1)
+    ]

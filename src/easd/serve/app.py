@@ -80,6 +80,7 @@ class App:
             self._engine,
             num_rows=serving.num_rows,
             max_waiting=serving.max_queue,
+            prefill_tokens=serving.prefill_tokens,
             metrics=self.metrics,
         )
         self._reader = Reader(pair, serving)

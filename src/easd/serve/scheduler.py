@@ -18,9 +18,6 @@ from easd.engine.settings import Settings
 from easd.serve.errors import Refusal
 from easd.serve.metrics import Metrics
 
-# Prompt tokens cached between two steps of the texts that decode, which wait that long for them.
-PREFILL_TOKENS = 256
-
 _LONGEST_WAIT = 60  # Seconds that a refused client is told to wait at most.
 
 Observe = Callable[[StepRecord, int], Any]
@@ -104,13 +101,15 @@ class Scheduler:
 
     Everything except the engines' steps runs on the event loop, so nothing needs a lock. Requests
     share an engine if their rules run the models in the same way and they want the same noise. The
-    engines share the models and take turns, and `num_rows` and `PREFILL_TOKENS` limit all of them
+    engines share the models and take turns, and `num_rows` and `prefill_tokens` limit all of them
     together.
 
     Args:
         make_engine: makes an idle engine for settings and a number of rows.
         num_rows: texts decoded at once.
         max_waiting: texts that may wait beyond those.
+        prefill_tokens: prompt tokens cached between two steps of the texts that decode, which wait
+            that long for them.
         metrics: counts what happens.
     """
 
@@ -120,11 +119,13 @@ class Scheduler:
         *,
         num_rows: int,
         max_waiting: int,
+        prefill_tokens: int,
         metrics: Metrics,
     ) -> None:
         self._make_engine = make_engine
         self._num_rows = num_rows
         self._max_waiting = max_waiting
+        self._prefill_tokens = prefill_tokens
         self._metrics = metrics
         self._waiting: deque[tuple[Job, int]] = deque()
         self._running: dict[int, _Slot] = {}  # By the identity of the engine's request.
@@ -234,7 +235,7 @@ class Scheduler:
         observers = {key: slot.job.observe for key, slot in slots.items() if slot.job.observe}
         loop = asyncio.get_running_loop()
         try:
-            budget = max(1, PREFILL_TOKENS // len(self._engines))
+            budget = max(1, self._prefill_tokens // len(self._engines))
             updates = await loop.run_in_executor(
                 self._thread, _advance, engine, cancelled, observers, budget
             )

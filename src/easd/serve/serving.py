@@ -40,6 +40,7 @@ class Serving:
             None lets any name pass.
         api_key: required of clients, if any.
         max_queue: maximum number of texts that wait for a slot.
+        prefill_tokens: prompt tokens that are cached between two steps of running texts.
         max_body: maximum size of a request body in bytes.
         max_model_len: maximum length of a prompt and its text in tokens; the models' context
             window unless given.
@@ -51,11 +52,12 @@ class Serving:
     hosts: tuple[str, ...] | None = ()
     api_key: str | None = None
     max_queue: int = 256
+    prefill_tokens: int = 256
     max_body: int = 2**20
     max_model_len: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_queue", "max_body"):
+        for name in ("max_queue", "prefill_tokens", "max_body"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} lets nothing in; use 1 or more")
         if self.max_model_len is not None and self.max_model_len < 2:

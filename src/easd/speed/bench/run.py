@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from easd.engine.pair import Pair, provenance
+from easd.errors import NumericsError
 from easd.runs import TABLES, RunFolder, describe, open_run
 from easd.speed.bench.limits import check_memory, check_window
 from easd.speed.bench.systems import LONGEST, Load, System, Timing, decode_once
@@ -115,7 +116,12 @@ class Bench:
             draft_temperature=self.draft_temperature,
             tau_h=self.tau_h,
         )
-        return decode_once(system, self.pair, self._prompts(cell), load, seed)
+        try:
+            return decode_once(system, self.pair, self._prompts(cell), load, seed)
+        except NumericsError as error:
+            raise NumericsError(
+                f"{system.name} with {cell.batch} texts at once cannot be timed: {error}"
+            ) from None
 
     def _prompts(self, cell: Cell) -> list[Sequence[int]]:
         count = cell.batch * self.texts
