@@ -179,6 +179,9 @@ def test_a_run_leaves_a_folder_with_every_system_in_every_round(tmp_path, capsys
     ours = timings[~timings["system"].str.startswith("assisted")]
     parts = ours[[column for column in ours if column.endswith("_s")]].sum(axis=1)
     assert (parts <= ours["seconds"]).all()
+    operations = timings[timings["batch"] == 1].groupby("system")["operations"].median()
+    assert operations["target"] < operations["speculative 1"] < operations["speculative 2"]
+    assert timings["operations"].isna().equals(timings["system"].str.startswith("assisted"))
     assert json.loads((out / "run.json").read_text())["config"]["rounds"] == 2
     assert (out / "ratios.svg").stat().st_size > 1000
     assert "/ target" in capsys.readouterr().out

@@ -34,7 +34,7 @@ from easd.speed.bench.systems import KINDS, TEMPERED, Load, profiled
 from easd.speed.plan import CostModel, Shape, measure_here
 from easd.speed.plan.measure import describe
 
-_WIDTH = 116
+_WIDTH = 120
 _TOKENS = 64
 UNDRAFTED = ("target", "adaptive", "easd-adaptive")
 
@@ -288,7 +288,7 @@ def _ratios(cell: Cell, found: Sequence[Line], clock: Clock) -> Table:
 
 def _breakdown(cell: Cell, found: Sequence[Line]) -> Table:
     """Where tokens and time go, with the two factors of the ratio to `speculative`."""
-    columns = ("kept", "penal.", "tok/fwd", "ms/step", "x tok", "x steps")
+    columns = ("kept", "penal.", "tok/fwd", "ms/step", "ops", "x tok", "x steps")
     table = _table("system", *columns, *PARTS, "other")
     table.title = f"{_title(cell)}: tokens, steps (x: over speculative's), and time in percent"
     for line in _here(cell, found):
@@ -302,6 +302,7 @@ def _breakdown(cell: Cell, found: Sequence[Line]) -> Table:
             _number(line.penalty_rate, 4),
             _number(line.per_forward, 2),
             f"{line.step_ms:,.2f}",
+            _number(line.operations, 0),
             _number(over and over.tokens, 3),
             _number(over and over.steps, 3),
             *(f"{part:.1f}" for part in (*parts, 100 - sum(parts))),

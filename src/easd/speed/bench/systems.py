@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, fields, replace
 from time import perf_counter, process_time
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import set_seed
 
 from easd.core.couplings import Coupling
@@ -87,6 +89,7 @@ class Timing:
             time of this process's threads.
         tally: tokens, draft tokens, and seconds by part of the step.
         forwards: target forwards of the batch; the tally's `blocks` counts them per text.
+        operations: torch operations of a step; None where they are not counted.
         full: steps with every row in use, the only ones whose forwards are comparable;
             `full_draft`, `full_target` and `full_proposed` are their seconds and draft tokens.
     """
@@ -95,12 +98,13 @@ class Timing:
     cpu_seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     forwards: int = 0
+    operations: float | None = None
     full: int = 0
     full_draft: float = 0.0
     full_target: float = 0.0
     full_proposed: int = 0
 
-    def to_row(self) -> dict[str, float]:
+    def to_row(self) -> dict[str, float | None]:
         """Returns a row of the timings table; parts become `<part>_s`."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tally"}
         counts = {name: getattr(self.tally, name) for name in ("tokens", *COUNTED)}
@@ -117,6 +121,36 @@ def decode_once(
     timing.cpu_seconds = process_time() - cpu_begin
     timing.seconds = perf_counter() - begin
     return timing
+
+
+class _Counting(TorchDispatchMode):
+    """Counts the operations that torch dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_operations(
+    system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load
+) -> float | None:
+    """Decodes every prompt; returns the torch operations of a step, their median without the first.
+
+    A step of small models takes little but calls of operations. None for other engines' systems.
+    """
+    if system.kind == "assisted":
+        _assisted(system, pair, prompts, load, 0)
+        return None
+    settings = _settings(system, load, 0)
+    with _Counting() as counting:
+        counts = [
+            counting.count for _ in decode(pair, make_requests(pair, prompts, settings), settings)
+        ]
+    return float(np.median(np.diff(counts))) if len(counts) > 1 else None
 
 
 def profiled(system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load) -> str:
