@@ -46,6 +46,7 @@ from easd.pairs.smollm2 import HEAD_TOKEN_IDS, SMOLLM2, draft_folder
 # Where the gate refuses some of the tokens, as a user's setting would.
 OPENING = {"lab-a": {"tau_h": 0.05, "tau_o": 0.8}, "smollm2": {"tau_h": 1.5, "tau_o": 0.8}}
 NEVER = {"tau_h": 1e9}  # the gate is asked everything all the same
+POOL = {"name": "pool", "tau_h": 0, "tau_o": 0, "a": 1.4, "b": 0.5, "pick": "sample"}
 
 
 def folders(pair: str, scratch: Path) -> tuple[Path, Path]:
@@ -148,6 +149,9 @@ def main() -> None:
         "switched off": (plugin, False),
         "gate never opens": (plugin, NEVER),
         "gate opens": (plugin, OPENING[args.pair]),
+        "cascade": (plugin, {"name": "cascade"}),
+        "pool": (plugin, POOL),
+        "pool, redrawn": (plugin, {**POOL, "draft_at_bonus": True}),
     }
     speeds: dict[str, list[float]] = {name: [] for name in systems}
     shares: dict[str, list[float]] = {name: [] for name in systems}

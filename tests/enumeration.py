@@ -72,14 +72,14 @@ def with_tokens(step: Step, token: int) -> Step:
 
 def emitted(rule, step: Step, position: int, coupling="maximal") -> torch.Tensor:
     """Sum over draft tokens x of r(x) [accept(x) 1_x + penalty(x) R + reject(x) R'], [B, V]."""
-    batch = step.target_probs.shape[0]
+    batch, positions, vocab_size = step.target_probs.shape
     chosen_by = procedure(rule, coupling)
     at = torch.full((batch,), position)
-    total = torch.zeros(batch, V, dtype=torch.float64)
-    if position == K:
+    total = torch.zeros(batch, vocab_size, dtype=torch.float64)
+    if position == positions - 1:
         judgement = chosen_by.judge(step)
         return chosen_by.replacement(step, judgement, at, torch.zeros(batch, dtype=torch.bool))
-    for token in range(V):
+    for token in range(vocab_size):
         chosen = with_tokens(step, token)
         judgement = chosen_by.judge(chosen)
         accept = judgement.accept_prob[:, position]

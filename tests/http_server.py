@@ -45,13 +45,17 @@ class Running:
     def post(self, path: str, body: object, **named) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60, **named)
 
+    def stream(self, path: str, body: object):
+        """A context in which the answer to a request comes as it is made."""
+        return httpx.stream("POST", self.url + path, json=body, timeout=60)
+
     def complete(self, prompt: str = PROBLEM, **body) -> httpx.Response:
         """A completion of the one model there is."""
         return self.post("/v1/completions", {"model": self.app.pair.name, "prompt": prompt, **body})
 
     def metrics(self) -> dict[str, float]:
         """Metrics by name and labels."""
-        lines = httpx.get(self.url + "/metrics").text.splitlines()
+        lines = httpx.get(self.url + "/metrics", timeout=60).text.splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
         label = re.compile(r'(?<=[{,])model_name="[^"]*",?')
         return {

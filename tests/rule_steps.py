@@ -33,6 +33,8 @@ OPEN = {"tau_h": 0.3, "tau_o": 0.4}  # a gate that is open at some rows and clos
 OWN = {name: OPEN if issubclass(rule_type(name), EntropyGated) else {} for name in rule_names()}
 OWN["random-refusal"] = {"rate": 0.4}
 OWN["pool"] = OPEN | {"a": 1.3, "b": -0.7, "draft_at_bonus": True}
+OWN["pool-everywhere"] = {"a": 1.3, "b": 0.7}
+OWN["pool-by-gate"] = OPEN | {"a": 1.3, "b": 0.7, "open_b": -0.5}
 OWN["fly"] = {"tau_h": 0.3, "window": 0}  # with a window there is no law per position
 
 

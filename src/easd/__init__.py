@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from easd.core.rules.keep_near_top import KeepNearTop as KeepNearTop
     from easd.core.rules.lenience import Lenient as Lenient
     from easd.core.rules.pool import Pool as Pool
+    from easd.core.rules.pool_everywhere import PoolByGate as PoolByGate
+    from easd.core.rules.pool_everywhere import PoolEverywhere as PoolEverywhere
     from easd.core.rules.relaxed_pool import RelaxedPool as RelaxedPool
     from easd.core.rules.sharpened import Greedy as Greedy
     from easd.core.rules.sharpened import Sharpened as Sharpened
@@ -49,6 +51,7 @@ _HOMES = {
     f"{_RULES}.keep_near_top": ("KeepNearTop",),
     f"{_RULES}.lenience": ("Lenient",),
     f"{_RULES}.pool": ("Pool",),
+    f"{_RULES}.pool_everywhere": ("PoolByGate", "PoolEverywhere"),
     f"{_RULES}.relaxed_pool": ("RelaxedPool",),
     f"{_RULES}.sharpened": ("Greedy", "Sharpened"),
     f"{_RULES}.typical_acceptance": ("TypicalAcceptance",),
@@ -77,6 +80,8 @@ __all__ = [
     "Lenient",
     "Pair",
     "Pool",
+    "PoolByGate",
+    "PoolEverywhere",
     "RandomRefusal",
     "RelaxedPool",
     "Rule",

@@ -112,6 +112,7 @@ def load_config(
     overrides: Mapping[str, Any] | None = None,
     *,
     fill: Fill | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Reads a YAML file and lays dotted overrides over it, such as `{"rule.tau_h": 1.2}`.
 
@@ -119,6 +120,7 @@ def load_config(
         path: the file; without one everything is as by default.
         overrides: settings by name, dotted for fields of the rule.
         fill: adds to the rule's mapping what neither of them says, such as a calibration.
+        defaults: settings where neither of them says any.
 
     Raises:
         EasdError: The file cannot be read, or what results is not a valid run.
@@ -128,7 +130,8 @@ def load_config(
     for name, value in (overrides or {}).items():
         _override(values, name, value)
     if fill is not None:
-        values["rule"] = fill(_rule_mapping(values.get("rule") or "easd"))
+        values["rule"] = fill(_rule_mapping(values.get("rule") or {}))
+    values = {**(defaults or {}), **values}
     return RunConfig.from_dict(values)
 
 

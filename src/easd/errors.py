@@ -1,7 +1,11 @@
-"""Errors a user can mend. Each message names the value, the limit and the way out."""
+"""Errors a user can mend. Each message names the value, the limit and the way out.
+
+Beside them stands how text that is not ours is quoted and shown.
+"""
 
 from __future__ import annotations
 
+import re
 from reprlib import Repr
 from typing import Any
 
@@ -43,12 +47,17 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
+def visible(text: str) -> str:
+    """The text with control, bidirectional and zero-width characters spelt out."""
+    return _UNSEEN.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
+
+
 def one_line(message: str) -> str:
-    """A message as people are shown it: one line, not endless, control characters escaped."""
+    """A message as people are shown it: one line, of bounded length, `visible`."""
     text = " ".join(message.split())
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return visible(text)
 
 
 class _Short(Repr):
@@ -67,3 +76,7 @@ class _Short(Repr):
 
 _SHORT = _Short()
 _LONGEST = 1000
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    r"\ufeff\ufff9-\ufffb]"
+)

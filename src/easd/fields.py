@@ -171,6 +171,11 @@ def check_fields(owner: Any, error: type[EasdError]) -> None:
             object.__setattr__(owner, name, tuple(value))
 
 
+def bounds_of(kind: Kind) -> Within | None:
+    """The bounds of a number, declared or those of its type; None for anything else."""
+    return kind.within or (_NUMBERS[kind.kind][1] if kind.kind in _NUMBERS else None)
+
+
 def _wrong(value: Any, kind: Kind) -> str | None:
     """What is wrong with a value and what to use instead; None where nothing is."""
     if kind.choices:
@@ -178,11 +183,12 @@ def _wrong(value: Any, kind: Kind) -> str | None:
         return None if value in kind.choices else f"is not known; choose one of {allowed}"
     if kind.kind is bool:
         return None if isinstance(value, bool) else "is neither true nor false; use one of them"
-    if kind.kind not in _NUMBERS:
+    if kind.kind is str:
+        return None if isinstance(value, str) else "is no text; use one"
+    within = bounds_of(kind)
+    if within is None:
         return None
-    numbers, without_bounds = _NUMBERS[kind.kind]
-    within = kind.within or without_bounds
-    if isinstance(value, bool) or not isinstance(value, numbers):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS[kind.kind][0]):
         what = "whole number" if kind.kind is int else "number"
         return f"is no {what}; use {within.limits(kind.kind)}"
     if not within.admits(value):

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from easd.core.gate import Gate
+from easd.errors import visible
 from easd.runs.schema import EMITTED, EXAMINED
-from easd.runs.texts import visible
 
 expect = pytest.importorskip("playwright.sync_api").expect
 TOP_N = 5

@@ -158,7 +158,7 @@ def test_no_command_shows_the_help(easd):
         (["--tau-o", "-0.1"], r"tau_o = -0.1 .* \[0, 1\]"),
         (["--tau-o", "much"], "--tau-o"),
         (["--tau-h", "much"], "tau_h = 'much'"),
-        (["--gamma", "0"], "gamma = 0 .* 1 or more"),
+        (["--gamma", "0"], "gamma = 0 .* 1 to 256"),
         (["--gamma", "x"], "--gamma"),
         (["--rule", "eazd"], "'eazd' .* speculative"),
         (["--rule", "speculative", "--tau-h", "1"], "no field 'tau_h'"),

@@ -13,7 +13,7 @@ import pytest
 import serving
 from serving import Faults, LabServer, Proxy, running
 
-from easd.core.rules import EASD
+from easd.core.rules import EASD, make_rule
 from easd.engine.generate import generate
 from easd.errors import EasdError
 from easd.evaluate.endpoint import client
@@ -368,7 +368,7 @@ def test_the_vllm_dialect_speaks_as_the_plugin_listens():
         {
             "endpoint": {"url": "http://somewhere:1", "model": "m", "dialect": "vllm"},
             "tasks": ["lab-a:1"],
-            "systems": ["speculative", "easd", "easd:tau_h=1.2,tau_o=0.6"],
+            "systems": ["speculative", "easd", "easd:tau_h=1.2,tau_o=0.6", "pool:a=1.4,b=0.5"],
         }
     )
     from easd.evaluate.endpoint.servers import DIALECTS
@@ -381,6 +381,7 @@ def test_the_vllm_dialect_speaks_as_the_plugin_listens():
     assert asked[1] == serving.rule
     assert asked[2].tau_h == 1.2
     assert asked[2].tau_o == 0.6
+    assert asked[3] == make_rule("pool", a=1.4, b=0.5)
     with pytest.raises(EasdError, match="is not understood"):
         serving.rule_for(DIALECTS["vllm"].wrong["vllm_xargs"])
 

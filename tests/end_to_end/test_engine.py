@@ -116,8 +116,12 @@ def test_prompt_lookup_proposes_and_is_accepted_on_repetitive_text():
         )
         for n in range(2)
     ]
-    done = run((target, None), asked, rule=Speculative(), drafter="prompt-lookup", gamma=5)
+    lookup = {"rule": Speculative(), "drafter": "prompt-lookup", "gamma": 5}
+    done = run((target, None), asked, **lookup)
     assert all(row.counts.proposed > 0 for row in done.values())
+    first = next(iter(decode(Pair.of(target), asked, Settings(**lookup))))
+    assert first.step.num_draft_tokens.tolist() == [5, 5]
+    assert first.step.draft_tokens.tolist() == [[5, 6, 7, 8, 5]] * 2
     greedy = run((target, None), asked, rule=TargetOnly())
     assert {n: row.ids for n, row in done.items()} == {n: row.ids for n, row in greedy.items()}
 

@@ -268,7 +268,7 @@ def test_chat_messages_go_through_the_template(monkeypatch, pair):
     [
         ({"logprobs": True}, "logprobs = True cannot be honoured"),
         ({"frequency_penalty": 0.5}, "frequency_penalty = 0.5 cannot be honoured"),
-        ({"top_p": 0.0}, "top_p = 0.0 keeps nothing"),
+        ({"top_p": 0.0}, "top_p = 0.0 is not a share"),
         ({"stop_seqs": [""]}, "a stop string is empty"),
     ],
 )

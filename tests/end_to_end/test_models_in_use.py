@@ -42,7 +42,7 @@ def test_threads_that_share_a_model_write_what_each_writes_alone():
         llama_config(hidden_size=256, intermediate_size=512), spread=4.0, dtype=torch.float32
     )
     draft = near(target)
-    before = target.config._attn_implementation
+    before = [model.config._attn_implementation for model in (target, draft)]
     alone = [ids(generate(target, draft, prompt, **GREEDY)) for prompt in ASKED[:2]]
     plain = plainly(target, ASKED[0])
     with ThreadPoolExecutor(3) as pool:
@@ -50,7 +50,7 @@ def test_threads_that_share_a_model_write_what_each_writes_alone():
         ours = [pool.submit(generate, target, draft, prompt, **GREEDY) for prompt in ASKED[:2]]
         assert [ids(each.result()) for each in ours] == alone
         assert theirs.result() == plain
-    assert target.config._attn_implementation == before
+    assert [model.config._attn_implementation for model in (target, draft)] == before
     assert plainly(target, ASKED[0]) == plain
 
 
@@ -58,9 +58,8 @@ def test_training_mode_works_where_it_changes_no_forward():
     target, draft = fresh_pair()
     evaluated = ids(generate(target, draft, ASKED, **GREEDY))
     assert ids(generate(target.train(), draft, ASKED, **GREEDY)) == evaluated
-    for (
-        layer
-    ) in target.model.layers:  # What enables it is called differently from version to version.
+    # What enables it is called differently from version to version.
+    for layer in target.model.layers:
         layer.gradient_checkpointing = True
     with pytest.raises(ModelError, match=r"gradient checkpointing.*call model\.eval\(\)"):
         generate(target, draft, ASKED, **GREEDY)

@@ -16,7 +16,10 @@ from models import (
 from transformers.generation import logits_process as hf
 
 from easd.core.rules import EASD, Speculative, TargetOnly
+from easd.engine.generate import decode
+from easd.engine.pair import Pair
 from easd.engine.sampling import NoEndBefore, Processing
+from easd.engine.settings import Settings
 from easd.errors import NumericsError
 
 GATED = EASD(tau_h=1.5, tau_o=0.8)
@@ -118,6 +121,24 @@ def test_processors_see_the_prefix_of_their_own_position():
     asked = requests(TEXTS[:5], **fields)
     blocks = texts(llama_pair(), asked, rule=Speculative(), coupling="shared", gamma=6)
     assert blocks == texts(llama_pair(), asked, rule=TargetOnly(), coupling="shared")
+
+
+def test_raw_probabilities_are_cut_nowhere():
+    """Not even where a truncation stands before a processor that looks at the prefix."""
+    warpers = (hf.TemperatureLogitsWarper(0.5), hf.TopKLogitsWarper(3), hf.TopPLogitsWarper(0.9))
+    asked = requests(
+        TEXTS[:3], processing=Processing((*warpers, hf.RepetitionPenaltyLogitsProcessor(1.1)))
+    )
+    settings = Settings(rule=EASD(tau_h=1.5, entropy_of="raw"), batch_size=3)
+    steps = [record.step for record in decode(Pair.of(*llama_pair()), asked, settings)]
+    for step in steps:
+        drafted = torch.arange(step.draft_tokens.shape[1]) < step.num_draft_tokens[:, None]
+        for cut, raw in (
+            (step.target_probs, step.raw_target_probs),
+            (step.draft_probs, step.raw_draft_probs),
+        ):
+            assert ((cut > 0).sum(-1) <= 3)[:, :-1][drafted].all()
+            assert (raw > 0).all(-1)[:, :-1][drafted].all()
 
 
 @pytest.mark.parametrize("ends", [[3], [2, 7, 99]], ids=str)  # 99 is no token of the model

@@ -18,6 +18,7 @@ from easd.core.noise import Noise
 from easd.core.reference import Reference
 from easd.core.rules import EASD, DraftOnly, RandomRefusal, Speculative, TargetOnly
 from easd.core.rules.pool import Pool
+from easd.core.rules.pool_everywhere import PoolEverywhere
 from easd.core.signals import entropy
 from easd.engine.drafters import ModelDrafter
 from easd.engine.settings import Settings
@@ -132,19 +133,40 @@ LAWS_WITHOUT_BLOCKS = [
     Speculative(),
     replace(GATED, draft_at_bonus=True),
     Pool(tau_h=GATED.tau_h, tau_o=GATED.tau_o, b=0.5, draft_at_bonus=True),
+    PoolEverywhere(a=0.8, b=-0.9, plausible=0.02),
 ]
+NAMES = ["speculative", "easd", "pool", "pool-everywhere"]
 
 
 @pytest.mark.parametrize("draft", [NEAR, FAR], ids=["near", "far"])
-@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=["speculative", "easd", "pool"])
+@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=NAMES)
 @pytest.mark.parametrize("coupling", ["maximal", "block", "published"])
 def test_blocks_that_end_early_keep_the_law(rule, draft, coupling):
     if draft == FAR and not isinstance(rule, Speculative):
         pytest.skip("what a gate does depends on the draft")
+    if coupling == "published" and rule.published() is None:
+        pytest.skip("without a procedure of its own it is decoded as maximal")
     observed = emitted(
         rule, gamma=3, draft=draft, length=4, least_block_prob=0.4, coupling=coupling
     )
     assert p_value(observed, exact_law(rule, 3, length=4)) > PASS
+
+
+def test_a_pool_that_does_not_ask_the_draft_at_the_bonus_would_be_seen():
+    asked = replace(LAWS_WITHOUT_BLOCKS[-1], plausible=0.0)
+    unasked = replace(asked, draft_at_bonus=False)
+    assert p_value(emitted(unasked, gamma=1), exact_law(asked, 1)) < FAIL
+
+
+def test_a_greedy_pool_writes_the_best_token_of_the_pool():
+    rule = LAWS_WITHOUT_BLOCKS[-1]
+    text: tuple[int, ...] = ()
+    oracle = replace(reference(rule), greedy=True)
+    for _ in range(12):
+        text += (int(oracle.token_law(PROMPT + text).argmax()),)
+    for gamma, coupling in ((1, "maximal"), (4, "block"), (3, "shared")):
+        options = {"gamma": gamma, "coupling": coupling, "temperature": 0}
+        assert emitted(rule, count=2, length=12, **options) == [list(text)] * 2
 
 
 def test_a_stop_that_knows_the_undrawn_token_would_be_seen(monkeypatch):
@@ -227,7 +249,7 @@ def test_sequences_under_shared_noise_follow_the_law(rule):
 
 
 @pytest.mark.parametrize("draft", [NEAR, FAR], ids=["near", "far"])
-@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=["speculative", "easd", "pool"])
+@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=NAMES)
 @pytest.mark.parametrize("draft_temperature", [None, 0, 0.6])
 def test_blocks_verified_jointly_follow_the_law(rule, draft, draft_temperature):
     if draft == FAR and not isinstance(rule, Speculative):
@@ -244,7 +266,7 @@ def test_blocks_verified_jointly_follow_the_law(rule, draft, draft_temperature):
     assert p_value(observed, exact_law(rule, 3, length=4)) > PASS
 
 
-@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=["speculative", "easd", "pool"])
+@pytest.mark.parametrize("rule", LAWS_WITHOUT_BLOCKS, ids=NAMES)
 @pytest.mark.parametrize("draft_temperature", [0, 0.6, 1.7])
 @pytest.mark.parametrize("coupling", ["maximal", "shared"])
 def test_the_draft_temperature_does_not_change_the_law(rule, draft_temperature, coupling):

@@ -1,6 +1,5 @@
 """Full queues, clients that leave, stall or never finish, and models that break."""
 
-import asyncio
 import contextlib
 import json
 import resource
@@ -22,11 +21,7 @@ from http_server import (
     still_serves,
 )
 
-from easd.config import load_config
-from easd.engine.generate import make_engine, make_requests
 from easd.serve import limits
-from easd.serve.metrics import Metrics
-from easd.serve.scheduler import Job, Scheduler
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +32,10 @@ def server():
 
 def test_a_full_queue_says_when_to_try_again():
     with endless_server({"max_queue": 1}, batch_size=1) as server:
-        with httpx.stream("POST", server.url + COMPLETIONS, json=long_text()) as first:
+        with server.stream(COMPLETIONS, long_text()) as first:
             lines = first.iter_lines()
             next(lines)
-            with httpx.stream("POST", server.url + COMPLETIONS, json=long_text()):
+            with server.stream(COMPLETIONS, long_text()):
                 server.wait_for("easd_texts_waiting", 1)
                 response = server.complete("w5")
                 error = refusal(response, 429, "at most 1")
@@ -65,7 +60,7 @@ def test_a_client_that_leaves_its_stream_frees_its_slot(path):
         body = long_text()
         if path == DECODE:
             del body["stream"]
-        with httpx.stream("POST", server.url + path, json=body) as stream:
+        with server.stream(path, body) as stream:
             next(stream.iter_lines())
         quiet(server)
         assert server.complete("w5", max_tokens=3).status_code == 200
@@ -77,42 +72,6 @@ def test_a_client_that_leaves_before_its_answer_frees_its_slots():
             httpx.post(server.url + COMPLETIONS, json=long_text(stream=False, n=5), timeout=0.5)
         quiet(server)
         assert server.metrics()["easd_texts_waiting"] == 0
-
-
-def test_a_cancelled_job_is_gone_within_one_step():
-    pair = endless()
-    settings = load_config(None, {"batch_size": 2, "max_new_tokens": 500}).settings
-    steps = []
-
-    def job(watched=False):
-        requests = make_requests(pair, [[5, 6]], settings)
-        observe = (lambda record, place: steps.append(len(record.rows))) if watched else None
-        return Job(requests, settings, observe)
-
-    async def scenario():
-        scheduler = Scheduler(
-            lambda settings, rows: make_engine(pair, settings, num_rows=rows),
-            num_rows=2,
-            max_waiting=2,
-            metrics=Metrics("endless", 4),
-        )
-        running = asyncio.create_task(scheduler.run())
-        leaving, staying, next_one = job(), job(watched=True), job()
-        for one in (leaving, staying, next_one):
-            scheduler.submit(one)
-        await leaving.updates.get()
-        await staying.updates.get()
-        assert next_one.updates.empty()
-        scheduler.cancel(leaving)
-        seen = len(steps)
-        await next_one.updates.get()
-        # One step was under way, and the next one has the newcomer.
-        assert len(steps) - seen <= 2
-        assert leaving.updates.qsize() <= 1
-        assert steps[-1] == 2
-        running.cancel()
-
-    asyncio.run(scenario())
 
 
 def test_models_that_break_fail_their_requests_alone(server):
@@ -133,14 +92,15 @@ def test_models_that_break_fail_their_requests_alone(server):
 
 def test_an_observer_that_fails_fails_its_request_alone(monkeypatch):
     monkeypatch.setattr("easd.serve.decode_events.tokens_table", None)
-    with endless_server(batch_size=2) as server:
-        url = server.url + COMPLETIONS
-        with httpx.stream("POST", url, json=long_text(max_tokens=100)) as other:
-            lines = other.iter_lines()
-            next(lines)
-            told = events(server.post(DECODE, {"prompt": "w5", "max_tokens": 9}))
-            assert [event["type"] for event in told] == ["run", "error"]
-            assert [line for line in lines if line][-1] == "data: [DONE]"
+    with (
+        endless_server(batch_size=2) as server,
+        server.stream(COMPLETIONS, long_text(max_tokens=100)) as other,
+    ):
+        lines = other.iter_lines()
+        next(lines)
+        told = events(server.post(DECODE, {"prompt": "w5", "max_tokens": 9}))
+        assert [event["type"] for event in told] == ["run", "error"]
+        assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
 def raw(server, *chunks):

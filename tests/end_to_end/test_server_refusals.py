@@ -22,6 +22,7 @@ from openai import OpenAI
 from easd.core.rules import RULES
 from easd.engine.settings import Settings
 from easd.fields import described
+from easd.serve.requests import SAMPLING
 
 MESSAGES = [{"role": "user", "content": PROBLEM}]
 
@@ -298,6 +299,14 @@ def test_every_setting_of_a_text_can_be_asked_for(server):
     (choice,) = words.json()["choices"]
     assert words.json()["usage"]["completion_tokens"] == 30
     assert "=" not in choice["text"].split()
+
+
+def test_no_setting_of_a_text_takes_more_than_it_can_hold(server):
+    for setting, name in SAMPLING.items():
+        field = described(Settings)[setting]
+        if field.kind in (int, float):
+            for value in HUGE if field.kind is int else HUGE[1:]:
+                assert error_of(server, prompt="1", **{name: value})["param"] == name
 
 
 def test_more_texts_than_allowed_in_all(server):

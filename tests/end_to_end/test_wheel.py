@@ -23,7 +23,7 @@ pytestmark = pytest.mark.wheel
 def built(tmp_path_factory):
     """A folder with the source distribution, and the wheel built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    run(sys.executable, "-m", "build", "--installer", "uv", "--outdir", folder, ROOT)
     return folder
 
 
@@ -83,11 +83,10 @@ def test_it_has_its_notices_presets_and_types(wheel):
 
 def test_it_works_with_the_newest_of_everything(wheel, tmp_path):
     venv = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", venv)
+    uv = Path(sys.executable).with_name("uv")
+    run(uv, "venv", "--python", sys.executable, venv)
     commands = venv / "bin"
-    pip = (commands / "python", "-m", "pip", "--disable-pip-version-check")
-    install = (*pip, "install", "--quiet", "-c", ROOT / "constraints.txt")
-    run(*install, "--upgrade", "pip")
+    install = (uv, "pip", "install", "--python", venv, "-c", ROOT / "constraints.txt")
     run(*install, wheel)
     installed.decode(commands, tmp_path)
     installed.evaluate(commands, tmp_path)
@@ -103,4 +102,4 @@ def test_it_works_with_the_newest_of_everything(wheel, tmp_path):
     run(*install, f"{wheel}[study,serve]")
     installed.report(commands, tmp_path)
     installed.serve(commands, tmp_path)
-    run(*pip, "check")
+    run(uv, "pip", "check", "--python", venv)

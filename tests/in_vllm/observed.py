@@ -24,6 +24,7 @@ class Verified:
     target_logits: torch.Tensor  # [N, V]
     greedy: torch.Tensor  # bool [B]
     output: torch.Tensor  # [B, K+1], -1 behind the end
+    judged: torch.Tensor | None = None  # [N, V], the logits that took the target's place
 
     def step(self):
         """The step that easd's engine would have verified, and where each draft token lies."""
@@ -70,6 +71,7 @@ def verifications(engine):
                 target_logits=before[2],
                 greedy=greedy,
                 output=output.clone(),
+                judged=target.clone(),
             )
         )
         return output

@@ -68,7 +68,7 @@ def test_scheduling_ahead_changes_no_token(gated, ahead, kind):
     assert decode(ahead, params) == decode(gated, params)
 
 
-def check_penalties(engine, prompts, params, rules):
+def check_penalties(engine, prompts, params, rules, least=10):
     """Every verification of the engine against `rules`, and the counts against what was seen."""
     before = statistics(engine)
     with verifications(engine) as seen:
@@ -92,7 +92,7 @@ def check_penalties(engine, prompts, params, rules):
                     assert call.output[row, position] != step.draft_tokens[row, position]
     after = statistics(engine)
     assert {name: after[name] - before[name] for name in counted} == counted
-    assert 10 < counted["penalised"] < counted["examined"]
+    assert least < counted["penalised"] < counted["examined"]
     assert after["unasked"] == before["unasked"]
 
 
@@ -122,7 +122,7 @@ def test_a_batch_mate_does_not_open_or_close_a_gate(gated):
 
 
 def test_a_bad_request_is_refused_and_the_engine_goes_on(gated):
-    with pytest.raises(VLLMValidationError, match="'tau' cannot be set per request"):
+    with pytest.raises(VLLMValidationError, match="no field 'tau'"):
         decode(gated, sampled(extra_args={"easd": {"tau": 1}}), prompts=PROMPTS[:1])
     assert decode(gated, sampled(max_tokens=3), prompts=PROMPTS[:1])
 

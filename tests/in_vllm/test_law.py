@@ -7,14 +7,26 @@ from vllm.v1.sample import rejection_sampler
 from vllm.v1.sample.logits_processor import LogitsProcessors
 from vllm.v1.sample.metadata import SamplingMetadata
 
-from easd.core.rules import EASD
+from easd.core.gate import ALL_CONDITIONS
+from easd.core.rules import EASD, make_rule
 from easd.core.step import Step
 from easd.integrations.vllm import worker
+from easd.integrations.vllm.batch import Batch
 from easd.integrations.vllm.gate import Tally
+from easd.integrations.vllm.serving import Serving
 
 SAMPLES = 1_000_000
+ROWS = 10_000
 VOCAB = 12
-RULE = EASD(tau_h=1.0, tau_o=0.6)
+GATE = {"tau_h": 1.0, "tau_o": 0.6}
+RULE = EASD(**GATE)
+# What is drawn from its law, which takes the target's place.
+DRAWN = {
+    "easd": EASD(**GATE, draft_at_bonus=True),
+    "pool": make_rule("pool", **GATE, a=1.3, b=-0.7, pick="sample", draft_at_bonus=True),
+    "typical-acceptance": make_rule("typical-acceptance"),
+    "cascade": make_rule("cascade", deferral="token"),
+}
 
 
 def pair(kind):
@@ -35,18 +47,22 @@ def law(kind, rule=RULE):
         draft_probs=torch.stack([draft_probs, torch.zeros(VOCAB)])[None].double(),
         target_probs=torch.stack([target_probs, target_probs])[None].double(),
     )
-    assert rule.signals(step)["gate"][0, 0] == float(kind == "open")
+    if "gate" in rule.signals(step) and rule.name != "typical-acceptance":
+        assert rule.signals(step)["gate"][0, 0] == float(kind == "open")
     return rule.law(step)[0, 0]
 
 
-def emitted(kind, seed=5):
-    """Counts [V] of the first token that vLLM's sampler emits, drafts drawn from the draft."""
+def emitted(kind, seed=5, rule=RULE, coupling=None):
+    """Counts [V] of the first token that vLLM's sampler emits, drafts drawn from the draft.
+
+    A rule that gates the bonus position never has a token of the target's there.
+    """
     torch.manual_seed(seed)
     draft_probs, target_probs = pair(kind)
     counts = torch.zeros(VOCAB, dtype=torch.int64)
-    rows, unused = 10_000, torch.zeros(0)
+    unused = torch.zeros(0)
     sampling = SamplingMetadata(
-        temperature=torch.ones(rows),
+        temperature=torch.ones(ROWS),
         all_greedy=False,
         all_random=True,
         top_p=None,
@@ -63,28 +79,32 @@ def emitted(kind, seed=5):
         bad_words_token_ids={},
         logitsprocs=LogitsProcessors(),
     )
-    rule_of = torch.zeros(rows, dtype=torch.int64)
-    batch = worker.Batch(rules=(RULE,), rule_of=rule_of, tally=Tally(torch.device("cpu")))
+    serving = Serving(rule=rule, coupling=coupling)
+    batch = Batch.of([rule] * ROWS, serving, Tally(torch.device("cpu")), torch.device("cpu"))
     token = worker._batch.set(batch)
     try:
-        for _ in range(SAMPLES // rows):
+        for _ in range(SAMPLES // ROWS):
             output = rejection_sampler.rejection_sample(
-                draft_probs.multinomial(rows, replacement=True).int(),
-                [1] * rows,
+                draft_probs.multinomial(ROWS, replacement=True).int(),
+                [1] * ROWS,
                 1,
-                torch.arange(1, rows + 1, dtype=torch.int32),
-                draft_probs.repeat(rows, 1),
-                target_probs.log().repeat(rows, 1),
-                torch.zeros(rows, 1, dtype=torch.int32),
+                torch.arange(1, ROWS + 1, dtype=torch.int32),
+                draft_probs.repeat(ROWS, 1),
+                target_probs.log().repeat(ROWS, 1),
+                torch.zeros(ROWS, 1, dtype=torch.int32),
                 sampling,
             )
             counts += torch.bincount(output[:, 0].long(), minlength=VOCAB)
+            if rule.draft_at_bonus:
+                assert (output[:, 1] == -1).all()  # no token of the target's behind the block
     finally:
         worker._batch.reset(token)
     return counts
 
 
 def p_value(counts, law):
+    assert counts[law == 0].sum() == 0
+    counts, law = counts[law > 0], law[law > 0]
     expected = law * counts.sum()
     assert expected.min() > 5
     statistic = ((counts - expected) ** 2 / expected).sum()
@@ -111,3 +131,21 @@ def test_a_planted_bug_is_found(gated, monkeypatch, bug):
     penalise_ = worker.penalise_
     monkeypatch.setattr(worker, "penalise_", buggy)
     assert p_value(emitted("open"), law("open")) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["open", "closed"])
+@pytest.mark.parametrize("rule", DRAWN.values(), ids=DRAWN)
+def test_any_law_is_drawn_from(gated, rule, kind):
+    assert p_value(emitted(kind, rule=rule, coupling="maximal"), law(kind, rule)) > 0.001
+
+
+def test_laws_that_are_not_put_are_found(gated, monkeypatch):
+    monkeypatch.setattr(worker, "log_laws", lambda *args: (args[4], asked(args[2])))
+    counts = emitted("open", rule=DRAWN["easd"], coupling="maximal")
+    assert p_value(counts, law("open", DRAWN["easd"])) < 1e-6
+
+
+def asked(rule_of):
+    """A gate that never opens."""
+    closed = torch.zeros_like(rule_of, dtype=torch.bool)
+    return worker.Gates(asked=~closed, met=dict.fromkeys(ALL_CONDITIONS, closed), open=closed)

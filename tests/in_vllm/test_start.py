@@ -1,15 +1,32 @@
 """What stops an engine before it starts."""
 
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
-import vllm
 from in_vllm.conftest import ARGUMENTS, SPECULATION
 from vllm.engine.arg_utils import EngineArgs
 
+from easd.core.rules import EASD
 from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm import EXTENSION
-from easd.integrations.vllm.start import check_second_runner, check_version
+from easd.integrations.vllm.seams import (
+    FIRST_RUNNER,
+    METRICS,
+    REQUESTS,
+    SECOND_RUNNER,
+    changed_in,
+    check_seams,
+)
+from easd.integrations.vllm.serving import Serving
+from easd.integrations.vllm.start import check_second_runner, check_verification
+from easd.integrations.vllm.worker import check_drafter
+
+EVERY = (*REQUESTS, *METRICS, *FIRST_RUNNER, *SECOND_RUNNER)
+# Where V2's `rejection_sample` is defined.
+UTILS = "vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils"
 
 
 def configured(easd, **arguments):
@@ -29,7 +46,7 @@ def test_nothing_changes_while_not_configured():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"speculative_config": None}, "needs a draft model"),
+        ({"speculative_config": None}, "needs a draft;"),
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
             "method = 'ngram' cannot be served",
@@ -62,11 +79,24 @@ def test_a_rule_that_does_not_fit_stops_the_engine(values):
         configured(values)
 
 
-def test_an_untried_version_is_refused(monkeypatch):
-    check_version()
-    monkeypatch.setattr(vllm, "__version__", "0.99.1")
-    with pytest.raises(ConfigError, match=r"vLLM 0.99.1 was not tested"):
-        check_version()
+@pytest.mark.parametrize(
+    ("method", "second_runner", "coupling", "says"),
+    [
+        ("block", False, None, "needs vLLM's V2 model runner"),
+        ("block", True, "maximal", "coupling = 'maximal' and rejection_sample_method = 'block'"),
+        ("standard", True, "block", "coupling = 'block' and rejection_sample_method = 'standard'"),
+    ],
+)
+def test_a_verification_that_is_another_coupling_is_refused(method, second_runner, coupling, says):
+    check_verification("standard", second_runner, Serving(rule=EASD()))
+    check_verification("block", True, Serving(rule=EASD()))
+    with pytest.raises(ConfigError, match=says):
+        check_verification(method, second_runner, Serving(rule=EASD(), coupling=coupling))
+
+
+def test_a_drafter_without_probabilities_is_refused():
+    with pytest.raises(ConfigError, match="SimpleNamespace keeps no draft probabilities"):
+        check_drafter(SimpleNamespace(drafter=SimpleNamespace()))
 
 
 @pytest.mark.parametrize("setting", ["watermark_config", "enable_batch_sharded_sampling"])
@@ -78,14 +108,37 @@ def test_what_only_the_second_runner_can_do_is_refused(setting):
         check_second_runner(SimpleNamespace(**on, parallel_config=SimpleNamespace(**on)))
 
 
-def test_a_changed_seam_is_refused(monkeypatch):
-    from vllm.v1.sample import rejection_sampler
-
-    from easd.integrations.vllm.worker import check_seams
-
-    def rejection_sample(logits, draft):
+@pytest.mark.parametrize("seam", EVERY, ids=[seam.function for seam in EVERY])
+def test_a_changed_seam_is_refused(monkeypatch, seam):
+    def changed(logits, draft):
         raise AssertionError
 
-    monkeypatch.setattr(rejection_sampler, "rejection_sample", rejection_sample)
-    with pytest.raises(ConfigError, match=r"rejection_sample\(logits, draft\) is not the one"):
-        check_seams(SimpleNamespace(), rejection_sampler)
+    check_seams([seam])
+    *classes, name = seam.function.split(".")
+    owner = import_module(seam.module)
+    for each in classes:
+        owner = getattr(owner, each)
+    monkeypatch.setattr(owner, name, changed)
+    if seam.arguments:
+        with pytest.raises(ConfigError, match=rf"{name}\(logits, draft\) is not the one"):
+            check_seams([seam])
+    assert f"{name}() is not the one" in str(seam.check(None))
+
+
+def test_a_wheel_is_read_without_installing_it(tmp_path):
+    """This vLLM's own files, and one with an argument renamed."""
+    for renamed in (False, True):
+        wheel = tmp_path / f"{renamed}.whl"
+        with ZipFile(wheel, "w") as files:
+            for module in {seam.module for seam in EVERY} | {UTILS}:
+                source = Path(import_module(module).__file__)
+                text = source.read_text()
+                if renamed:
+                    text = text.replace("draft_logits:", "logits_of_draft:")
+                inside = module.replace(".", "/")
+                package = source.name == "__init__.py"
+                files.writestr(f"{inside}/__init__.py" if package else f"{inside}.py", text)
+        found = " ".join(changed_in(str(wheel), EVERY))
+        assert ("logits_of_draft" in found) == renamed
+        assert ("RejectionSampler._verify" in found) == renamed
+        assert "GPUModelRunner._sample" not in found

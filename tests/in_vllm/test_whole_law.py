@@ -15,7 +15,7 @@ PROMPT = [78, 26, 91, 50]  # of many tried the one after which the gate matters 
 RULE = EASD(tau_h=0.05, tau_o=0.4)
 
 
-def laws(vocab=109):
+def laws(vocab=109, rule=RULE):
     """Law of the second new token after each first one, and the target's own, [V, V]."""
     texts = torch.tensor([[*PROMPT, first] for first in range(vocab)])
 
@@ -31,7 +31,7 @@ def laws(vocab=109):
         draft_probs=torch.stack([draft, torch.zeros_like(draft)], 1),
         target_probs=torch.stack([target, target], 1),
     )
-    return RULE.law(step)[:, 0], target
+    return rule.law(step)[:, 0], target
 
 
 def p_value(counts, law):

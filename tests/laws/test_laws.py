@@ -32,6 +32,7 @@ REFUSAL = {
 # Further values of fields; every rule is tested with those of its example.
 FURTHER = {
     "pool": [{"a": 0.5, "b": 1.5, "pick": "sample"}],
+    "pool-everywhere": [{"a": 2.5, "b": -1.2, "plausible": 0.0}],
     "cascade": [{"deferral": d, "alpha": 0.3} for d in ("chow", "diff", "token")],
     "ears": [{"beta": 5.0}],
     "mars": [{"least_ratio": 0.9}],

@@ -245,7 +245,7 @@ def test_a_finished_run_can_be_given_more_rounds(tmp_path):
         (["--tau-h", "2"], "another tau_h (1.5, now 2.0)"),
         (["--batch", "2"], "another cells"),
         (["--system", "speculative"], "another systems"),
-        (["--pair", "lab-c", "--task", "lab-a"], "another models pair (lab-a, now lab-c)"),
+        (["--pair", "lab-c", "--task", "lab-a"], "another models pair ('lab-a', now 'lab-c')"),
     ],
 )
 def test_a_folder_of_a_run_with_other_settings_is_one_clear_error(tmp_path, more, says):

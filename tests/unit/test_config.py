@@ -3,15 +3,19 @@
 import contextlib
 import json
 import math
+import re
 import warnings
 
 import pytest
 import yaml
 
+from easd.cli import main
 from easd.config import RunConfig, load_config, parse_override, parse_rule, rule_to_dict
 from easd.core.rules import EASD, RandomRefusal, Speculative, make_rule, rule_names
+from easd.engine.settings import Settings
 from easd.errors import ConfigError, EasdError, RuleError
 from easd.evaluate.config import load_study
+from easd.fields import bounds_of, described
 
 
 @pytest.mark.parametrize("name", rule_names())
@@ -80,7 +84,7 @@ def test_a_rule_that_will_not_do_is_refused_by_name_value_and_way_out(spec, word
     ("values", "words"),
     [
         ({"gama": 3}, ["'gama'", "gamma"]),
-        ({"gamma": 0}, ["gamma = 0", "1 or more"]),
+        ({"gamma": 0}, ["gamma = 0", "1 to 256"]),
         ({"gamma": "many"}, ["gamma = 'many'", "integer"]),
         ({"temperature": "nan"}, ["temperature = nan"]),
         ({"pair": "lab", "target": "x"}, ["'lab'", "target"]),
@@ -94,6 +98,49 @@ def test_a_setting_that_will_not_do_is_refused_by_name_value_and_way_out(values,
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_dict(values)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+NUMBERS = {name: field for name, field in described(Settings).items() if bounds_of(field)}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_bounds_whoever_gives_it(name, tmp_path, capsys):
+    field = NUMBERS[name]
+    bounds = bounds_of(field)
+    assert -math.inf < bounds.least < bounds.most < math.inf
+    step = 1 if field.kind is int else 0.5
+    file = tmp_path / "run.yaml"
+    for value in (bounds.least - step, bounds.most + step, 10**400 if step == 1 else math.nan):
+        with pytest.raises(ConfigError, match=rf"^{name} = .*; use ") as refused:
+            Settings(**{name: value})
+        assert len(str(refused.value)) < 200
+        with pytest.raises(ConfigError, match=f"^{name} = "):
+            RunConfig.from_dict({name: value})
+    file.write_text(f"{name}: {value}\n".replace("nan", ".nan"))
+    option = {"batch_size": "batch"}.get(name, name.replace("_", "-"))
+    for given in ([f"--{option}={value}"], ["--config", str(file)]):
+        with pytest.raises(SystemExit) as ended:
+            main(["generate", "--pair", "lab-a", *given, "1"])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert re.match(f"error: (--)?{name} = ", said), said
+        assert len(said.splitlines()) == 1
+    most = RunConfig.from_dict({"rule": "speculative", name: bounds.most}).settings
+    assert getattr(most, name) == bounds.most
+
+
+@pytest.mark.parametrize("name", ["temperature", "draft_temperature"])
+def test_a_temperature_is_zero_or_warm_enough_to_divide_by(name):
+    with pytest.raises(ConfigError, match=f"{name} = 1e-300 is too cold .* use 0, .* 0.001 or mo"):
+        Settings(rule="speculative", **{name: 1e-300})
+    assert Settings(rule="speculative", **{name: 0.001})
+
+
+@pytest.mark.parametrize("name", ["stop", "bad_words"])
+@pytest.mark.parametrize("value", ["a", (5,), 5])
+def test_texts_are_texts(name, value):
+    with pytest.raises(ConfigError, match=f"{name} = '?[a5]'? is no t(uple|ext)"):
+        Settings(**{name: value})
 
 
 def test_the_default_pair_stands_in_for_no_models():

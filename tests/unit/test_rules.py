@@ -61,7 +61,7 @@ def test_repr_reads_back(kind):
     assert eval(repr(rule), names) == rule
     changed = {"rate": 0.25, "tau_h": math.inf, "draft_at_bonus": True}
     changed |= {"alpha": 0.25, "beta": 0.25, "least_ratio": 0.25, "relaxed_delta": 0.25}
-    changed |= {"lenience": 0.25, "weight": 0.25, "epsilon": 0.25}
+    changed |= {"lenience": 0.25, "weight": 0.25, "epsilon": 0.25, "b": 0.25}
     own = {f.name for f in dataclasses.fields(rule)}
     other = dataclasses.replace(rule, **{k: v for k, v in changed.items() if k in own})
     assert eval(repr(other), names) == other
@@ -257,7 +257,7 @@ def test_what_a_message_quotes_is_short_and_plain():
     assert shown("\x1b[2J\u202e") == "'\\x1b[2J\\u202e'"
     assert len(shown("x" * 10**6)) < 70
     assert len(shown([["x" * 1000] * 100] * 100)) < 2000
-    assert one_line("a\nb\x1b\u202e") == "a b\\x1b\\u202e"
+    assert one_line("a\nb\x1b\u202e") == "a b<U+001B><U+202E>"
     assert len(one_line("x" * 10**6)) < 1010
 
 

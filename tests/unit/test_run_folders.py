@@ -97,7 +97,7 @@ def run_json_with(folder, change):
         (lambda text: text[:-40], "is damaged"),
         (lambda text: "", "is damaged"),
         (lambda text: "3", "describes no run"),
-        (lambda text: '{"format": "\\u001b[31m"}', "format <U.001B>"),
+        (lambda text: '{"format": "\\u001b[31m"}', r"format '\x1b[31m'"),
         (lambda text: '{"format": ' + "9" * 5000 + "}", "damaged"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_run_json_that_is_not_what_was_written_costs_one_line(
             cli.main()
         printed = capsys.readouterr().err
         assert ended.value.code == 2
-        assert says.replace("U.", "U+") in printed
+        assert says in printed
         assert printed.count("\n") == 1
         assert len(printed) < 500
 

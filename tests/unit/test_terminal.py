@@ -6,10 +6,9 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from easd.errors import TraceError
+from easd.errors import TraceError, visible
 from easd.inspect.terminal import render
 from easd.runs import TABLES, Run
-from easd.runs.texts import visible
 
 RULE = {"name": "easd", "tau_h": 1.0, "tau_o": 0.8, "top_n": 5}
 CONFIG = {

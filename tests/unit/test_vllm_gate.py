@@ -93,6 +93,16 @@ def test_a_penalty_leaves_the_target_without_the_token():
     assert torch.equal(draft_probs, draft_before * ~gate[:, None])
 
 
+def test_a_redrawn_token_is_no_penalty():
+    given = recorded()
+    row, position = rows_of(COUNTS, TOTAL)
+    gates = ask([EASD(tau_h=0, tau_o=0)], torch.zeros(TOTAL, dtype=torch.int64), *given)
+    tally = Tally(torch.device("cpu"))
+    redrawn = torch.tensor([False, False, True, False, False, False])
+    tally.add(gates, row, position, torch.tensor([3, 1, 1, 3]), redrawn)
+    assert (tally.read()["examined"], tally.read()["penalised"]) == (6, 1)
+
+
 def test_the_tally_stops_at_the_first_refusal():
     given = recorded()
     row, position = rows_of(COUNTS, TOTAL)
@@ -122,6 +132,9 @@ def test_the_tally_stops_at_the_first_refusal():
         ({"easd": {"tau_h": 0.5}}, EASD(tau_h=0.5)),
         ({"easd": json.dumps({"tau_o": 0.6})}, EASD(tau_h=1.2, tau_o=0.6)),
         ({"other": 1}, EASD(tau_h=1.2)),
+        ({"easd": {"top_n": 3}}, EASD(tau_h=1.2, top_n=3)),
+        ({"easd": {"name": "pool", "a": 2.0}}, make_rule("pool", a=2.0)),
+        ({"easd": '{"name": "speculative"}'}, None),
     ],
 )
 def test_a_request_sets_its_rule(asked, wanted):
@@ -131,8 +144,9 @@ def test_a_request_sets_its_rule(asked, wanted):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"tau": 1}, "'tau' cannot be set per request"),
-        ({"top_n": 3}, "'top_n' cannot be set per request"),
+        ({"tau": 1}, "no field 'tau'"),
+        ({"redraw": "target"}, "redraw = 'target' is not served"),
+        ({"name": "draft"}, "runs one model alone"),
         ({"tau_h": -1}, "tau_h = -1.0 is not an entropy"),
         ("yes please", "is not understood"),
         (2, "is not understood"),
@@ -150,7 +164,7 @@ def test_lossless_only_refuses_every_gate_that_can_open():
     assert serving.rule_for(None) is None
     assert serving.rule_for({"easd": False}) is None
     assert serving.rule_for({"easd": {"tau_h": "inf"}}) == EASD(tau_h=float("inf"))
-    for asked in (True, {}, {"tau_h": 3.0}, '{"tau_o": 1.0}'):
+    for asked in (True, {}, {"tau_h": 3.0}, '{"tau_o": 1.0}', {"name": "mars"}):
         with pytest.raises(ConfigError, match="lossless_only"):
             serving.rule_for({"easd": asked})
 
@@ -160,13 +174,16 @@ def test_lossless_only_refuses_every_gate_that_can_open():
     [
         ({"tau_hh": 1}, "no field 'tau_hh'"),
         ({"lossless_only": "yes"}, "lossless_only = 'yes' does not fit"),
-        ({"name": "pool"}, "pool is not served in vLLM"),
+        ({"name": "draft"}, "rule draft runs one model alone"),
+        ({"name": "fly"}, "rule fly has no law"),
+        ({"name": "pool", "entropy_of": "raw"}, "looks at probabilities before temperature"),
+        ({"name": "pool", "coupling": "published"}, "for easd and its ablations, not for pool"),
+        ({"coupling": "shared"}, "coupling = 'shared' is not served in vLLM"),
         ({"redraw": "target"}, "redraw = 'target' is not served"),
         ({"gate_on": "accepted"}, "gate_on = 'accepted' is not served"),
-        ({"coupling": "maximal"}, "no field 'coupling'"),
         ({"penalise": "draft_top"}, "penalise = 'draft_top' is not served"),
         ({"draft_at_bonus": True}, "draft_at_bonus = True is not served"),
-        ({"entropy_of": "raw"}, "entropy_of = 'raw' is not served"),
+        ({"entropy_of": "raw"}, "looks at probabilities before temperature"),
         ({"conditions": ["overlap"]}, "add 'target_entropy'"),
         (1.5, "is no mapping"),
     ],

@@ -53,13 +53,12 @@ from easd.diagnose.calibration import (
 from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
 from easd.diagnose.draft_temperature import DraftTemperatures, draft_temperatures
 from easd.engine.pair import fingerprints
-from easd.errors import ConfigError
+from easd.errors import ConfigError, visible
 from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.engine import Evaluation
 from easd.evaluate.grid import MOST
 from easd.pairs.from_config import load_with_status
 from easd.runs import open_run
-from easd.runs.texts import visible
 from easd.stats import Estimate
 
 # Fields of the gate that the thresholds hold for.

@@ -22,12 +22,11 @@ from easd.diagnose.diagnosis import AtThreshold, Diagnosis, diagnose
 from easd.diagnose.printing import render, verdicts
 from easd.diagnose.reference_pass import ReferenceText, read_positions
 from easd.engine.pair import Pair, fingerprints
-from easd.errors import InputError
+from easd.errors import InputError, visible
 from easd.evaluate.config import StudyConfig, load_study
 from easd.evaluate.prompting import encode_item
 from easd.pairs.from_config import load_with_status
 from easd.runs.files import replace_file
-from easd.runs.texts import visible
 from easd.tasks import Task
 
 _RATES = (0.02, 0.005, 0.08)

@@ -83,7 +83,10 @@ def command(
         warnings.simplefilter("always")
         calibrated = read_calibration(calibration) if calibration else None
         run = load_config(
-            config, {**given, **(decoding or {})}, fill=calibrated.fill if calibrated else None
+            config,
+            {**given, **(decoding or {})},
+            fill=calibrated.fill if calibrated else None,
+            defaults=calibrated.decoding if calibrated else None,
         )
     console = Console(stderr=True, quiet=quiet)
     for line in dict.fromkeys(str(warning.message) for warning in told):

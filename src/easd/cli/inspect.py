@@ -9,12 +9,11 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from easd.errors import ConfigError, TraceError
+from easd.errors import ConfigError, TraceError, visible
 from easd.inspect.overview import overview
 from easd.inspect.page import write_page
 from easd.inspect.terminal import render
 from easd.runs import open_run, traces
-from easd.runs.texts import visible
 
 
 def command(

@@ -163,7 +163,8 @@ CalibrationOption = Annotated[
     Parameter(
         name="--calibration",
         group=RULE,
-        help="Take thresholds (and the pool) from a file of `easd calibrate` or `easd diagnose`.",
+        help="Take thresholds (and the pool) from a file of `easd calibrate` or `easd diagnose`, "
+        "or rule and temperature from one of `easd tune`.",
     ),
 ]
 Force = Annotated[

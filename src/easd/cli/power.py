@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from easd.errors import InputError
+from easd.errors import InputError, visible
 from easd.runs import open_run
-from easd.runs.texts import visible
 from easd.stats import Spread
 
 _LEVEL = 0.05

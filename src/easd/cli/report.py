@@ -8,9 +8,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from easd.errors import visible
 from easd.report import write_report
 from easd.runs import open_run
-from easd.runs.texts import visible
 
 
 def command(

@@ -23,6 +23,7 @@ COMMANDS = {
     "sweep": ("sweep", "Try thresholds: accuracies, or firing rates by replay."),
     "calibrate": ("calibrate", "Find tau_h for a pair."),
     "diagnose": ("diagnose", "Will EASD help on this pair, or another rule?"),
+    "tune": ("tune", "Find the best rule for a pair, and say if none helps."),
     "report": ("report", "Write what runs show: one page, and every table."),
     "power": ("power", "How many problems and seeds does it take?"),
     "tasks": ("tasks", "List the tasks, and how their answers are graded."),
@@ -98,7 +99,5 @@ def _dash_last(words: list[str]) -> list[str]:
 
 
 def _fail(message: str) -> int:
-    from easd.runs.texts import visible  # Imports pyarrow, which no help text has to wait for.
-
-    print(f"error: {one_line(visible(' '.join(message.split())))}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return USAGE_ERROR

@@ -9,7 +9,9 @@ from cyclopts import Parameter
 from easd.cli.options import (
     DECODING,
     SERVER,
+    CalibrationOption,
     Config,
+    Force,
     ModelOptions,
     Options,
     OtherRuleOptions,
@@ -20,6 +22,8 @@ from easd.cli.options import (
     overrides_of_rule,
 )
 from easd.config import load_config
+from easd.diagnose.calibration_file import read_calibration
+from easd.engine.pair import Pair, fingerprints
 from easd.engine.settings import Settings
 from easd.serve.run import serve
 from easd.serve.serving import Serving
@@ -40,6 +44,8 @@ def command(
     models: ModelOptions = None,
     rule: RuleOptions = None,
     set_: Set = None,
+    calibration: CalibrationOption = None,
+    force: Force = False,
     other_rules: OtherRuleOptions = None,
     decoding: DecodingOptions = None,
     config: Config = None,
@@ -86,8 +92,20 @@ def command(
     overrides = {**(models or {}), **chosen, **(decoding or {})}
     if max_batch is not None:
         overrides["batch_size"] = max_batch
+    calibrated = read_calibration(calibration) if calibration else None
+    run = load_config(
+        config,
+        overrides,
+        fill=calibrated.fill if calibrated else None,
+        defaults=calibrated.decoding if calibrated else None,
+    )
+
+    def check(pair: Pair) -> None:
+        if calibrated is not None and not force:
+            calibrated.check(fingerprints(pair), run.settings)
+
     serving = Serving(
-        config=load_config(config, overrides),
+        config=run,
         lossless_only=lossless_only,
         served_model_name=served_model_name,
         hosts=tuple(allowed_host or ()),
@@ -96,4 +114,4 @@ def command(
         max_body=max_body,
         max_model_len=max_model_len,
     )
-    serve(serving, host, port)
+    serve(serving, host, port, check)

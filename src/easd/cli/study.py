@@ -27,7 +27,7 @@ from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.engine.pair import fingerprints
 from easd.engine.settings import Settings
-from easd.errors import ConfigError
+from easd.errors import ConfigError, visible
 from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
 from easd.evaluate.endpoint.settings import EndpointStudy
@@ -37,7 +37,6 @@ from easd.evaluate.runner import GridRun, Progress
 from easd.pairs.from_config import load_with_status
 from easd.presets import PRESETS
 from easd.runs import open_run
-from easd.runs.texts import visible
 from easd.tasks import Task
 
 # A grid has the rules of its systems, and its own seeds.
@@ -160,6 +159,11 @@ def run_grid(
     calibrated = read_calibration(calibration) if calibration else None
     fill = calibrated.fill if calibrated else dict
     values = read_study(config, given)
+    if calibrated:
+        values = {**calibrated.decoding, **values}
+        if "name" in calibrated.fields:
+            tuned = str(calibrated.fields["name"])
+            values.setdefault("systems", list(dict.fromkeys(["target", "speculative", tuned])))
     console = Console(stderr=True, quiet=quiet)
     if "endpoint" in values and then is None:
         asked = EndpointStudy.from_dict(values, fill=fill)
@@ -179,6 +183,8 @@ def run_grid(
         if calibrated is not None and not force:
             calibrated.check(fingerprints(pair), study.base.settings)
         fitted = calibrated and calibrated.fitted_on(tasks)
+        if fitted and not force:
+            _check_overlap(fitted)
         watch(Evaluation(study, pair, tasks, out, fitted), console)
         if then is not None:
             study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
@@ -189,6 +195,17 @@ def run_grid(
 
 def _shown(text: str, style: str = "") -> Text:
     return Text(visible(text), style)
+
+
+def _check_overlap(fitted: Mapping[str, Any]) -> None:
+    """Refuses to judge a tuned rule on items that it was tuned on."""
+    for task, shared in fitted["overlap"].items():
+        if fitted["kind"] == "tuning" and shared:
+            raise ConfigError(
+                f"the rule was tuned on {shared:,} of these items of {task}, on which it looks "
+                f"better than it is; judge it on others, such as --task {task}:FIRST-END, or add "
+                "--force"
+            )
 
 
 def _check_endpoint(calibrated: CalibrationFile | None, force: bool) -> None:

@@ -27,7 +27,7 @@ from easd.cli.study import (
 )
 from easd.diagnose.calibration import firing_grid, signals
 from easd.diagnose.calibration_file import read_calibration
-from easd.errors import InputError
+from easd.errors import ConfigError, InputError
 from easd.evaluate import presets
 from easd.runs import open_run
 
@@ -68,7 +68,7 @@ def command(
         replay: Only say how often the gate would open, from the recorded tokens of this run;
             nothing is decoded.
     """
-    centre = read_calibration(calibration).fields["tau_h"] if calibration else None
+    centre = _centre(calibration) if calibration else None
     around = [round(centre * factor, 4) for factor in _AROUND] if centre else None
     grid_h = tau_h or around or presets.SWEEP_TAU_H
     grid_o = tau_o or presets.SWEEP_TAU_O
@@ -83,6 +83,16 @@ def command(
         allow_code_execution=allow_code_execution,
         quiet=quiet,
     )
+
+
+def _centre(calibration: Path) -> float:
+    fields = read_calibration(calibration).fields
+    if "tau_h" not in fields:
+        raise ConfigError(
+            f"{str(calibration)!r} holds no tau_h to try thresholds around: the rule that it found "
+            f"is {fields.get('name')}; give a file of `easd calibrate`"
+        )
+    return fields["tau_h"]
 
 
 def show_replay(folder: Path, tau_h: Sequence[float], tau_o: Sequence[float]) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from easd.engine.engine import StepRecord
 from easd.engine.generate import describe_error
 from easd.engine.request import Row
-from easd.runs.texts import visible
+from easd.errors import visible
 
 
 class Stream:

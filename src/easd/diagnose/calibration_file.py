@@ -1,9 +1,9 @@
-"""Files with fields of rules that a calibration or a diagnosis found."""
+"""Files with fields of rules that a calibration, a diagnosis or tuning found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from easd.tasks import Task
 FORMAT = 1
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
-Kind = Literal["calibration", "diagnosis"]
+Kind = Literal["calibration", "diagnosis", "tuning"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +28,13 @@ class CalibrationFile:
     Attributes:
         kind: which command wrote it.
         fields: values of a rule's fields: tau_h, tau_o, top_n, entropy_of; a diagnosis has the
-            pool's a and b too.
+            pool's a and b too. Tuning has a rule's `name`, and all that was fitted of it.
         pair: names of the models.
         fingerprints: hashes of the weights and of the tokenizer.
         sampling: temperature and truncation.
         data: of each task its name, source, hash and number of items, and each item's fingerprint.
         estimates: everything that was measured.
+        decoding: settings that tuning found, used unless others are given.
         easd_version: of the library that wrote it.
     """
 
@@ -44,6 +45,7 @@ class CalibrationFile:
     sampling: Mapping[str, float]
     data: Sequence[Mapping[str, Any]]
     estimates: Mapping[str, Any]
+    decoding: Mapping[str, Any] = field(default_factory=dict)
     easd_version: str = version("easd")
     format: int = FORMAT
 
@@ -77,7 +79,13 @@ class CalibrationFile:
                 )
 
     def fill(self, rule: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds the fields that the rule has and the mapping does not set."""
+        """Adds the fields that the rule has and the mapping does not set.
+
+        Tuned fields hold for their own rule alone, which is the rule where none is named.
+        """
+        if "name" in self.fields:
+            own = rule.get("name", self.fields["name"]) == self.fields["name"]
+            return {**self.fields, **rule} if own else dict(rule)
         name = str(rule.get("name", "easd"))
         known = field_names(rule_type(name)) if name in rule_names() else []
         return {**{n: v for n, v in self.fields.items() if n in known}, **rule}
@@ -98,7 +106,7 @@ class CalibrationFile:
 
 
 def read_calibration(path: str | Path) -> CalibrationFile:
-    """Reads a file that `easd calibrate` or `easd diagnose` wrote.
+    """Reads a file that `easd calibrate`, `easd diagnose` or `easd tune` wrote.
 
     Raises:
         ConfigError: It is not such a file, or of another version.
@@ -112,6 +120,8 @@ def read_calibration(path: str | Path) -> CalibrationFile:
     except ValueError as error:
         raise ConfigError(f"{str(path)!r} is damaged ({error}); calibrate again") from None
     names = {f.name for f in fields(CalibrationFile)}
+    if isinstance(values, dict):
+        values.setdefault("decoding", {})  # Files from before tuning have none.
     if not isinstance(values, dict) or values.keys() != names or not _fits(values):
         raise ConfigError(f"{str(path)!r} is no calibration; give a file of `easd calibrate`")
     if values["format"] != FORMAT:
@@ -124,7 +134,7 @@ def read_calibration(path: str | Path) -> CalibrationFile:
 
 def _fits(values: Mapping[str, Any]) -> bool:
     """Whether the values are of the kinds that a calibration has."""
-    mappings = ("fields", "fingerprints", "sampling", "estimates")
+    mappings = ("fields", "fingerprints", "sampling", "estimates", "decoding")
     data = values["data"]
     return (
         all(isinstance(values[name], dict) for name in mappings)

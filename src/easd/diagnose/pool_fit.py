@@ -6,7 +6,7 @@ the draft is a second opinion; with b < 0 its preference is a warning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -99,9 +99,15 @@ class _Choices:
             positions.texts[index],
         )
 
+    def best(self, logs: Values) -> np.ndarray:
+        """The alternative with the highest of `logs` [M] at each position, [n]."""
+        top = np.flatnonzero(logs == np.maximum.reduceat(logs, self.starts)[self.of])
+        # Of equals the first counts, as in argmax.
+        return top[np.unique(self.of[top], return_index=True)[1]]
+
     def shares(self, powers: Values) -> tuple[Values, Values]:
-        """Normalised p^a q^b of every alternative [M], and its logarithm."""
-        scores = self.logs @ powers
+        """Normalised p^a q^b of every alternative [M], and its logarithm; powers [2] or [n, 2]."""
+        scores = self.logs @ powers if powers.ndim == 1 else (self.logs * powers[self.of]).sum(1)
         scores -= np.maximum.reduceat(scores, self.starts)[self.of]
         logs = scores - np.log(np.add.reduceat(np.exp(scores), self.starts))[self.of]
         return np.exp(logs), logs
@@ -109,11 +115,9 @@ class _Choices:
 
 def fit_pool(positions: Positions, gate: Mask) -> PoolFit:
     """Fits p^a q^b to the right tokens at gated positions."""
-    lengths = np.diff(positions.starts)
-    plausible = positions.right >= 0
-    usable = gate & plausible & (lengths > 1)
+    usable = gate & has_choice(positions)
     n, n_texts = int(usable.sum()), len(np.unique(positions.texts[usable]))
-    n_outside = int((gate & ~plausible).sum())
+    n_outside = int((gate & (positions.right < 0)).sum())
 
     def fall_back(reason: str) -> PoolFit:
         return PoolFit(a=1.0, b=0.0, n=n, n_texts=n_texts, n_outside=n_outside, fallback=reason)
@@ -155,6 +159,39 @@ def fit_pool(positions: Positions, gate: Mask) -> PoolFit:
     )
 
 
+def best_power(positions: Positions, where: Mask) -> float:
+    """The power of the target's probability alone that makes the right tokens most likely.
+
+    Its inverse is the target's best temperature; 1 where it cannot be fitted.
+    """
+    choices = _Choices.at(positions, where & has_choice(positions))
+    powers = _newton(replace(choices, logs=choices.logs[:, :1])) if len(choices.right) else None
+    return 1.0 if powers is None else float(powers[0])
+
+
+def has_choice(positions: Positions) -> Mask:
+    """Where the right token is plausible, and not the only plausible one."""
+    return (positions.right >= 0) & (np.diff(positions.starts) > 1)
+
+
+def log_shares(positions: Positions, where: Mask, a: float, b: float) -> Values:
+    """The logarithm of the right token's share among the plausible ones, [n]; it must be one."""
+    choices = _Choices.at(positions, where)
+    return choices.shares(np.array([a, b]))[1][choices.right]
+
+
+def pool_choices(positions: Positions, powers: Values) -> tuple[Values, np.ndarray, np.ndarray]:
+    """Each plausible token's share [M], each position's best one [N], and each one's position [M].
+
+    Args:
+        positions: N, with M plausible tokens.
+        powers: a and b at each position, [N, 2].
+    """
+    choices = _Choices.at(positions, np.ones(len(positions), dtype=bool))
+    shares, logs = choices.shares(powers)
+    return shares, choices.best(logs), choices.of
+
+
 def pool_laws(positions: Positions, gate: Mask, a: float, b: float) -> tuple[Values, Values]:
     """Probability of the right token at gated positions under the pool: its best token, or drawn.
 
@@ -164,17 +201,19 @@ def pool_laws(positions: Positions, gate: Mask, a: float, b: float) -> tuple[Val
         return np.zeros(0), np.zeros(0)
     choices = _Choices.at(positions, gate)
     shares, logs = choices.shares(np.array([a, b]))
-    top = np.flatnonzero(logs == np.maximum.reduceat(logs, choices.starts)[choices.of])
-    # Of equals the first counts, as in argmax.
-    best = top[np.unique(choices.of[top], return_index=True)[1]]
+    best = choices.best(logs)
     drawn = np.where(choices.right < 0, 0.0, shares[choices.right])
     return (best == choices.right).astype(np.float64), drawn
 
 
+def folds_of(positions: Positions) -> np.ndarray:
+    """Each position's fold, [N]; a text is in one."""
+    return (np.random.default_rng(0).permutation(positions.n_texts) % FOLDS)[positions.texts]
+
+
 def held_out_laws(positions: Positions, gate: Mask) -> tuple[Values, Values]:
     """`pool_laws` with each text evaluated by a pool fitted on other texts (5-fold)."""
-    fold_of_text = np.random.default_rng(0).permutation(positions.n_texts) % FOLDS
-    folds = fold_of_text[positions.texts]
+    folds = folds_of(positions)
     best, drawn = np.zeros(len(positions)), np.zeros(len(positions))
     for fold in range(FOLDS):
         fit = fit_pool(positions, gate & (folds != fold))
@@ -189,7 +228,8 @@ def _newton(choices: _Choices) -> Values | None:
     def likelihood(powers: Values) -> float:
         return float(choices.shares(powers)[1][choices.right].sum())
 
-    powers, reached = _GREEDY, likelihood(_GREEDY)
+    powers = _GREEDY[: choices.logs.shape[1]]
+    reached = likelihood(powers)
     for _ in range(_MOST_STEPS):
         scores, information = _derivatives(choices, powers)
         if np.linalg.cond(information) > 1e12:

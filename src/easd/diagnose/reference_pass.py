@@ -42,7 +42,7 @@ _VARIANTS: dict[str, Rule] = {
     "easd-on-accepted": EASD(**_ALWAYS, gate_on="accepted"),
 }
 # Judged in another way than by a column: lossless, from other columns, or with fitted powers.
-_NO_COLUMN = ("random-refusal", "pool", "relaxed-pool")
+_NO_COLUMN = ("random-refusal", "pool", "relaxed-pool", "pool-everywhere", "pool-by-gate")
 # With both powers 0 all plausible tokens are equal.
 _PLAUSIBLE_TOKENS = Pool(**_ALWAYS, a=0.0, b=0.0, pick="sample", plausible=PLAUSIBLE)
 
@@ -105,6 +105,11 @@ def read_steps(
     """
     if pair.draft is None:
         raise ConfigError("a diagnosis compares two models; name a draft")
+    if pair.draft_tokenizer is not None:
+        raise ConfigError(
+            "the draft's tokenizer is not the target's, and a diagnosis reads both token by token; "
+            "name a draft that shares the target's tokenizer"
+        )
     settings = replace(settings or Settings(), n=1)
     vocab_size = pair.vocab_size
     _check(texts, pair.context_window, vocab_size)

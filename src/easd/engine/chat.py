@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
 from easd.errors import ConfigError, InputError, one_line
 
 # What models write around their reasoning: Qwen3, DeepSeek-R1 and most others; Magistral.
 _REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+
+
+class ChatPrompt(list[int]):
+    """Token ids of a conversation, and its turns: another model renders them in its own template.
+
+    Attributes:
+        turns: each with `role` and `content`.
+    """
+
+    def __init__(self, ids: Iterable[int], turns: list[dict[str, str]]) -> None:
+        super().__init__(ids)
+        self.turns = turns
 
 
 def reasoning_markers(tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, int]:
@@ -81,9 +96,10 @@ def encode_turns(
         raise ConfigError("this tokenizer has no chat template; use --no-chat, or chat: false")
     if chat:
         try:
-            return tokenizer.apply_chat_template(  # type: ignore[return-value]
+            ids = tokenizer.apply_chat_template(
                 turns, add_generation_prompt=True, return_dict=False
             )
+            return ChatPrompt(ids, turns)  # type: ignore[arg-type]
         except Exception as error:  # A template is a program, of anyone's, and raises anything.
             reason = one_line(str(error)) or type(error).__name__
             raise InputError(f"the chat template refuses this conversation ({reason})") from None
@@ -93,6 +109,21 @@ def encode_turns(
             "continues a single message"
         )
     return tokenizer(turns[0]["content"])["input_ids"]  # type: ignore[return-value]
+
+
+def as_turn(message: Any) -> dict[str, str]:
+    """A message of a conversation as a turn.
+
+    Raises:
+        InputError: It is none.
+    """
+    found = dict(message) if isinstance(message, Mapping) else {}
+    if not all(isinstance(found.get(name), str) for name in ("role", "content")):
+        raise InputError(
+            f"message {str(message)[:80]!r} is not a mapping with texts under 'role' and "
+            "'content'; give one like {'role': 'user', 'content': 'Hello'}"
+        )
+    return found
 
 
 def check_characters(text: str) -> None:

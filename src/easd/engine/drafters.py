@@ -46,6 +46,10 @@ class Drafter(Protocol):
     @property
     def models(self) -> Sequence[SlotModel]: ...
 
+    def prompt(self, row: Row) -> list[int]:
+        """What its models cache of a new row's prompt before the row decodes."""
+        ...
+
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
     ) -> Draft:
@@ -79,6 +83,9 @@ class ModelDrafter:
     def models(self) -> Sequence[SlotModel]:
         return (self.model,)
 
+    def prompt(self, row: Row) -> list[int]:
+        return row.ids[:-1]
+
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
     ) -> Draft:
@@ -95,10 +102,10 @@ class ModelDrafter:
         probs, raws, drawn_from = [], [], []
         position = 0
         while position < max(counts) + bonus:
-            if position == 0:
-                logits = self._catch_up(rows)
-            else:
-                logits = self._forward(drafted[:, -1:], [1] * len(rows))
+            needed = [position < count + bonus for count in counts]
+            logits, mute = self._next(rows, drafted, needed)
+            for row in mute:
+                counts[row] = min(counts[row], position)
             found = distributions(
                 logits, rows, drafted, counts, want_raw=raw, want_scores=wants_scores
             )
@@ -118,15 +125,19 @@ class ModelDrafter:
                     for row, prob in enumerate(block_prob.tolist()):
                         if prob < self.least_block_prob:
                             counts[row] = min(counts[row], position + 1)
+            for each in (probs[-1], raws[-1], *drawn_from[position:]) if mute else ():
+                if each is not None:
+                    each[mute] = 0
             position += 1
         if not bonus:
             probs.append(blank)
             raws.append(blank)
+        positions = drafted.shape[1] + 1  # One less than were asked for, where all fell silent.
         return Draft(
             tokens=drafted,
             counts=counts,
-            probs=torch.cat(probs, 1),
-            raw=torch.cat(raws, 1) if raw else None,
+            probs=torch.cat(probs, 1)[:, :positions],
+            raw=torch.cat(raws, 1)[:, :positions] if raw else None,
             proposals=_joined(drawn_from, blank),
         )
 
@@ -145,6 +156,20 @@ class ModelDrafter:
     def commit(self, lengths: list[int]) -> None:
         for row, length in enumerate(lengths):
             self.model.lengths[row] = min(self.model.lengths[row], length)
+
+    def _next(
+        self, rows: Sequence[Row], drafted: Tensor, needed: list[bool]
+    ) -> tuple[Tensor, list[int]]:
+        """Logits [B, 1, V] after what is drafted, and the rows where the draft has no opinion.
+
+        Args:
+            rows: those of the batch.
+            drafted: int64 [B, k].
+            needed: the rows whose logits are used.
+        """
+        if drafted.shape[1] == 0:
+            return self._catch_up(rows), []
+        return self._forward(drafted[:, -1:], [1] * len(rows)), []
 
     def _catch_up(self, rows: Sequence[Row]) -> Tensor:
         """Feeds each row what its cache misses; returns the logits [B, 1, V] after that."""
@@ -214,6 +239,9 @@ class NoDrafter:
     @property
     def models(self) -> Sequence[SlotModel]:
         return ()
+
+    def prompt(self, row: Row) -> list[int]:
+        return []
 
     def commit(self, lengths: list[int]) -> None:
         """Does nothing: there is no state."""

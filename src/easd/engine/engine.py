@@ -57,7 +57,7 @@ class Engine:
         self.num_rows = num_rows
         self.coupling: Coupling | None = coupling
         self._waiting: deque[Request] = deque()
-        self._rows = Rows([target, *drafter.models])
+        self._rows = Rows(target, drafter)
         self._unrecorded: dict[str, float] = {}  # Seconds of steps without a record.
 
     @property

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack, get_type_hints
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,15 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from easd.core.couplings import Coupling
 from easd.core.rules import Rule
 from easd.engine.batch import Failure, StepRecord
-from easd.engine.chat import check_characters, encode, encode_turns, reasoning_markers
+from easd.engine.chat import as_turn, check_characters, encode, encode_turns, reasoning_markers
 from easd.engine.drafters import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
 from easd.engine.engine import Engine
 from easd.engine.models.slots import SlotModel
+from easd.engine.other_vocabulary import OtherVocabularyDrafter
 from easd.engine.pair import Pair
 from easd.engine.request import Counts, FinishReason, Request, Row
 from easd.engine.settings import DrafterKind, Scope, Settings
 from easd.engine.stopping import StopStrings
-from easd.errors import ConfigError, EasdError, InputError
+from easd.engine.vocabulary import vocabulary_map
+from easd.errors import ConfigError, EasdError
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Tensor | Sequence[Message]
@@ -63,13 +65,13 @@ def _listing_settings(function: F) -> F:
     """Names every setting, with its default, in the signature that `help` prints."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    shown = Settings()
+    shown, types = Settings(), get_type_hints(SettingsFields)
     settings = [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=getattr(shown, field.name),
-            annotation=field.type,
+            annotation=types[field.name],
         )
         for field in fields(Settings)
     ]
@@ -108,6 +110,7 @@ def generate(
     prompts: Prompt | Sequence[Prompt],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    draft_tokenizer: PreTrainedTokenizerBase | None = None,
     chat: bool = False,
     settings: Settings | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
@@ -120,12 +123,12 @@ def generate(
 
     Args:
         target: the model whose text is wanted.
-        draft: a smaller model with the same tokenizer; None with the prompt-lookup drafter or a
-            rule that runs the target alone.
+        draft: a smaller model; None with prompt lookup or a rule that runs the target alone.
         prompts: one prompt or several: text to continue, a conversation to answer (a list of
             messages with `role` and `content`), or token ids. Text and conversations need
             `tokenizer`.
         tokenizer: turns text into ids and back, and names the end-of-sequence token.
+        draft_tokenizer: the draft's, if it is another.
         chat: answer a text as a user's turn in the tokenizer's chat template; without, the text
             is continued as it stands, which chat models often end at once.
         settings: how to decode.
@@ -140,7 +143,7 @@ def generate(
         NumericsError: A model returned NaN for all texts.
     """
     settings = with_overrides(settings or Settings(), overrides)
-    pair = Pair.of(target, draft, tokenizer)
+    pair = Pair.of(target, draft, tokenizer, draft_tokenizer)
     ids = [_prompt_ids(prompt, tokenizer, chat=chat) for prompt in _as_list(prompts)]
     done: list[Row] = []
     failed: list[Row] = []
@@ -226,6 +229,10 @@ def _drafter(pair: Pair, settings: Settings, gamma: int, num_rows: int) -> Draft
         return PromptLookupDrafter(pair.vocab_size, pair.target.device, gamma)
     if pair.draft is None:
         raise ConfigError("no draft model given; name one, or use drafter='prompt-lookup'")
+    if pair.draft_tokenizer is not None:
+        words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+        draft = SlotModel(pair.draft, num_rows)
+        return OtherVocabularyDrafter(draft, words, pair.vocab_size, settings.least_block_prob)
     draft = SlotModel(pair.draft, num_rows, pair.vocab_size)
     return ModelDrafter(draft, pair.vocab_size, settings.least_block_prob)
 
@@ -256,6 +263,7 @@ def make_requests(
     return [
         Request(
             prompt=tuple(ids),
+            draft_prompt=pair.draft_prompt(ids),
             number=first + copy,
             seed=settings.seed,
             max_new_tokens=settings.max_new_tokens or _room(len(ids), pair.context_window),
@@ -307,17 +315,7 @@ def _prompt_ids(
             return encode(prompt, tokenizer, chat=True)
     if tokenizer is None:
         raise ConfigError("chat needs the chat template; give the tokenizer that has it")
-    return encode_turns([_turn(turn) for turn in turns or ()], tokenizer, chat=True)
-
-
-def _turn(message: Any) -> dict[str, str]:
-    found = dict(message) if isinstance(message, Mapping) else {}
-    if not all(isinstance(found.get(name), str) for name in ("role", "content")):
-        raise InputError(
-            f"message {str(message)[:80]!r} is not a mapping with texts under 'role' and "
-            "'content'; give one like {'role': 'user', 'content': 'Hello'}"
-        )
-    return found
+    return encode_turns([as_turn(turn) for turn in turns or ()], tokenizer, chat=True)
 
 
 def _token_ids(

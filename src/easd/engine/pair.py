@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easd.core.rules import Rule
+from easd.engine.chat import ChatPrompt, encode_turns, without_system_turn
 from easd.engine.models.slots import context_window
-from easd.errors import ConfigError, ModelError
+from easd.errors import ConfigError, InputError, ModelError
 from easd.runs.provenance import environment
 
 # Vocabularies are padded to suit the hardware; a larger difference means other tokens.
@@ -31,14 +33,24 @@ class Pair:
         target: the model whose text is wanted.
         draft: None for prompt lookup or the target alone.
         tokenizer: the target's.
+        draft_tokenizer: the draft's, where it is another; None where both share one.
     """
 
     name: str
     target: PreTrainedModel
     draft: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
+    draft_tokenizer: PreTrainedTokenizerBase | None = None
 
     def __post_init__(self) -> None:
+        if self.draft_tokenizer is not None:
+            if self.draft is None or self.tokenizer is None:
+                raise ConfigError(
+                    "draft_tokenizer translates between a draft and a target; give both models and "
+                    "both tokenizers"
+                )
+            if not differing_tokens(self.tokenizer, self.draft_tokenizer):
+                object.__setattr__(self, "draft_tokenizer", None)
         object.__setattr__(self, "target", plain_model(self.target))
         if self.draft is not None:
             object.__setattr__(self, "draft", plain_model(self.draft))
@@ -49,9 +61,16 @@ class Pair:
         target: PreTrainedModel,
         draft: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        draft_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Pair:
         """Models at hand; without a tokenizer, prompts can only be token ids."""
-        return cls(name="", target=target, draft=draft, tokenizer=tokenizer)  # type: ignore[arg-type]
+        return cls(
+            name="",
+            target=target,
+            draft=draft,
+            tokenizer=tokenizer,  # type: ignore[arg-type]
+            draft_tokenizer=draft_tokenizer,
+        )
 
     def seen_by(self, rule: Rule) -> Pair:
         """The pair that `rule` decodes with: a rule that runs the draft alone has it as target.
@@ -63,6 +82,11 @@ class Pair:
             return self
         if self.draft is None:
             raise ConfigError("this rule decodes with the draft alone; give a draft model")
+        if self.draft_tokenizer is not None:
+            raise ConfigError(
+                "this rule decodes with the draft alone, whose tokenizer is not the target's; "
+                "decode with it as the target of a run of its own"
+            )
         return Pair(name=self.name, target=self.draft, draft=None, tokenizer=self.tokenizer)
 
     @property
@@ -77,22 +101,40 @@ class Pair:
         """
         size = rows_of(self.target)
         tokens = size if self.tokenizer is None else min(size, num_tokens(self.tokenizer))
-        if self.draft is None:
+        if self.draft is None or self.draft_tokenizer is not None:
             return tokens
         other = rows_of(self.draft)
         if abs(size - other) > _MAX_PADDING:
             raise ModelError(
                 f"draft vocabulary ({other}) differs from target vocabulary ({size}) beyond "
-                f"padding ({_MAX_PADDING}); use models that share a tokenizer, or the "
-                "prompt-lookup drafter"
+                f"padding ({_MAX_PADDING}); name the draft's own tokenizer, use models that share "
+                "one, or the prompt-lookup drafter"
             )
         return tokens
 
     @property
     def context_window(self) -> int | None:
-        """The smaller context window of the two, or None where neither config names one."""
-        windows = [context_window(m) for m in (self.target, self.draft) if m is not None]
+        """The smaller context window of the two, or None where neither config names one.
+
+        A draft with another tokenizer counts other tokens: where its window ends, it falls silent.
+        """
+        draft = self.draft if self.draft_tokenizer is None else None
+        windows = [context_window(m) for m in (self.target, draft) if m is not None]
         return min((window for window in windows if window), default=None)
+
+    def draft_prompt(self, ids: Sequence[int]) -> tuple[int, ...] | None:
+        """A prompt in the chat template of the draft's own tokenizer; None without any.
+
+        The draft then reads the target's prompt.
+        """
+        tokenizer = self.draft_tokenizer
+        if tokenizer is None or not tokenizer.chat_template or not isinstance(ids, ChatPrompt):
+            return None
+        try:
+            turns = without_system_turn(ids.turns, tokenizer)
+            return tuple(encode_turns(turns, tokenizer, chat=True))
+        except InputError:  # Its template refuses what the target's takes.
+            return None
 
     @property
     def end_tokens(self) -> list[int]:
@@ -151,6 +193,16 @@ def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     return found[1]
 
 
+def differing_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> int:
+    """How many entries two vocabularies do not share, but for tokens added behind them."""
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    shared = min(num_tokens(tokenizer), num_tokens(other))
+    return len(
+        {token for token, index in ours.items() if index < shared and theirs.get(token) != index}
+        | {token for token, index in theirs.items() if index < shared and ours.get(token) != index}
+    )
+
+
 def model_fingerprint(model: PreTrainedModel) -> str:
     """A hash of every parameter's name, shape and at most 1,024 evenly spaced values.
 
@@ -168,17 +220,27 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of the vocabulary and the chat template."""
-    what = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
-    return hashlib.blake2b(json.dumps(what).encode(), digest_size=12).hexdigest()
+    state, found = (len(tokenizer), tokenizer.chat_template), _hashed.get(tokenizer)
+    if found is None or found[0] != state:
+        what = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+        digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=12).hexdigest()
+        found = _hashed[tokenizer] = state, digest
+    return found[1]
+
+
+_hashed: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, str]] = WeakKeyDictionary()
 
 
 def fingerprints(pair: Pair) -> dict[str, str | None]:
-    """Hashes of the pair's weights and tokenizer."""
-    return {
+    """Hashes of the pair's weights and of its tokenizer, or of both."""
+    found = {
         "target": model_fingerprint(pair.target),
         "draft": None if pair.draft is None else model_fingerprint(pair.draft),
         "tokenizer": tokenizer_fingerprint(pair.tokenizer),
     }
+    if pair.draft_tokenizer is not None:
+        found["draft_tokenizer"] = tokenizer_fingerprint(pair.draft_tokenizer)
+    return found
 
 
 def provenance(pair: Pair) -> dict[str, Any]:

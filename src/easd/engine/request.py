@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Request:
 
     Attributes:
         prompt: token ids, at least one.
+        draft_prompt: the prompt in the draft's own tokens, where its tokenizer differs and the
+            target's text is not what the draft should read.
         number, seed: key all randomness of the request, so its text does not depend on what else
             is in the batch.
         max_new_tokens: at least one.
@@ -43,6 +45,7 @@ class Request:
     """
 
     prompt: tuple[int, ...]
+    draft_prompt: tuple[int, ...] | None = None
     number: int = 0
     seed: int = 0
     max_new_tokens: int = 256
@@ -107,8 +110,10 @@ class Row:
         scores: the target's, where the request keeps them.
         finished: why the text has ended; `error` for a fault of the request's own.
         error: that fault.
-        prefilled: how many of the prompt's tokens are cached.
-        served: the same, counted on from what the rows before it had when it came.
+        unread: what is left of the prompt to cache, for each model in its own tokens. The last
+            token never is, as forwards begin there.
+        served: how much is cached, counted on from what the rows before it had when it came.
+        draft: what the drafter keeps of the row.
     """
 
     request: Request
@@ -119,8 +124,9 @@ class Row:
     finished: FinishReason | None = None
     reasoning: bool = False
     error: Exception | None = None
-    prefilled: int = 0
+    unread: list[list[int]] = field(default_factory=list)
     served: int = 0
+    draft: Any = None
 
     @classmethod
     def start(cls, request: Request) -> Row:
@@ -138,11 +144,6 @@ class Row:
     def remaining(self) -> int:
         """How many tokens may still be decoded."""
         return self.request.max_new_tokens - (len(self.ids) - len(self.request.prompt))
-
-    @property
-    def unread(self) -> list[int]:
-        """What is left of the prompt to cache: its last token never is, as forwards begin there."""
-        return list(self.request.prompt[self.prefilled : -1])
 
     def fail(self, error: Exception) -> None:
         """Ends the text for a fault of the request's own; the first one counts."""

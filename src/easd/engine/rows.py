@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from easd.engine.drafters import Drafter
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel
 from easd.engine.request import Row
 
@@ -14,11 +15,12 @@ class Rows:
     A forward takes consecutive slots, so the two kinds stay together.
 
     Args:
-        models: whose slots follow the rows.
+        target, drafter: whose models' slots follow the rows.
     """
 
-    def __init__(self, models: Sequence[SlotModel]) -> None:
-        self._models = models
+    def __init__(self, target: SlotModel, drafter: Drafter) -> None:
+        self._drafter = drafter
+        self._models = [target, *drafter.models]
         self._rows: list[Row] = []
         self._num_decoding = 0
 
@@ -37,9 +39,10 @@ class Rows:
         """Gives a row a slot; its prompt waits behind those that wait already."""
         waiting = self._rows[self._num_decoding :]
         row.served = max((other.served + 1 for other in waiting), default=0)
-        for model in self._models:
+        row.unread = [row.ids[:-1], *(self._drafter.prompt(row) for _ in self._drafter.models)]
+        for model, unread in zip(self._models, row.unread, strict=True):
             model.lengths[len(self._rows)] = 0
-            model.cache.reserve(len(row.ids))
+            model.cache.reserve(len(unread) + 1)
         self._rows.append(row)
 
     def prefill(self, budget: int | None) -> None:
@@ -52,14 +55,17 @@ class Rows:
         left = budget
         while self._num_decoding < len(self._rows) and (left is None or left > 0):
             first, pieces = self._turn(left)
-            longest = max(map(len, pieces))
-            if longest:
-                for model in self._models:
-                    model.extend(first, pieces)
+            longest = max(map(_longest, pieces))
+            for model, own in zip(self._models, zip(*pieces, strict=True), strict=True):
+                if any(own):
+                    model.extend(first, own)
             for place, piece in enumerate(pieces, first):
-                self._rows[place].prefilled += len(piece)
-                self._rows[place].served += len(piece)
-                if not self._rows[place].unread:
+                row = self._rows[place]
+                row.unread = [
+                    left[len(done) :] for left, done in zip(row.unread, piece, strict=True)
+                ]
+                row.served += _longest(piece)
+                if not any(row.unread):
                     self._swap(place, self._num_decoding)
                     self._num_decoding += 1
             if left is not None:
@@ -77,24 +83,27 @@ class Rows:
             self._move(len(self._rows) - 1, gap)
             self._rows.pop()
 
-    def _turn(self, budget: int | None) -> tuple[int, list[list[int]]]:
-        """Where the next forward begins, and the piece of each prompt in it.
+    def _turn(self, budget: int | None) -> tuple[int, list[list[list[int]]]]:
+        """Where the next forward begins, and the piece of each prompt in it, for each model.
 
         The rows right behind the one whose turn it is join in, if what they wait for fits too.
         """
         waiting = range(self._num_decoding, len(self._rows))
         if budget is None:
-            return waiting.start, [self._rows[place].unread[:LONGEST_PIECE] for place in waiting]
+            return waiting.start, [self._piece(place, LONGEST_PIECE) for place in waiting]
         first = min(waiting, key=lambda place: self._rows[place].served)
         most = min(budget, LONGEST_PIECE)
         pieces, longest = [], 0
         for place in waiting[first - waiting.start :]:
-            piece = self._rows[place].unread[:most]
-            longest = max(longest, len(piece))
+            piece = self._piece(place, most)
+            longest = max(longest, _longest(piece))
             if pieces and (len(pieces) + 1) * longest > budget:
                 break
             pieces.append(piece)
         return first, pieces
+
+    def _piece(self, place: int, most: int) -> list[list[int]]:
+        return [unread[:most] for unread in self._rows[place].unread]
 
     def _swap(self, one: int, other: int) -> None:
         if one != other:
@@ -115,3 +124,7 @@ class Rows:
         if row.error is not None or not row.counts.blocks:
             for model in self._models:
                 model.cache.clear(place)
+
+
+def _longest(pieces: Sequence[Sequence[int]]) -> int:
+    return max(map(len, pieces))

@@ -5,15 +5,33 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal
+from typing import Annotated, Literal
 
 from transformers.generation import logits_process as hf
 
-from easd.core.couplings import COUPLINGS, Coupling
+from easd.core.couplings import Coupling
+from easd.core.gate import Share
 from easd.core.rules import EASD, Rule, as_rule
+from easd.core.rules.base import PositiveShare, Probability
 from easd.core.rules.gated import EntropyGated, GatedRule
 from easd.engine.sampling import Processing, Processor
 from easd.errors import ConfigError
+from easd.fields import Within, check_fields
+
+# A block is verified at once, and its distributions are held in memory.
+MOST_GAMMA = 256
+MOST_TOKENS = 2**31 - 1
+
+Gamma = Annotated[int, Within(1, MOST_GAMMA, "out of range")]
+Tokens = Annotated[int, Within(0, MOST_TOKENS, "out of range")]
+NewTokens = Annotated[int, Within(1, MOST_TOKENS, "out of range")]
+Temperature = Annotated[float, Within(0, 100, "no sensible temperature")]
+Penalty = Annotated[float, Within(0.01, 100, "no sensible penalty")]
+Texts = Annotated[int, Within(1, 2**16, "out of range")]
+Batch = Annotated[int, Within(1, 2**14, "out of range")]
+
+# Logits divided by less than this are infinite in half precision, or too far apart to sample.
+_COLDEST = 1e-3
 
 DrafterKind = Literal["model", "prompt-lookup"]
 Scope = Literal["everywhere", "reasoning"]
@@ -57,68 +75,45 @@ class Settings:
     """
 
     rule: Rule = field(default_factory=EASD)
-    gamma: int = 4
-    least_block_prob: float = 0.0
+    gamma: Gamma = 4
+    least_block_prob: Probability = 0.0
     drafter: DrafterKind = "model"
-    max_new_tokens: int | None = None
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    draft_temperature: float | None = None
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    max_new_tokens: NewTokens | None = None
+    min_new_tokens: Tokens = 0
+    temperature: Temperature = 1.0
+    draft_temperature: Temperature | None = None
+    top_k: Tokens = 0
+    top_p: PositiveShare = 1.0
+    min_p: Share = 0.0
+    repetition_penalty: Penalty = 1.0
     bad_words: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     seed: int = 0
     coupling: Coupling | None = None
-    exact_first: int = 0
+    exact_first: Tokens = 0
     scope: Scope = "everywhere"
-    n: int = 1
-    batch_size: int = 8
+    n: Texts = 1
+    batch_size: Batch = 8
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rule", as_rule(self.rule))
-        _at_least("gamma", self.gamma, 1)
-        if self.max_new_tokens is not None:
-            _at_least("max_new_tokens", self.max_new_tokens, 1)
-        _at_least("min_new_tokens", self.min_new_tokens, 0)
-        _at_least("temperature", self.temperature, 0)
-        if self.draft_temperature is not None:
-            _at_least("draft_temperature", self.draft_temperature, 0)
-            if self.draft_temperature == inf:
-                raise ConfigError("draft_temperature = inf is too large; use a number")
-        _at_least("top_k", self.top_k, 0)
-        _at_least("exact_first", self.exact_first, 0)
+        check_fields(self, ConfigError)
+        for name in ("temperature", "draft_temperature"):
+            if 0 < (getattr(self, name) or 0) < _COLDEST:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)} is too cold to divide logits by; use 0, which "
+                    f"takes the most probable token, or {_COLDEST} or more"
+                )
         if self.rule.models == "draft" and (self.exact_first or self.scope != "everywhere"):
             raise ConfigError(
                 "exact_first and scope draw tokens from the target, and the rule draft runs the "
                 "draft alone; drop them"
-            )
-        _at_least("n", self.n, 1)
-        _at_least("batch_size", self.batch_size, 1)
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p = {self.top_p} keeps nothing; use a number in (0, 1]")
-        if not 0 <= self.min_p <= 1:
-            raise ConfigError(f"min_p = {self.min_p} is not a share; use a number in [0, 1]")
-        if not 0 <= self.least_block_prob <= 1:
-            raise ConfigError(
-                f"least_block_prob = {self.least_block_prob} is no probability; use 0 to 1"
             )
         if self.least_block_prob and not self._law_knows_no_blocks:
             raise ConfigError(
                 "least_block_prob ends blocks where the draft is unsure, and the gate of this rule "
                 "is not asked at a block's end; set the rule's draft_at_bonus = true"
             )
-        if not self.repetition_penalty > 0:
-            raise ConfigError(
-                f"repetition_penalty = {self.repetition_penalty} would flip logits; use more than 0"
-            )
-        for name in ("bad_words", "stop"):
-            if isinstance(getattr(self, name), str):
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)!r} is one text; give a list of texts"
-                )
         if "" in self.bad_words:
             raise ConfigError("a bad word is empty and bans nothing; remove it")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
@@ -126,17 +121,6 @@ class Settings:
                 f"min_new_tokens = {self.min_new_tokens} is more than max_new_tokens = "
                 f"{self.max_new_tokens}; lower one or raise the other"
             )
-        for name, known in (
-            ("drafter", ("model", "prompt-lookup")),
-            ("coupling", (None, *COUPLINGS)),
-            ("scope", ("everywhere", "reasoning")),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)!r} is not known; choose one of "
-                    + ", ".join(filter(None, known))
-                )
-
         if self.coupling not in (None, "published") and not self.rule.has_law:
             raise ConfigError(
                 f"coupling = {self.coupling!r} draws from the rule's law, and {self.rule.name} has "
@@ -144,6 +128,11 @@ class Settings:
             )
         if self.draft_temperature is not None:
             self._check_draft_temperature()
+        if self.drafter == "prompt-lookup" and self.rule.needs_opinion:
+            raise ConfigError(
+                f"rule {self.rule.name!r} asks a draft model's opinion of every token, and prompt "
+                "lookup has none; use drafter = model"
+            )
         gate = self.rule.gate if isinstance(self.rule, EntropyGated) else None
         if self.drafter == "prompt-lookup" and gate and "draft_entropy" in gate.conditions:
             warnings.warn(
@@ -201,8 +190,3 @@ class Settings:
         if self.min_p > 0:
             processors.append(hf.MinPLogitsWarper(float(self.min_p)))
         return Processing(tuple(processors), proposal_power=self.proposal_power)
-
-
-def _at_least(name: str, value: float, limit: float) -> None:
-    if not value >= limit:
-        raise ConfigError(f"{name} = {value} is too small; use {limit} or more")

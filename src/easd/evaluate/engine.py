@@ -114,6 +114,11 @@ class Evaluation(GridRun[System]):
         assert reward is not None
         if self.pair.draft is None:
             raise ConfigError(f"{system.name!r} drafts steps; name a draft model")
+        if self.pair.draft_tokenizer is not None:
+            raise ConfigError(
+                f"{system.name!r} has the draft write steps, in the target's tokens; name a draft "
+                "that shares the target's tokenizer"
+            )
         name, step = reward.model or self.pair.name, reward.step
         if reward.model is None and name not in STEP_TOKENS:
             raise ConfigError(

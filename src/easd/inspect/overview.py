@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from easd.errors import visible
 from easd.runs import Run, traces
 from easd.runs.fitted import overlaps
 from easd.runs.reader import CALLED
-from easd.runs.texts import visible
 
 _COUNTS = ("proposed", "examined", "accepted", "penalised")
 

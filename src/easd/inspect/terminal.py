@@ -14,10 +14,9 @@ from rich.rule import Rule as Line
 from rich.table import Table
 from rich.text import Text
 
-from easd.errors import TraceError
+from easd.errors import TraceError, visible
 from easd.runs import Run, summary
 from easd.runs.schema import EMITTED
-from easd.runs.texts import visible
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a mark goes with each colour.
 _PLAIN = "default"

@@ -1,15 +1,20 @@
-"""What small files tell of a model before its weights are read."""
+"""What small files tell of a model before its weights are read, and how two vocabularies fit."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
 
+from easd.engine.models.slots import input_device
+from easd.engine.pair import Pair
+from easd.engine.vocabulary import vocabulary_map
 from easd.errors import ModelError, one_line, shown
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
@@ -18,6 +23,11 @@ _PATIENCE = 10  # seconds for the hub to answer
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _MOST_LAYERS = 10_000
 _LONGEST = 300
+_LEAST_SHARE = 0.5
+_EVERYDAY = (
+    "A baker makes 12 trays of 8 rolls and sells 70 of them. How many are left? 12 * 8 = 96 rolls, "
+    "so 96 - 70 = 26 are left.\n\ndef add(a, b):\n    return a + b\n"
+)
 
 
 def find_model(name: str) -> str | Path:
@@ -78,6 +88,33 @@ def check_model(name: str) -> None:
                 f"{field} = {shown(layers)} in {_CONFIG} of {quoted(name)} is more "
                 f"than any model has ({_MOST_LAYERS}); mend the file"
             )
+
+
+def check_vocabularies(pair: Pair) -> float:
+    """Maps the draft's tokenizer to the target's; warns where the draft can propose little.
+
+    Returns:
+        How many of the target's five most probable tokens the draft can propose, on average, in a
+        short text.
+
+    Raises:
+        ModelError: A tokenizer cannot be read as bytes.
+    """
+    assert pair.draft_tokenizer is not None, "else there is nothing to map"
+    words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+    ids = torch.tensor([pair.tokenizer(_EVERYDAY)["input_ids"]], device=input_device(pair.target))
+    with torch.inference_mode():
+        logits = pair.target(input_ids=ids, use_cache=False).logits[0, :, : pair.vocab_size]
+    best = logits.topk(min(5, pair.vocab_size)).indices.cpu()
+    share = float(torch.isin(best, words.reachable).float().mean())
+    if share < _LEAST_SHARE:
+        warnings.warn(
+            f"the draft can propose only {share:.0%} of the target's five most probable tokens, so "
+            "few of its tokens will be accepted and gates hardly open; choose a draft with a "
+            "vocabulary that is nearer",
+            stacklevel=3,
+        )
+    return share
 
 
 def quoted(name: str) -> str:

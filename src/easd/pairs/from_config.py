@@ -11,10 +11,9 @@ from transformers.utils import logging as hf_logging
 
 from easd.config import RunConfig
 from easd.engine.pair import Pair
-from easd.errors import ConfigError, shown
+from easd.errors import ConfigError, shown, visible
 from easd.pairs.loading import load_models, load_pair
 from easd.pairs.packaged import Report, silent
-from easd.runs.texts import visible
 
 
 def load(config: RunConfig, report: Report = silent) -> Pair:

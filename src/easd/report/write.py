@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from easd.errors import ConfigError, TraceError
+from easd.errors import ConfigError, TraceError, visible
 from easd.report import entropies, gate, metrics, record, speed, verdict
 from easd.report.metrics import Frames, frames
 from easd.report.metrics.columns import Column
@@ -27,7 +27,6 @@ from easd.report.page import (
     heading_unit,
 )
 from easd.runs import Run
-from easd.runs.texts import visible
 
 _FORMULA = ("=", "+", "-", "@")  # A spreadsheet calculates a cell that begins so.
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")

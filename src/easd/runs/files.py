@@ -10,9 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from easd.errors import TraceError
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def cache_folder() -> Path:
+    """The folder of what is made once: `EASD_CACHE`, or the user's cache folder."""
+    return Path(os.environ.get("EASD_CACHE") or user_cache_path("easd"))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from easd.runs.texts import visible
+from easd.errors import visible
 
 
 def overlaps(run: dict[str, Any]) -> Iterator[str]:

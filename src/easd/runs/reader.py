@@ -9,12 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easd.errors import TraceError
+from easd.errors import TraceError, shown, visible
 from easd.parsing import parse_json
 from easd.runs.parts import Parts
 from easd.runs.schema import FORMAT, TABLES, Kind
 from easd.runs.seal import is_sealed
-from easd.runs.texts import shortened, visible
 
 CALLED: dict[Kind, str] = {
     "trace": "a trace",
@@ -123,7 +122,7 @@ def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
         raise TraceError(_outdated(folder, called, run))
     if run["format"] != FORMAT:
         raise TraceError(
-            f"{str(path)!r} has format {shortened(run['format'])}, this version reads {FORMAT}; "
+            f"{str(path)!r} has format {shown(run['format'])}, this version reads {FORMAT}; "
             "read it with the version that wrote it"
         )
     if not _is_sealed(run):
@@ -153,7 +152,7 @@ def _outdated(folder: Path, what: str, run: dict[str, Any]) -> str:
     return (
         f"{str(folder)!r} holds {what} of format {run.get('format', 1)}, this version reads "
         f"{FORMAT}; run it again into another folder, or read it with the version that wrote it"
-        + (f" (easd {shortened(version)})" if version else "")
+        + (f" (easd {shown(version)})" if version else "")
     )
 
 

@@ -15,17 +15,17 @@ FORMAT = 3
 Kind = Literal["trace", "evaluation", "bench"]
 TOP = 5  # Most probable tokens kept per position for inspectors.
 
-OUTCOMES = (
-    "accepted",
-    "rejected",
-    "penalised",
-    "discarded",
-    "replacement",
-    "bonus",
-)
+OUTCOMES = ("accepted", "rejected", "penalised", "discarded", "replacement", "bonus")
 EMITTED = ("accepted", "replacement", "bonus")  # Rows whose token stands in the text.
 EXAMINED = ("accepted", "rejected", "penalised")  # Up to the first refusal of a block.
-PARTS = ("prefill", "draft", "target", "verify", "commit")
+_TIMED = {
+    "prefill": "taking in new prompts and caching them",
+    "draft": "drafting, processors included",
+    "target": "the target's forward",
+    "verify": "the target's processors and of verification",
+    "commit": "committing tokens",
+}
+PARTS = tuple(_TIMED)
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 
@@ -53,6 +53,15 @@ _TEXT = column(
     "the token as it continues a text; U+FFFD where it holds a part of a character",
 )
 _STEP = column("step", pa.int64(), "index", "the verification step within the run")
+_DECODED = column("text", pa.string(), "text", "the decoded text without special tokens")
+_ANSWER = column("answer", pa.string(), "text", "the answer read from the text, or null")
+_PROMPT_TOKENS = column("prompt_tokens", pa.int32(), "tokens", "length of the prompt")
+_BLOCKS = column("blocks", pa.int32(), "forwards", "target forwards the text took part in")
+_PROPOSED = column("proposed", pa.int32(), "tokens", "draft tokens proposed")
+_VERIFIED = (
+    column("accepted", pa.int32(), "tokens", "draft tokens kept"),
+    column("penalised", pa.int32(), "tokens", "draft tokens refused by the gate"),
+)
 
 
 def _top(model: str, what: str, kind: pa.DataType, unit: str) -> pa.Field:
@@ -148,24 +157,13 @@ STEPS = pa.schema(
         _RUN,
         _STEP,
         column("batch", pa.int32(), "texts", "texts that took part"),
-        column("proposed", pa.int32(), "tokens", "draft tokens proposed"),
+        _PROPOSED,
         column("examined", pa.int32(), "tokens", "positions up to and including the first refusal"),
-        column("accepted", pa.int32(), "tokens", "draft tokens kept"),
-        column("penalised", pa.int32(), "tokens", "draft tokens refused by the gate"),
+        *_VERIFIED,
         column("emitted", pa.int32(), "tokens", "tokens that the texts gained"),
         *(
-            column(f"{part}_ms", pa.float64(), "ms", definition)
-            for part, definition in zip(
-                PARTS,
-                (
-                    "wall time of taking in new prompts and caching them",
-                    "wall time of drafting, processors included",
-                    "wall time of the target's forward",
-                    "wall time of the target's processors and of verification",
-                    "wall time of committing tokens",
-                ),
-                strict=True,
-            )
+            column(f"{part}_ms", pa.float64(), "ms", f"wall time of {what}")
+            for part, what in _TIMED.items()
         ),
     ]
 )
@@ -178,8 +176,8 @@ SAMPLES = pa.schema(
         column("task", pa.string(), "name", "the task the prompt is from, or null"),
         column("item", pa.string(), "name", "the task's item, or null"),
         column("prompt", pa.string(), "text", "the prompt as the models saw it"),
-        column("text", pa.string(), "text", "the decoded text without special tokens"),
-        column("answer", pa.string(), "text", "the answer read from the text, or null"),
+        _DECODED,
+        _ANSWER,
         column("correct", pa.bool_(), "yes or no", "whether the answer is right, or null"),
         column(
             "finish_reason",
@@ -188,7 +186,7 @@ SAMPLES = pa.schema(
             "eos: an end-of-sequence token came; stop: a stop string or criterion; length: "
             "max_new_tokens",
         ),
-        column("prompt_tokens", pa.int32(), "tokens", "length of the prompt"),
+        _PROMPT_TOKENS,
         column("draft_tokens", pa.int32(), "tokens", "tokens of the text that were drafted"),
         column(
             "target_tokens",
@@ -196,7 +194,7 @@ SAMPLES = pa.schema(
             "tokens",
             "tokens of the text that were drawn at the target: replacement and bonus tokens",
         ),
-        column("blocks", pa.int32(), "forwards", "target forwards the text took part in"),
+        _BLOCKS,
         column(
             "seconds",
             pa.float64(),
@@ -220,20 +218,23 @@ _CELL = (
         "seed", pa.int32(), "number", "decides, with the item's index, all randomness of a text"
     ),
 )
+_ITEM = (
+    column("item", pa.string(), "name", "the problem's id within its task"),
+    column("index", pa.int32(), "index", "the problem's place in its task"),
+)
 
 _GRADED = pa.schema(
     [
         *_CELL,
-        column("item", pa.string(), "name", "the problem's id within its task"),
-        column("index", pa.int32(), "index", "the problem's place in its task"),
-        column("text", pa.string(), "text", "the decoded text without special tokens"),
+        *_ITEM,
+        _DECODED,
         column(
             "token_ids",
             pa.list_(pa.int32()),
             "token ids",
             "the decoded tokens; null from an endpoint, which tells no tokens",
         ),
-        column("answer", pa.string(), "text", "the answer read from the text, or null"),
+        _ANSWER,
         column("correct", pa.bool_(), "yes or no", "whether the answer is right"),
         column(
             "failure",
@@ -242,31 +243,22 @@ _GRADED = pa.schema(
             "why decoding or grading failed (counted as wrong), or null",
         ),
         column("finish_reason", _NAME, "name", "eos, stop or length; an endpoint's own word"),
-        column("prompt_tokens", pa.int32(), "tokens", "length of the prompt"),
+        _PROMPT_TOKENS,
         column("new_tokens", pa.int32(), "tokens", "length of the text"),
-        column("blocks", pa.int32(), "forwards", "target forwards the text took part in"),
-        column("proposed", pa.int32(), "tokens", "draft tokens proposed"),
+        _BLOCKS,
+        _PROPOSED,
         column("examined", pa.int32(), "tokens", "draft positions up to the first refusal of each"),
-        column("accepted", pa.int32(), "tokens", "draft tokens kept"),
-        column("penalised", pa.int32(), "tokens", "draft tokens refused by the gate"),
+        *_VERIFIED,
         column("gate_open", pa.float64(), "tokens", "sum of the gate over examined positions"),
-        column(
-            "over_draft_entropy",
-            pa.int32(),
-            "tokens",
-            "examined positions that meet the draft-entropy condition; null for a rule without it",
-        ),
-        column(
-            "over_target_entropy",
-            pa.int32(),
-            "tokens",
-            "examined positions that meet the target-entropy condition; null likewise",
-        ),
-        column(
-            "over_overlap",
-            pa.int32(),
-            "tokens",
-            "examined positions that meet the overlap condition; null likewise",
+        *(
+            column(
+                f"over_{signal}",
+                pa.int32(),
+                "tokens",
+                f"examined positions that meet the {signal.replace('_', '-')} condition; null for "
+                "a rule without it",
+            )
+            for signal in ("draft_entropy", "target_entropy", "overlap")
         ),
         column(
             "seconds",
@@ -299,8 +291,7 @@ _CHUNKS = pa.schema(
 _ITEMS = pa.schema(
     [
         _CELL[1],
-        column("item", pa.string(), "name", "the problem's id within its task"),
-        column("index", pa.int32(), "index", "the problem's place in its task"),
+        *_ITEM,
         column(
             "prompt", pa.string(), "text", "what was asked, without system message and template"
         ),

@@ -1,17 +1,12 @@
-"""Text of tokens, and text fit to be shown."""
+"""Text of tokens."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
-    r"\ufeff\ufff9-\ufffb]"
-)
 _NAMED = ("token", "draft_top_tokens", "target_top_tokens")
 
 
@@ -43,14 +38,3 @@ class TokenTexts:
             for ids in (self._anchor, [*self._anchor, token], [token])
         )
         return both.removeprefix(before) if both.startswith(before) else alone
-
-
-def visible(text: str) -> str:
-    """The text with control, bidirectional and zero-width characters spelt out."""
-    return _UNSEEN.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
-
-
-def shortened(value: Any) -> str:
-    """A value as an error names it: in one line, no control characters, not at length."""
-    text = visible(value if isinstance(value, str) else repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,13 +12,12 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from easd.errors import EasdError, TraceError
+from easd.errors import EasdError, TraceError, shown
 from easd.runs.files import now, write_json
 from easd.runs.parts import Parts
 from easd.runs.reader import CALLED, read_description
 from easd.runs.schema import FORMAT, Kind
 from easd.runs.seal import seal_json
-from easd.runs.texts import shortened
 
 _LOCK = ".lock"
 
@@ -150,7 +149,7 @@ class RunFolder:
             if before.get(name) != value:
                 raise TraceError(
                     f"{str(self.folder)!r} holds a run with another {name} "
-                    f"({shortened(before.get(name))}, now {shortened(value)}); name another "
+                    f"({shown(before.get(name))}, now {shown(value)}); name another "
                     "folder, or the settings it was begun with"
                 )
 

@@ -22,7 +22,7 @@ from pydantic import (
 
 from easd.core.couplings import Coupling
 from easd.engine.settings import Settings
-from easd.fields import described
+from easd.fields import Described, bounds_of, described
 
 MOST_TEXTS = 128  # In one request; OpenAI's limit.
 MOST_MESSAGES = 2048
@@ -119,16 +119,11 @@ SAMPLING = {
     for name in described(Settings)
     if name not in _NOT_SAMPLING
 }
-# Limits that a request has beside those of the settings.
-_LIMITED: dict[str, Any] = {
-    "seed": Annotated[int, Field(ge=-(2**63), lt=2**63)],
-    "max_new_tokens": Annotated[int, Field(ge=1, le=_LARGEST)],
-    "min_new_tokens": Annotated[int, Field(ge=0, le=_LARGEST)],
+# Fields that a request takes in another form, or within narrower bounds, than the settings.
+_OTHERWISE: dict[str, Any] = {
     "temperature": Temperature,
     "draft_temperature": Temperature,
-    "top_p": Annotated[float, Field(gt=0, le=1)],
     "top_k": Annotated[int, Field(ge=-1, le=_LARGEST), AfterValidator(lambda k: max(k, 0))],
-    "min_p": Annotated[float, Field(ge=0, le=1)],
     "repetition_penalty": Annotated[float, Field(ge=0.1, le=10)],
     "bad_words": Strings,
     "stop": Strings,
@@ -146,9 +141,17 @@ def _sampling_fields() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for setting, name in SAMPLING.items():
         said = _SAID.get(setting, about[setting].help)
-        kind = _LIMITED.get(setting, hints[setting])
+        kind = _OTHERWISE.get(setting) or _bounded(hints[setting], about[setting])
         found[name] = (kind | None, Field(None, description=said[:1].upper() + said[1:]))
     return found
+
+
+def _bounded(hint: Any, field: Described) -> Any:
+    within = bounds_of(field)
+    if within is None:
+        return hint
+    above, least = (within.least, None) if within.above else (None, within.least)
+    return Annotated[field.kind, Field(gt=above, ge=least, le=within.most)]
 
 
 class Body(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 
@@ -11,6 +12,7 @@ import uvicorn
 from rich.console import Console
 from rich.text import Text
 
+from easd.engine.pair import Pair
 from easd.errors import ConfigError
 from easd.pairs.from_config import load_with_status
 from easd.serve.app import App
@@ -20,8 +22,15 @@ from easd.serve.serving import Serving
 GRACE_SECONDS = 30.0
 
 
-def serve(serving: Serving, host: str, port: int) -> None:
+def serve(
+    serving: Serving, host: str, port: int, check: Callable[[Pair], None] | None = None
+) -> None:
     """Loads the models and serves them until SIGINT or SIGTERM.
+
+    Args:
+        serving: what to serve.
+        host, port: where to listen.
+        check: raises where the settings do not fit these models.
 
     Raises:
         EasdError: The models cannot be loaded, the settings do not fit, or the address is taken.
@@ -29,6 +38,8 @@ def serve(serving: Serving, host: str, port: int) -> None:
     console = Console(stderr=True)
     with _bind(host, port) as taken:
         pair = load_with_status(serving.config, console)
+        if check is not None:
+            check(pair)
         local = is_loopback(taken.getsockname()[0])
         server = http_server(App(pair, replace(serving, hosts=_hosts(serving, host, local=local))))
         if not local and serving.api_key is None:

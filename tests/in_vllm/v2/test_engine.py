@@ -1,12 +1,16 @@
 """The plugin in an engine with the V2 model runner."""
 
 import pytest
+from in_vllm.conftest import LAB
 from in_vllm.observed import PROMPTS, sampled, statistics
 from in_vllm.v2.observed import verifications
+from transformers import AutoModelForCausalLM
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
+from easd import generate
+from easd.config import parse_rule
 from easd.core.rules import EASD
-from easd.integrations.vllm import worker_v2
+from easd.integrations.vllm import drafted_v2
 
 VOCAB = 109
 
@@ -66,12 +70,25 @@ def test_penalties_are_those_of_the_core_and_never_keep_the_token(gated):
 def test_penalties_in_slots_used_again_and_steps_cut_in_pieces(busy, monkeypatch):
     """Prompts in chunks and from the cache, requests that wait for a slot, small chunks of rows."""
     monkeypatch.setattr(rejection_sampler, "MAX_CHUNK_BYTES", 5 * VOCAB * 4)
-    monkeypatch.setattr(worker_v2, "LOGITS_AT_ONCE", 2 * VOCAB)
+    monkeypatch.setattr(drafted_v2, "LOGITS_AT_ONCE", 2 * VOCAB)
     prompts = [[3 + n % 40 for n in range(length)] for length in (20, 20, 30, 7, 9, 5)]
     params = [*ruled(), *ruled()][1:7]
     for each in params:
         each.logprobs = 1
     check_penalties(busy, prompts, params, [*RULES, *RULES][1:7])
+
+
+def test_greedy_texts_of_a_pool_are_those_of_easds_own_engine(gated):
+    """But for the first token, which has no draft in vLLM."""
+    pool = {"name": "pool", "tau_h": 0, "tau_o": 0, "a": 1.38, "b": 1.01, "draft_at_bonus": True}
+    best = sampled(temperature=0.0, max_tokens=12, extra_args={"easd": pool})
+    texts = [list(each.token_ids) for each in answers(gated, best)]
+    models = [AutoModelForCausalLM.from_pretrained(LAB / model) for model in ("target", "draft")]
+    for model in models:
+        model.float().eval().generation_config.eos_token_id = None
+    prompts = [prompt + text[:1] for prompt, text in zip(PROMPTS, texts, strict=True)]
+    found = generate(*models, prompts, rule=parse_rule(pool), temperature=0.0, max_new_tokens=11)
+    assert [each.token_ids for each in found] == [text[1:] for text in texts]
 
 
 def check_penalties(engine, prompts, params, rules):

@@ -18,13 +18,15 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler, rejection_sampler_utils
 from vllm.v1.worker.gpu.states import RequestState
 
-from easd.core.rules import EASD
+from easd.core.rules import EASD, make_rule
 from easd.core.step import Step
 from easd.integrations.vllm import worker_v2
 from easd.integrations.vllm.serving import Serving
 
 VOCAB = 12
 RULE = EASD(tau_h=0.5, tau_o=0.6)
+SERVING = Serving(rule=RULE)
+POOL = {"tau_h": 0.5, "tau_o": 0.6, "a": 1.3, "b": -0.7, "pick": "sample"}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SAMPLES, SAMPLES_OF_BUGS = (400, 250) if DEVICE.type == "cpu" else (200_000, 10_000)
 interpreted = pytest.mark.skipif(DEVICE.type != "cpu", reason="looks into the interpreter")
@@ -40,7 +42,7 @@ def pair(kind, dtype=torch.float32):
     return draft.to(dtype), target.to(dtype)
 
 
-def law(draft_logits, target_logits, kind):
+def law(draft_logits, target_logits, kind, rule=RULE):
     draft_probs, target_probs = (
         draft_logits.double().softmax(-1),
         target_logits.double().softmax(-1),
@@ -52,21 +54,21 @@ def law(draft_logits, target_logits, kind):
         target_probs=torch.stack([target_probs, target_probs])[None],
     )
     assert RULE.signals(step)["gate"][0, 0] == float(kind == "open")
-    return RULE.law(step)[0, 0]
+    return rule.law(step)[0, 0]
 
 
-def verify(draft_tokens, draft_logits, target_logits, *, seed=0, **sampling):
+def verify(draft_tokens, draft_logits, target_logits, *, serving=SERVING, seed=0, **sampling):
     """First tokens that V2's sampler emits, one request for each draft token."""
     rows = len(draft_tokens)
     states = RequestState(rows, 16, 16, 1, VOCAB, DEVICE)
     config = SimpleNamespace(
         num_speculative_tokens=1,
         enable_adaptive_verification=False,
-        rejection_sample_method="standard",
+        rejection_sample_method="block" if serving.coupling == "block" else "standard",
     )
     sampler = Sampler(VllmConfig(), rows, VOCAB, DEVICE, states, num_speculative_tokens=2)
     verifier = rejection_sampler.RejectionSampler(sampler, config, DEVICE)
-    worker_v2.follow(worker_v2.Slots(Serving(rule=RULE), rows, DEVICE), verifier)
+    worker_v2.follow(worker_v2.Slots(serving, rows, DEVICE), verifier)
     for row in range(rows):
         verifier.sampler.add_request(row, SamplingParams(seed=seed + row, **sampling))
     sampler.apply_staged_writes()
@@ -141,6 +143,29 @@ def test_the_computed_law_after_temperature_and_truncation():
     assert torch.allclose(found, law(draft / 1.4, truncated, "open"), atol=1e-6)
 
 
+@interpreted
+@pytest.mark.parametrize("coupling", ["maximal", "block"])
+@pytest.mark.parametrize("name", ["pool", "easd"])
+def test_a_law_is_what_the_last_draft_is_redrawn_from(name, coupling):
+    """Whichever token was drafted, where the rule holds behind the block too."""
+    fields = POOL if name == "pool" else {"tau_h": 0.5, "tau_o": 0.6}
+    rule = make_rule(name, **fields, draft_at_bonus=True)
+    draft, target = pair("open")
+    serving = Serving(rule=rule, coupling=coupling)
+    with residuals() as seen:
+        verify(torch.arange(VOCAB), draft, target, serving=serving)
+    wanted = law(draft, target, "open", rule)
+    for token in range(VOCAB):
+        torch.testing.assert_close(seen[2 * token].double().softmax(-1), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("coupling", ["maximal", "block"])
+def test_laws_take_the_targets_place(coupling):
+    rule = make_rule("pool", **POOL)
+    counts = emitted("open", SAMPLES, serving=Serving(rule=rule, coupling=coupling))
+    assert p_value(counts, law(*pair("open"), "open", rule)) > 0.001
+
+
 @pytest.mark.parametrize("kind", ["open", "closed"])
 def test_emitted_tokens_follow_the_closed_form(kind):
     assert p_value(emitted(kind, SAMPLES), law(*pair(kind), kind)) > 0.001
@@ -161,15 +186,17 @@ def test_a_planted_bug_is_found(monkeypatch, bug):
     assert p_value(emitted("open", SAMPLES_OF_BUGS), law(*pair("open"), "open")) < 1e-6
 
 
-def emitted(kind, samples):
+def emitted(kind, samples, **settings):
     """Counts [V] of first tokens, drafts drawn from the draft."""
     draft, target = pair(kind)
     generator = torch.Generator().manual_seed(5)
     drawn = draft.softmax(-1).multinomial(samples, replacement=True, generator=generator)
-    return torch.bincount(verify(drawn, draft, target, seed=100), minlength=VOCAB)
+    return torch.bincount(verify(drawn, draft, target, seed=100, **settings), minlength=VOCAB)
 
 
 def p_value(counts, law):
+    assert counts[law == 0].sum() == 0
+    counts, law = counts[law > 0], law[law > 0]
     expected = law * counts.sum()
     assert expected.min() > 1
     statistic = ((counts - expected) ** 2 / expected).sum()

@@ -1,38 +1,44 @@
 """What happens in a step never needs a value from the device on the host."""
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from easd.core.rules import EASD
+from easd.core.rules import EASD, make_rule
 from easd.integrations.vllm import worker_v2
 from easd.integrations.vllm.batch import Batch
 from easd.integrations.vllm.gate import Tally
 
 
 def stock(target_logits, draft_logits, draft_sampled, cu_num_logits, pos, idx_mapping, *rest):
-    return torch.empty(2, 4, dtype=torch.int64), torch.empty(2, dtype=torch.int32)
+    shapes = (2, 4), (2,)
+    return tuple(torch.empty(shape, dtype=torch.int64, device="meta") for shape in shapes)
 
 
-def test_a_gated_step_runs_on_tensors_without_values():
-    """Fake tensors have shapes only; reading a value or branching on one raises."""
-    rules = (EASD(tau_h=1.0), EASD(tau_h=2.0, tau_o=0.4))
-    with FakeTensorMode():
-        tally = Tally(torch.device("cpu"))
-        batch = Batch(rules=rules, rule_of=torch.empty(2, dtype=torch.int64), tally=tally)
-        slots, begins = torch.empty(2, dtype=torch.int64), torch.empty(3, dtype=torch.int32)
-        tokens = torch.empty(8, dtype=torch.int64)
-        token = worker_v2._batch.set(batch)
-        try:
-            worker_v2.gated(stock)(
-                torch.empty(8, 300),
-                torch.empty(5, 3, 300, dtype=torch.bfloat16),
-                tokens,
-                begins,
-                tokens,
-                slots,
-                tokens,
-                tokens,
-                torch.empty(5),
-            )
-        finally:
-            worker_v2._batch.reset(token)
+def test_a_step_of_rules_runs_on_tensors_without_values():
+    """Meta tensors have shapes only; reading a value or branching on one raises."""
+    published = (EASD(tau_h=1.0), EASD(tau_h=2.0, tau_o=0.4))
+    device = torch.device("meta")
+    batch = Batch(
+        published=published,
+        laws=(make_rule("pool", draft_at_bonus=True), make_rule("mars")),
+        rule_of=torch.empty(2, dtype=torch.int64, device=device),
+        redraws=torch.empty(2, dtype=torch.bool, device=device),
+        tally=Tally(device),
+    )
+    slots = torch.empty(2, dtype=torch.int64, device=device)
+    begins = torch.empty(3, dtype=torch.int32, device=device)
+    tokens = torch.empty(8, dtype=torch.int64, device=device)
+    token = worker_v2._rows.set(worker_v2.Rows(batch, any_greedy=True))
+    try:
+        worker_v2.gated(stock)(
+            torch.empty(8, 300, device=device),
+            torch.empty(5, 3, 300, dtype=torch.bfloat16, device=device),
+            tokens,
+            begins,
+            tokens,
+            slots,
+            tokens,
+            tokens,
+            torch.empty(5, device=device),
+        )
+    finally:
+        worker_v2._rows.reset(token)

@@ -42,6 +42,8 @@ class Rule(ABC):
     """Which models a decoder has to run."""
     draft_at_bonus: bool = False  # A field of rules that leave the choice.
     """Whether the draft must be evaluated at the bonus position too."""
+    needs_opinion: ClassVar[bool] = False
+    """Whether the law is a function of a draft model's opinion at every position."""
 
     def __init_subclass__(cls) -> None:
         if "name" in cls.__dict__:

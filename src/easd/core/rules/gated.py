@@ -71,6 +71,10 @@ class GatedRule(Rule):
         """The same where the gate is closed; [B, K+1, V]."""
         return step.target_probs
 
+    def closed_law_of(self, step: Step, tokens: Tensor) -> Tensor:
+        """What `closed_law` gives `tokens` [B, K+1, n]; [B, K+1, n]."""
+        return self.closed_law(step).gather(-1, tokens)
+
     def signals(self, step: Step) -> Mapping[str, Tensor]:
         measured = self.measure(step)
         gate = measured["gate"]
@@ -88,9 +92,7 @@ class GatedRule(Rule):
         return self._mixed(step, signals["gate"], tokens)
 
     def _mixed(self, step: Step, gate: Tensor, tokens: Tensor | None) -> Tensor:
-        closed = self.closed_law(step)
-        if tokens is not None:
-            closed = closed.gather(-1, tokens)
+        closed = self.closed_law(step) if tokens is None else self.closed_law_of(step, tokens)
         if not on_host(gate):
             return torch.lerp(closed, self._open(step, tokens), gate[..., None])
         rows, at = gate.nonzero(as_tuple=True)
@@ -107,13 +109,7 @@ class GatedRule(Rule):
 
     def _where_drafted(self, gate: Tensor, step: Step) -> Tensor:
         """Closes the gate where the draft said nothing: padding, bonus rows it did not see."""
-        drafted = step.has_draft()
-        if not self.draft_at_bonus:
-            return gate * drafted
-        position = torch.arange(gate.shape[1], device=gate.device)
-        bonus = position == step.num_draft_tokens[:, None]
-        evaluated = step.row(step.num_draft_tokens).draft_probs.amax(-1) > 0  # [B, 1]
-        return gate * (drafted | (bonus & evaluated))
+        return gate * where_draft_spoke(step, bonus=self.draft_at_bonus)
 
 
 class _CheckedGate(Gate):
@@ -173,8 +169,8 @@ class EntropyGated(GatedRule):
         dtype = step.target_probs.dtype
         if on_host(step.target_probs):
             measured = _OnDemand(lambda: gate_signals(*probs, self.top_n))
-            # The bonus position is asked where the rule gates it.
-            bonus = 0 if self.draft_at_bonus else 1
+            # The bonus position, which narrowed steps lack, is asked where the rule gates it.
+            bonus = 0 if self.draft_at_bonus or step.drafted is not None else 1
             draft_probs, target_probs = (p[:, : p.shape[1] - bonus] for p in probs)
             gate = self._opens_in_order(draft_probs, target_probs).to(dtype)
             return ChainMap({"gate": pad(gate, (0, bonus))}, measured)  # type: ignore[arg-type]
@@ -235,6 +231,17 @@ def gate_signals(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> dict[
         "target_entropy": entropy(target_probs),
         "shared_top": shared_top_tokens(draft_probs, target_probs, top_n),
     }
+
+
+def where_draft_spoke(step: Step, *, bonus: bool) -> Tensor:
+    """Drafted positions, and with `bonus` the bonus position if the draft saw it; bool [B, K+1]."""
+    drafted = step.has_draft()
+    if not bonus:
+        return drafted
+    position = torch.arange(drafted.shape[1], device=drafted.device)
+    at_bonus = position == step.num_draft_tokens[:, None]
+    evaluated = step.row(step.num_draft_tokens).draft_probs.amax(-1) > 0  # [B, 1]
+    return drafted | (at_bonus & evaluated)
 
 
 def best_or_drawn(step: Step, scores: Tensor) -> Tensor:

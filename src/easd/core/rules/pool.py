@@ -47,10 +47,17 @@ class Pooled(EntropyGated):
     def scores(self, step: Step) -> Tensor:
         """Logarithms of p^a q^b, minus infinity at implausible tokens; [B, K+1, V]."""
         draft_probs, target_probs = step.opinions()
-        kept = target_probs >= self.plausible * target_probs.amax(-1, keepdim=True)
-        a, b = self.powers
-        scores = a * log(target_probs) + b * draft_probs.clamp_min(LEAST_DRAFT_PROB).log()
-        return scores.masked_fill(~kept | (target_probs <= 0), -torch.inf)
+        least = self.plausible * target_probs.amax(-1, keepdim=True)
+        return pool_scores(draft_probs, target_probs, least, self.powers)
+
+
+def pool_scores(
+    draft_probs: Tensor, target_probs: Tensor, least: Tensor, powers: tuple[float, float]
+) -> Tensor:
+    """Logarithms of p^a q^b; minus infinity where p is 0 or below `least` [..., 1]."""
+    a, b = powers
+    scores = a * log(target_probs) + b * draft_probs.clamp_min(LEAST_DRAFT_PROB).log()
+    return scores.masked_fill((target_probs < least) | (target_probs <= 0), -torch.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,10 @@ from importlib.metadata import version
 from itertools import count
 from typing import Any, TypeVar
 
-from easd.errors import ConfigError, EndpointError
+from easd.errors import ConfigError, EndpointError, visible
 from easd.evaluate.endpoint.servers import DIALECTS, Link, Server
 from easd.evaluate.endpoint.settings import SAMPLING, EndpointSystem
 from easd.parsing import parse_json
-from easd.runs.texts import visible
 from easd.tasks import Item, Task
 
 try:

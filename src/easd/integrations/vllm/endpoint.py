@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore
 
-from easd.integrations.vllm.seams import check_signatures
+from easd.integrations.vllm.seams import METRICS, check_seams
 
 SECONDS = 5
 """How long a scrape waits for engines, which answer between two steps."""
@@ -39,10 +39,10 @@ def count_in_metrics() -> None:
     Raises:
         ConfigError: This vLLM has no such plugins.
     """
+    check_seams(METRICS)
     from vllm import plugins  # pyright: ignore
 
-    stock: Any = getattr(plugins, "load_endpoint_plugins", None)
-    check_signatures({"plugins.load_endpoint_plugins": (stock, "")})
+    stock: Any = plugins.load_endpoint_plugins
     if getattr(stock, "adds_easd", False):
         return
 

@@ -27,6 +27,26 @@ class Gates:
     met: dict[Condition, Tensor]  # bool [N]; without a meaning where not asked
     open: Tensor  # bool [N], False where not asked
 
+    def __or__(self, other: Gates) -> Gates:
+        """What two kinds of rules said, of which no draft token has both."""
+        return Gates(
+            asked=self.asked | other.asked,
+            met={
+                name: (self.asked & self.met[name]) | (other.asked & other.met[name])
+                for name in self.met
+            },
+            open=self.open | other.open,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Gates]) -> Gates:
+        """Those of consecutive draft tokens."""
+        return cls(
+            asked=torch.cat([gates.asked for gates in parts]),
+            met={name: torch.cat([gates.met[name] for gates in parts]) for name in parts[0].met},
+            open=torch.cat([gates.open for gates in parts]),
+        )
+
 
 def ask(
     rules: Sequence[EASD],
@@ -39,7 +59,7 @@ def ask(
 
     Args:
         rules: the different rules of the batch; they differ in their thresholds only.
-        rule_of: int64 [N]; -1 is a row without a rule.
+        rule_of: int64 [N]; other numbers are of rows that none of them judges.
         draft_tokens: int [N]; -1 is a placeholder, which no rule judges.
         draft_probs: [N, V], what the tokens were drawn from.
         target_logits: [N, V] after all processors and the temperature.
@@ -53,7 +73,7 @@ def ask(
         for condition, holds in rule.gate.met(signals).items():
             met[condition] = torch.where(here, holds, met[condition])
     opened = reduce(and_, (met[condition] for condition in first.conditions))
-    asked = (draft_tokens >= 0) & (rule_of >= 0)
+    asked = (draft_tokens >= 0) & (rule_of >= 0) & (rule_of < len(rules))
     return Gates(asked=asked, met=met, open=opened & asked)
 
 
@@ -82,8 +102,8 @@ def rows_of(num_draft_tokens: Tensor, total: int) -> tuple[Tensor, Tensor]:
 class Tally:
     """Counts of examined positions, kept on the device until they are asked for.
 
-    Examined are a row's positions up to and including the first refusal, in rows with a rule. An
-    open gate at an examined position is a penalty: it always refuses.
+    Examined are a row's positions up to and including the first refusal, in rows with a rule. A
+    refusal at an open gate is a penalty.
     """
 
     NAMES = ("examined", *ALL_CONDITIONS, "penalised")
@@ -92,10 +112,24 @@ class Tally:
         self._counts = torch.zeros(len(self.NAMES), dtype=torch.int64, device=device)
         self._unasked = 0
 
-    def add(self, gates: Gates, row: Tensor, position: Tensor, num_emitted: Tensor) -> None:
-        """Adds a step in which row b emitted `num_emitted[b]` tokens; int64 [B]."""
-        examined = gates.asked & (position < num_emitted[row])
-        seen = [examined, *(gates.met[name] for name in ALL_CONDITIONS), gates.open]
+    def add(
+        self,
+        gates: Gates,
+        row: Tensor,
+        position: Tensor,
+        num_emitted: Tensor,
+        redrawn: Tensor | None = None,
+    ) -> None:
+        """Adds a step in which row b emitted `num_emitted[b]` tokens; int64 [B].
+
+        `redrawn` bool [N] are draft tokens that were replaced whatever they were: no penalties.
+        """
+        emitted = num_emitted[row]
+        examined = gates.asked & (position < emitted)
+        penalised = gates.open & (position == emitted - 1)
+        if redrawn is not None:
+            penalised = penalised & ~redrawn
+        seen = [examined, *(gates.met[name] for name in ALL_CONDITIONS), penalised]
         self._counts += (torch.stack(seen) & examined).sum(-1)
 
     def add_unasked(self, count: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from easd.errors import EasdError
 from easd.integrations.vllm import KEY
-from easd.integrations.vllm.seams import check_signatures
+from easd.integrations.vllm.seams import REQUESTS, check_seams
 from easd.integrations.vllm.serving import Serving
 
 
@@ -19,11 +19,11 @@ def check_requests() -> None:
     Raises:
         ConfigError: This vLLM's check is another.
     """
+    check_seams(REQUESTS)
     from vllm.exceptions import VLLMValidationError  # pyright: ignore
     from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore
 
-    stock: Any = getattr(InputProcessor, "_validate_params", None)
-    check_signatures({"InputProcessor._validate_params": (stock, "self params")})
+    stock: Any = InputProcessor._validate_params
     if getattr(stock, "asks_easd", False):
         return
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from easd.config import parse_rule, rule_to_dict
+from easd.core.couplings import Coupling
 from easd.core.gate import Gate
 from easd.core.rules import EASD, Rule, rule_name
+from easd.core.rules.gated import EntropyGated
 from easd.errors import ConfigError
 from easd.fields import described
 from easd.integrations.vllm import KEY
 from easd.parsing import parse_json
 
-# A request may set the gate's thresholds. What is not the gate's at all is as published.
-PER_REQUEST = tuple(name for name, field in described(Gate).items() if field.kind is float)
+_COUPLINGS: tuple[Coupling, ...] = ("published", "maximal", "block")
+
+# What is not the gate's at all is as published where EASD is followed so.
 _AS_PUBLISHED = tuple(name for name in described(EASD) if name not in described(Gate))
 
 
@@ -26,17 +30,20 @@ class Serving:
     """The rule of requests that say nothing, and what requests may ask for.
 
     Attributes:
-        rule: an entropy-aware rule in its published form.
+        rule: of requests that say nothing.
+        coupling: `published` for EASD's own procedure; `maximal`, or `block` where vLLM verifies
+            blocks as a whole, to draw from a rule's law; None for the rule's default.
         lossless_only: requests that say nothing are decoded by plain speculation, and those that
-            ask for a gate which can open are refused.
+            ask for a rule which can change the text are refused.
     """
 
-    rule: EASD
+    rule: Rule
+    coupling: Coupling | None = None
     lossless_only: bool = False
 
     @classmethod
     def parse(cls, values: Any) -> Serving:
-        """Reads `additional_config["easd"]`: the rule's fields, and `lossless_only`.
+        """Reads `additional_config["easd"]`: the rule's fields, `coupling` and `lossless_only`.
 
         Raises:
             EasdError: A key is unknown, or a value does not fit or is not served here.
@@ -50,21 +57,61 @@ class Serving:
         lossless_only = values.pop("lossless_only", False)
         if not isinstance(lossless_only, bool):
             raise ConfigError(f"lossless_only = {lossless_only!r} does not fit; use true or false")
-        return cls(rule=_served(parse_rule(values)), lossless_only=lossless_only)
+        coupling = values.pop("coupling", None)
+        if coupling not in (None, *_COUPLINGS):
+            raise ConfigError(
+                f"coupling = {coupling!r} is not served in vLLM; use one of {', '.join(_COUPLINGS)}"
+            )
+        serving = cls(rule=parse_rule(values), coupling=coupling, lossless_only=lossless_only)
+        serving.check(serving.rule)
+        return serving
 
-    def rule_for(self, extra_args: Mapping[str, Any] | None) -> EASD | None:
+    def as_published(self, rule: Rule) -> bool:
+        """Whether `rule` is followed by EASD's own procedure rather than by its law."""
+        return (self.coupling or rule.default_coupling) == "published" and isinstance(rule, EASD)
+
+    def check(self, rule: Rule) -> None:
+        """Refuses a rule that vLLM's kernels cannot carry out.
+
+        Raises:
+            ConfigError: They cannot.
+        """
+        name = rule_name(rule)
+        if rule.models != "both":
+            raise ConfigError(
+                f"rule {name} runs one model alone and is not served in vLLM; serve that model "
+                "without speculation"
+            )
+        if not rule.has_law:
+            raise ConfigError(
+                f"rule {name} has no law that vLLM's kernels could draw from; choose another"
+            )
+        if rule.needs_raw == "always":
+            raise ConfigError(
+                f"rule {name} with these fields looks at probabilities before temperature and "
+                "truncation, which vLLM's sampler has not kept; use entropy_of = 'sampling'"
+            )
+        if self.as_published(rule):
+            _check_as_published(rule)
+        elif self.coupling == "published":
+            raise ConfigError(
+                f"coupling = 'published' is served in vLLM for easd and its ablations, not for "
+                f"{name}; leave it out, or use 'maximal'"
+            )
+
+    def rule_for(self, extra_args: Mapping[str, Any] | None) -> Rule | None:
         """The rule of a request with `extra_args`; None for plain speculation.
 
         Raises:
             EasdError: The request asks for what does not exist or is not allowed.
         """
         if not extra_args or KEY not in extra_args:
-            return None if self.lossless_only else self.rule
+            return None if self.lossless_only or self.rule.lossless else self.rule
         return _rule_for(self, json.dumps(extra_args[KEY], sort_keys=True, default=repr))
 
 
 @lru_cache(maxsize=4096)
-def _rule_for(serving: Serving, asked_json: str) -> EASD | None:
+def _rule_for(serving: Serving, asked_json: str) -> Rule | None:
     """From the JSON of what was asked, since a worker looks a request up at every step."""
     asked = json.loads(asked_json)
     if isinstance(asked, str):  # over HTTP `vllm_xargs` carries no mappings
@@ -75,20 +122,22 @@ def _rule_for(serving: Serving, asked_json: str) -> EASD | None:
     if asked in (False, True):  # 0 and 1 too: HTTP turns booleans into numbers
         rule = serving.rule if asked else None
     elif isinstance(asked, dict):
-        for key in asked:
-            if key not in PER_REQUEST:
-                raise ConfigError(
-                    f"{key!r} cannot be set per request; choose from {', '.join(PER_REQUEST)}"
-                )
-        rule = parse_rule({**rule_to_dict(serving.rule), **asked})
-        assert isinstance(rule, EASD)
+        # Without a name it is the server's rule with other fields.
+        rule = parse_rule(asked if "name" in asked else {**rule_to_dict(serving.rule), **asked})
+        serving.check(rule)
     else:
         raise _not_understood(asked)
-    if serving.lossless_only and rule is not None and rule.tau_h != float("inf"):
+    if rule is None or rule.lossless:
+        return None
+    if serving.lossless_only and not _never_opens(rule):
         raise ConfigError(
             f"this server is lossless_only and refuses easd = {asked_json}; leave it out"
         )
     return rule
+
+
+def _never_opens(rule: Rule) -> bool:
+    return isinstance(rule, EntropyGated) and rule.tau_h == math.inf
 
 
 def _not_understood(asked: Any) -> ConfigError:
@@ -98,26 +147,18 @@ def _not_understood(asked: Any) -> ConfigError:
     )
 
 
-def _served(rule: Rule) -> EASD:
-    """`rule`, where vLLM's kernels can carry it out.
-
-    Raises:
-        ConfigError: They cannot.
-    """
-    if not isinstance(rule, EASD):
-        raise ConfigError(
-            f"rule {rule_name(rule)} is not served in vLLM; use 'easd' or one of its ablations"
-        )
+def _check_as_published(rule: Any) -> None:
     default = EASD()
     for name in _AS_PUBLISHED:
         value = getattr(default, name)
         if getattr(rule, name) != value:
             raise ConfigError(
-                f"{name} = {getattr(rule, name)!r} is not served in vLLM; only {value!r} is"
+                f"{name} = {getattr(rule, name)!r} is not served in vLLM with EASD's own "
+                f"procedure; only {value!r} is, or use coupling = 'maximal'"
             )
     if "target_entropy" not in rule.conditions:
         # Without it the gate could open where the target is certain: nothing to redraw from.
         raise ConfigError(
-            f"conditions = {list(rule.conditions)} is not served in vLLM; add 'target_entropy'"
+            f"conditions = {list(rule.conditions)} is not served in vLLM with EASD's own "
+            "procedure; add 'target_entropy', or use coupling = 'maximal'"
         )
-    return rule

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 from easd.config import rule_to_dict
@@ -12,7 +11,16 @@ from easd.integrations.vllm import EXTENSION, KEY
 from easd.integrations.vllm.requests import check_requests
 from easd.integrations.vllm.serving import Serving
 
-TESTED = ("0.32",)
+# What they are drawn from, they do not say, or it is one token.
+WITHOUT_PROBABILITIES = (
+    "ngram",
+    "ngram_gpu",
+    "suffix",
+    "medusa",
+    "mlp_speculator",
+    "custom_class",
+    "extract_hidden_states",
+)
 
 logger = logging.getLogger("vllm.easd")
 
@@ -24,8 +32,10 @@ def prepare(config: Any) -> None:
         EasdError: A setting is unknown or cannot be served.
     """
     serving = Serving.parse(config.additional_config[KEY])
-    check_version()
-    check_speculation(config)
+    check_speculation(config, serving)
+    if config.speculative_config.rejection_sample_method == "block":
+        # Workers read the same mapping; no rule's default is to be verified so.
+        config.additional_config[KEY] = {**config.additional_config[KEY], "coupling": "block"}
     if config.use_v2_model_runner:
         check_second_runner(config)
     parallel = config.parallel_config
@@ -39,42 +49,54 @@ def prepare(config: Any) -> None:
     logger.info("easd: %s, lossless_only=%s", rule_to_dict(serving.rule), serving.lossless_only)
 
 
-def check_version() -> None:
-    """Refuses a vLLM whose sampler was never tried.
+def check_speculation(config: Any, serving: Serving) -> None:
+    """Refuses what leaves a rule without draft probabilities, or does not verify as it asks.
 
     Raises:
-        ConfigError: It is another minor version than the tested ones.
-    """
-    from vllm import __version__  # pyright: ignore
-
-    found = re.match(r"\d+\.\d+", __version__)
-    if found is None or found[0] not in TESTED:
-        raise ConfigError(f"vLLM {__version__} was not tested with easd; install vLLM {TESTED[-1]}")
-
-
-def check_speculation(config: Any) -> None:
-    """Refuses what leaves the gate without draft probabilities.
-
-    Raises:
-        ConfigError: There is no draft model, or it is not sampled or verified as needed.
+        ConfigError: There is no draft, or it is not sampled or verified as needed.
     """
     speculative = config.speculative_config
     if speculative is None:
         raise ConfigError(
-            "easd needs a draft model; give --speculative-config "
+            "easd needs a draft; give --speculative-config "
             '\'{"method": "draft_model", "model": ..., "draft_sample_method": "probabilistic"}\''
         )
-    for name, wanted in (
-        ("method", "draft_model"),
-        ("draft_sample_method", "probabilistic"),
-        ("rejection_sample_method", "standard"),
-    ):
-        value = getattr(speculative, name, None)
-        if value != wanted:
-            raise ConfigError(
-                f'{name} = {value!r} cannot be served with easd; set "{name}": "{wanted}" '
-                "in --speculative-config"
-            )
+    if speculative.method in WITHOUT_PROBABILITIES:
+        raise ConfigError(
+            f"method = {speculative.method!r} cannot be served with easd: it says no draft "
+            'probabilities, which rules look at; use "draft_model", "eagle3", "mtp" or another '
+            "that does"
+        )
+    if speculative.draft_sample_method != "probabilistic":
+        raise ConfigError(
+            f"draft_sample_method = {speculative.draft_sample_method!r} cannot be served with "
+            'easd; set "draft_sample_method": "probabilistic" in --speculative-config'
+        )
+    check_verification(speculative.rejection_sample_method, config.use_v2_model_runner, serving)
+
+
+def check_verification(method: str, second_runner: bool, serving: Serving) -> None:
+    """Refuses a `rejection_sample_method` that is another coupling than the rule's.
+
+    Raises:
+        ConfigError: It is, or the V1 model runner cannot do it.
+    """
+    couplings = {"standard": (None, "published", "maximal"), "block": (None, "block")}
+    if method not in couplings:
+        raise ConfigError(
+            f"rejection_sample_method = {method!r} cannot be served with easd; set "
+            '"rejection_sample_method": "standard" in --speculative-config'
+        )
+    if serving.coupling not in couplings[method]:
+        raise ConfigError(
+            f"coupling = {serving.coupling!r} and rejection_sample_method = {method!r} do not fit; "
+            "leave out the coupling"
+        )
+    if method == "block" and not second_runner:
+        raise ConfigError(
+            "rejection_sample_method = 'block' needs vLLM's V2 model runner; set "
+            'VLLM_USE_V2_MODEL_RUNNER=1, or use "standard"'
+        )
 
 
 def check_second_runner(config: Any) -> None:

@@ -1,4 +1,4 @@
-// As `easd.runs.texts.visible` in Python; a test holds the two together.
+// As `easd.errors.visible` in Python; a test holds the two together.
 const UNSEEN =
   /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|\p{Surrogate}/gu;
 

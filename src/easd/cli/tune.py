@@ -1,0 +1,148 @@
+"""`easd tune`: reference texts in, the best rule for a pair out; nothing is decoded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import numpy as np
+import torch
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+
+from easd.cli.diagnose import references
+from easd.cli.options import GRID, OUTPUT, ModelOptions, Quiet
+from easd.cli.study import Data, SetValue, SharedDecoding, load_tasks, settings
+from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
+from easd.diagnose.tuning import Tuning, tune
+from easd.diagnose.tuning_pass import read
+from easd.diagnose.tuning_printing import answer, render
+from easd.engine.models.slots import SlotModel
+from easd.engine.pair import Pair, fingerprints
+from easd.engine.settings import Settings
+from easd.errors import ConfigError
+from easd.evaluate.config import StudyConfig, load_study
+from easd.pairs.from_config import load_with_status
+from easd.runs.texts import visible
+from easd.tasks import Task
+
+_CONTEXT, _ROUNDS = 128, 20
+
+
+def command(
+    *,
+    models: ModelOptions = None,
+    task: Annotated[str, Parameter(group=GRID, metavar="NAME[:COUNT|:FIRST-END]")],
+    data: Data = None,
+    set_: SetValue = None,
+    decoding: SharedDecoding = None,
+    out: Annotated[Path, Parameter(group=OUTPUT)] = Path("tuned.json"),
+    as_json: Annotated[
+        bool, Parameter(name="--json", group=OUTPUT, negative=(), show_default=False)
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the best rule for a pair: the pool, EASD, or the target at its best temperature.
+
+    Both models read written solutions once. Temperatures, powers, plausibility and the gate are
+    fitted on some of the texts and judged on the others. The file says which rule to use, at which
+    temperature, for --calibration.
+
+    Args:
+        task: A task with written solutions, the first items of one as name:count, or a slice of it
+            as name:500-700; or `file` with --data: a few dozen solved examples of your own.
+        out: The file to write.
+        as_json: Print everything as JSON.
+    """
+    study = load_study(None, settings(models, decoding, task=[task], data=data, set_=set_))
+    for name in ("temperature", "draft_temperature"):
+        if name in (decoding or {}):
+            raise ConfigError(f"{name} is what tuning finds; leave it out")
+    console = Console(stderr=True, quiet=quiet)
+    (loaded,) = load_tasks(study, console)
+    pair = load_with_status(study.base, console)
+    texts = references(loaded, pair, study, console)
+    with Progress(console=console, transient=True) as bar:
+        reading = bar.add_task("reading the references with both models", total=None)
+        found = tune(
+            read(
+                pair,
+                texts,
+                study.base.settings,
+                lambda done, total: bar.update(reading, completed=done, total=total),
+            ),
+            gamma=study.base.settings.gamma,
+            unique_solution=loaded.unique_solution,
+        )
+    speeds = _speeds(found, pair)
+    _keep(found, speeds, out, pair, study, loaded)
+    if as_json:
+        print(json.dumps({**found.to_dict(), "speeds": speeds}, indent=2))
+    elif quiet:
+        for line in answer(found, speeds):
+            print(visible(line))
+    else:
+        render(found, speeds, Console())
+    chosen = found.chosen
+    at = f"temperature {chosen.temperature:g}"
+    line = f"{out} holds {chosen.rule['name']} at {at}; use it with --calibration {out}"
+    console.print(Text(visible(line)), soft_wrap=True)
+
+
+@torch.inference_mode()
+def _speeds(found: Tuning, pair: Pair) -> dict[str, float]:
+    """Forecasts for one text here: how many times as fast as the target alone each candidate is."""
+    assert pair.draft is not None, "tuning compares two models"
+    gamma = found.gamma
+    context = min(_CONTEXT, (pair.context_window or _CONTEXT) - gamma - 2)
+    draft, target = SlotModel(pair.draft, 1, pair.vocab_size), SlotModel(pair.target, 1)
+    forwards = ((draft, 1), (target, 1), (target, gamma + 1))
+    seconds = np.full(len(forwards), np.inf)
+    for model in (draft, target):
+        model.prefill(0, [[0] * context])
+    # In turns, and the least of each: other load on the machine only ever adds.
+    for _ in range(_ROUNDS):
+        for place, (model, count) in enumerate(forwards):
+            tokens = torch.zeros(1, count, dtype=torch.long, device=model.device)
+            begun = perf_counter()
+            model.forward(tokens).sum().item()
+            seconds[place] = min(seconds[place], perf_counter() - begun)
+    drafting, alone, scoring = seconds.tolist()
+
+    def speed(rule: Mapping[str, object], tokens: float) -> float:
+        asked = gamma + (rule["name"] != "speculative")  # The others ask at the bonus position too.
+        return tokens * alone / (asked * drafting + scoring)
+
+    return {each.name: speed(each.rule, each.tokens_per_forward) for each in found.candidates}
+
+
+def _keep(
+    found: Tuning,
+    speeds: Mapping[str, float],
+    out: Path,
+    pair: Pair,
+    study: StudyConfig,
+    task: Task,
+) -> None:
+    """Writes the rule to use, for --calibration."""
+    chosen = found.chosen
+    base: Settings = replace(study.base.settings, temperature=chosen.temperature)
+    decoding = {"temperature": chosen.temperature}
+    if chosen.draft_temperature is not None and chosen.rule["name"] != "easd":
+        decoding["draft_temperature"] = chosen.draft_temperature
+    CalibrationFile(
+        kind="tuning",
+        fields=dict(chosen.rule),
+        pair=pair.name,
+        fingerprints=fingerprints(pair),
+        sampling=sampling(base),
+        data=[data_of(task)],
+        estimates={**found.to_dict(), "speeds": dict(speeds)},
+        decoding=decoding,
+    ).save(out)

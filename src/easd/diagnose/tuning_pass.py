@@ -1,0 +1,156 @@
+"""One teacher-forced pass of both models over reference texts, for tuning.
+
+A position keeps what any pool of the two opinions needs, which is little: the target's plausible
+tokens with both probabilities. What else is compared (the target at other temperatures, EASD) keeps
+a number each. Whole distributions are held for some positions at a time only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import inf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from easd.core.rules import EASD
+from easd.core.rules.gated import gate_signals
+from easd.core.rules.pool import LEAST_DRAFT_PROB
+from easd.diagnose.candidates import DRAFT_TEMPERATURES, LEAST_PLAUSIBLE, TEMPERATURES, Reading
+from easd.diagnose.positions import TOP_N, Positions
+from easd.diagnose.reference_pass import ReadStep, ReferenceText, read_steps
+from easd.engine.pair import Pair
+from easd.engine.sampling import raised
+from easd.engine.settings import Settings
+from easd.errors import InputError, NumericsError
+
+_OPEN = EASD(conditions=("overlap",), tau_o=0.0, draft_at_bonus=True)
+
+
+def read(
+    pair: Pair,
+    texts: Sequence[ReferenceText],
+    settings: Settings,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Reading:
+    """Reads the texts with both models at temperature 1; `read_positions` has the errors.
+
+    Args:
+        pair: with a draft model.
+        texts: two or more.
+        settings: truncation and penalties; temperatures are what is tuned.
+        on_progress: called with positions done and positions in all.
+    """
+    if len(texts) < 2:
+        raise InputError(
+            f"reference texts given: {len(texts)}; give two or more, to know of others"
+        )
+    settings = replace(settings, temperature=1.0, draft_temperature=None)
+    pieces, done, total = [], 0, sum(len(reference) for _, reference, _ in texts)
+    for step in read_steps(pair, texts, settings):
+        pieces.append(_piece(step))
+        done += len(pieces[-1]["text"])
+        if on_progress is not None:
+            on_progress(done, total)
+    return _joined(pieces)
+
+
+def _piece(read: ReadStep) -> dict[str, np.ndarray]:
+    """The positions of one step, by column; lists of tokens are flat, with their lengths."""
+    step, there = read.step, read.there
+    target, draft = step.target_probs[:, :-1][there], step.draft_probs[:, :-1][there]
+    right = read.right[there][:, None]
+    signals = gate_signals(draft, target, TOP_N)
+    for model in ("draft", "target"):
+        if not signals[f"{model}_entropy"].isfinite().all():
+            raise NumericsError(
+                f"the {model}'s logits are NaN or leave no token to choose; check its files, its "
+                "dtype and the logits processors"
+            )
+    best, draft_best = target.argmax(-1, keepdim=True), draft.argmax(-1, keepdim=True)
+    plausible = target >= LEAST_PLAUSIBLE * target.gather(-1, best)
+    place = plausible.cumsum(-1) - 1
+    row, column = (each.cpu().numpy() for each in there.nonzero(as_tuple=True))
+    without_draft_top = target.scatter(-1, draft_best, -1.0).argmax(-1, keepdim=True)
+    open_law = _OPEN.law(step)[:, :-1].gather(-1, read.right[..., None])[..., 0][there]
+    # Greedy EASD refuses the draft's best token where its gate is open.
+    values = {
+        "easd": torch.stack([(without_draft_top == right)[:, 0].to(open_law), open_law], -1),
+        "lengths": plausible.sum(-1),
+        "target_probs": target[plausible],
+        "draft_probs": draft[plausible].clamp_min(LEAST_DRAFT_PROB),
+        "right": _place(plausible, place, right),
+        "draft_top": _place(plausible, place, draft_best),
+        **signals,
+        **_temperatures(target, draft, right, best == draft_best),
+    }
+    numbers = np.asarray(read.batch.numbers)[row]
+    kept = {name: value.cpu().numpy() for name, value in values.items()}
+    return kept | {"text": numbers, "place": read.begin + column}
+
+
+def _place(plausible: Tensor, place: Tensor, token: Tensor) -> Tensor:
+    """The place of `token` [n, 1] among the plausible ones, [n]; -1 where it is none."""
+    return torch.where(plausible.gather(-1, token), place.gather(-1, token), -1)[:, 0]
+
+
+def _temperatures(target: Tensor, draft: Tensor, right: Tensor, alike: Tensor) -> dict[str, Tensor]:
+    """The columns by temperature; `alike` [n, 1] says where both models' best token is the same."""
+    proposals = [raised(draft, 1 / d if d else inf) for d in DRAFT_TEMPERATURES]
+    top = draft.amax(-1)
+    scale = [
+        (draft / top[:, None]).pow(1 / d).sum(-1).log() + top.log() / d if d else top.log()
+        for d in DRAFT_TEMPERATURES
+    ]
+    right_at, accepted = [], []
+    for temperature in TEMPERATURES:
+        law = raised(target, 1 / temperature if temperature else inf)
+        right_at.append(law.gather(-1, right)[:, 0])
+        if temperature:
+            accepted.append(
+                torch.stack([torch.minimum(law, each).sum(-1) for each in proposals], -1)
+            )
+        else:  # Greedy drafting is greedy, too.
+            accepted.append(alike.to(law).expand(-1, len(proposals)))
+    return {
+        "draft_scale": torch.stack(scale, -1).double(),
+        "right_at": torch.stack(right_at, -1).double(),
+        "accepted_at": torch.stack(accepted, 1).double(),
+    }
+
+
+def _joined(pieces: list[dict[str, np.ndarray]]) -> Reading:
+    """All pieces, by text and position."""
+    whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    order = np.lexsort((whole["place"], whole["text"]))
+    lengths = whole["lengths"]
+    first = np.cumsum(lengths) - lengths
+    starts = np.concatenate([[0], np.cumsum(lengths[order])])
+    # Where each plausible token of the ordered positions stands among the unordered ones.
+    source = np.arange(starts[-1]) + np.repeat(first[order] - starts[:-1], lengths[order])
+    names = ("draft_entropy", "target_entropy", "shared_top")
+    texts, owners = np.unique(whole["text"][order], return_inverse=True)
+
+    def placed(name: str) -> np.ndarray:
+        place = whole[name][order]
+        return np.where(place < 0, -1, starts[:-1] + place)
+
+    positions = Positions(
+        values={name: whole[name][order] for name in names},
+        texts=owners,
+        n_texts=len(texts),
+        target_logs=np.log(whole["target_probs"][source].astype(np.float64)),
+        draft_logs=np.log(whole["draft_probs"][source].astype(np.float64)),
+        starts=starts,
+        right=placed("right"),
+    )
+    return Reading(
+        positions=positions,
+        draft_top=placed("draft_top"),
+        draft_scale=whole["draft_scale"][order],
+        right_at=whole["right_at"][order],
+        accepted_at=whole["accepted_at"][order],
+        easd=whole["easd"][order].astype(np.float64),
+    )

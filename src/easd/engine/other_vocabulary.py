@@ -1,0 +1,230 @@
+"""Drafts with a model whose tokenizer is not the target's.
+
+The draft reads the target's text in tokens of its own. Which tokens these are is a function of the
+text, never of where blocks ended, so that a rule's law is one, too: the text is cut into segments,
+each of which the draft's tokenizer encodes by itself. Only the last segment can still change as the
+text grows; the draft's cache is rolled back to where the tokens begin to differ.
+"""
+
+from __future__ import annotations
+
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from easd.engine.drafters import ModelDrafter
+from easd.engine.models.slots import LONGEST_PIECE, SlotModel, context_window
+from easd.engine.request import Row
+from easd.engine.vocabulary import VocabularyMap
+
+# Segments begin with a space behind something else. No tokenizer in use merges across that place,
+# so the text has the tokens that it would have as a whole.
+_BEGINS = re.compile(r"(?<=\S)(?= )")
+_LONGEST_SEGMENT = 256  # characters, which bounds what one more token costs
+_MOST_AT_ONCE = 16  # tokens of ragged rows whose logits are computed together
+_Utf8 = getincrementaldecoder("utf-8")
+
+
+@dataclass(slots=True, kw_only=True)
+class Reading:
+    """A text of the target as the draft reads it.
+
+    Attributes:
+        words: the map between the vocabularies.
+        settled: the draft's ids of all segments but the last, which no continuation changes.
+        segment: the last one.
+        unfinished: the bytes behind it, of a character that is not complete.
+        length: how many of the target's tokens are read.
+    """
+
+    words: VocabularyMap
+    settled: list[int]
+    segment: str = ""
+    unfinished: bytes = b""
+    length: int = 0
+
+    @classmethod
+    def start(cls, words: VocabularyMap, row: Row) -> Reading:
+        """Of a row's prompt, or of what its request gives the draft to read instead."""
+        given = row.request.draft_prompt
+        if given is not None:
+            return cls(words=words, settled=list(given), length=len(row.request.prompt))
+        begin = words.draft.begin
+        reading = cls(words=words, settled=[] if begin is None else [begin])
+        reading.read(row.request.prompt)
+        return reading
+
+    def fork(self) -> Reading:
+        """A copy to read on in."""
+        return replace(self, settled=self.settled.copy())
+
+    def read(self, tokens: Iterable[int]) -> None:
+        """Appends tokens of the target."""
+        spelt = self.words.target.bytes_of
+        for token in tokens:
+            piece = spelt[token]
+            if piece is None:
+                self._read_special(token)
+            else:
+                self._append(piece)
+            self.length += 1
+
+    @property
+    def ids(self) -> list[int] | None:
+        """The text in the draft's tokens; None inside a character and where there is no text."""
+        if self.unfinished:
+            return None
+        return [*self.settled, *self.words.draft.encode(self.segment)] or None
+
+    def _read_special(self, token: int) -> None:
+        words = self.words
+        if token == words.target.begin and self.length == 0:
+            return  # The draft has a beginning of its own, or none.
+        theirs = words.special_in_draft(token)
+        if theirs is None:
+            self._append(words.target.names.get(token, "").encode())
+            return
+        self._append(b"", final=True)
+        self._settle([self.segment])
+        self.segment = ""
+        self.settled.append(theirs)
+
+    def _append(self, piece: bytes, *, final: bool = False) -> None:
+        decoder = _Utf8(errors="replace")
+        self.segment += decoder.decode(self.unfinished + piece, final)
+        self.unfinished = decoder.getstate()[0]
+        *done, self.segment = _BEGINS.split(self.segment)
+        self._settle(done)
+        while len(self.segment) > _LONGEST_SEGMENT:
+            self._settle([self.segment[:_LONGEST_SEGMENT]])
+            self.segment = self.segment[_LONGEST_SEGMENT:]
+
+    def _settle(self, segments: Iterable[str]) -> None:
+        for segment in segments:
+            for begin in range(0, len(segment), _LONGEST_SEGMENT):
+                self.settled += self.words.draft.encode(segment[begin : begin + _LONGEST_SEGMENT])
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a row's slots hold: `ids`, of which the first `settled` can not change any more."""
+
+    reading: Reading
+    ids: list[int] = field(default_factory=list)
+    settled: int = 0
+
+
+class OtherVocabularyDrafter(ModelDrafter):
+    """Drafts tokens of the target with a model that has other tokens.
+
+    Its opinion is the pushforward of the model's distribution (`easd.engine.vocabulary`), so all
+    that stands behind it works in the target's tokens. Where a text ends inside a character, or is
+    longer than the draft's context window, the draft has no opinion: the block ends.
+
+    Args:
+        model: the draft's.
+        words: from its vocabulary to the target's.
+        vocab_size: of the target.
+        least_block_prob: see `ModelDrafter`.
+    """
+
+    def __init__(
+        self,
+        model: SlotModel,
+        words: VocabularyMap,
+        vocab_size: int,
+        least_block_prob: float = 0.0,
+    ) -> None:
+        super().__init__(model, vocab_size, least_block_prob)
+        self.words = words
+        reachable = words.reachable
+        few = 2 * len(reachable) < vocab_size
+        self._known = reachable[reachable < vocab_size].to(model.device) if few else None
+        self._window = context_window(model.model)
+        self._block: list[Reading] = []
+
+    def prompt(self, row: Row) -> list[int]:
+        row.draft = _Held(Reading.start(self.words, row))
+        row.draft.ids = self._within_window(row.draft.reading)
+        return row.draft.ids[:-1]
+
+    def commit(self, lengths: list[int]) -> None:
+        """Does nothing: each block begins by rolling the cache back to what its text has."""
+
+    def _next(
+        self, rows: Sequence[Row], drafted: Tensor, needed: list[bool]
+    ) -> tuple[Tensor, list[int]]:
+        if drafted.shape[1] == 0:
+            for row in rows:
+                reading = row.draft.reading
+                reading.read(row.ids[reading.length :])
+            self._block = [row.draft.reading.fork() for row in rows]
+        else:
+            for reading, token in zip(self._block, drafted[:, -1].tolist(), strict=True):
+                reading.read([token])
+        missing = [
+            self._missing(place, row) if needed[place] else [] for place, row in enumerate(rows)
+        ]
+        shape = len(rows), 1, self.vocab_size
+        if not any(missing):
+            return torch.zeros(shape, dtype=self._dtype, device=self.model.device), [
+                *range(len(rows))
+            ]
+        probs = self._probs(missing)
+        pushed = self.words.pushforward(probs, self.vocab_size)
+        mute = [
+            place
+            for place, mass in enumerate(pushed.sum(-1).tolist())
+            if not missing[place] or mass == 0
+        ]
+        logits = pushed.log_()
+        logits[mute] = 0
+        return logits[:, None], mute
+
+    def _missing(self, place: int, row: Row) -> list[int]:
+        """Rolls the cache back; what the draft is fed next, or nothing where it has no opinion."""
+        held, lengths = row.draft, self.model.lengths
+        ids = self._within_window(self._block[place])
+        if not ids:
+            return []
+        most = min(lengths[place], len(ids) - 1)
+        same = min(held.settled, most)
+        while same < most and ids[same] == held.ids[same]:
+            same += 1
+        lengths[place] = same
+        held.ids, held.settled = ids, len(held.reading.settled)
+        return ids[same:]
+
+    def _within_window(self, reading: Reading) -> list[int]:
+        ids = reading.ids or []
+        return ids if self._window is None or len(ids) <= self._window else []
+
+    def _probs(self, missing: list[list[int]]) -> Tensor:
+        """Feeds each row what it misses; probabilities [B, V of the draft] after that.
+
+        A row that misses nothing is fed padding, which its next tokens overwrite.
+        """
+        while (longest := max(map(len, missing))) > _MOST_AT_ONCE:
+            pieces = [
+                tokens[: min(LONGEST_PIECE, len(tokens) - 1)] if tokens else []
+                for tokens in missing
+            ]
+            self.model.extend(0, pieces)
+            missing = [tokens[len(piece) :] for tokens, piece in zip(missing, pieces, strict=True)]
+        # A row's padding is a token of its own, so that none can spoil it that it does not have.
+        padded = [[*tokens, *(tokens[-1:] or [0]) * (longest - len(tokens))] for tokens in missing]
+        uniform = all(len(tokens) in (0, longest) for tokens in missing)
+        fed = torch.tensor(padded, device=self.model.device)
+        logits = self.model.forward(fed, keep=1 if uniform else longest)
+        if not uniform:
+            last = torch.tensor(
+                [max(0, len(tokens) - 1) for tokens in missing], device=logits.device
+            )
+            logits = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))
+        for place, tokens in enumerate(missing):
+            self.model.lengths[place] += len(tokens)
+        return logits[:, 0].to(self._dtype).softmax(-1)

@@ -1,0 +1,98 @@
+"""Any rule's law through vLLM's stock kernels, which know rejection sampling towards the target.
+
+Where the target's logits are replaced by the logarithm of a law, those kernels couple the draft to
+that law: token by token, or a block as a whole where vLLM verifies so. What follows a block that
+was kept whole is still drawn from the target, as the draft said nothing there. A rule that wants
+its law there too (`draft_at_bonus`) has the last drafted token replaced whatever it is, so that a
+block ends with a token of the law and vLLM's own last token is never drawn.
+
+Shape letters as in `gate`: N draft tokens of all rows one after another, V the vocabulary. Nothing
+here reads a value back from the device or branches on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from easd.core.gate import ALL_CONDITIONS, Condition
+from easd.core.rules import Rule
+from easd.core.rules.gated import EntropyGated
+from easd.core.signals import most_probable
+from easd.core.step import Step
+from easd.integrations.vllm.gate import Gates
+
+
+def log_laws(
+    rules: Sequence[Rule],
+    first: int,
+    rule_of: Tensor,
+    draft_probs: Tensor,
+    target_logits: Tensor,
+    greedy: Tensor | None,
+) -> tuple[Tensor, Gates]:
+    """The logarithm [N, V] of each draft token's law, and what the rules' gates said.
+
+    Args:
+        rules: the different rules, of numbers `first`, `first` + 1, ...
+        rule_of: int64 [N], the number of each draft token's rule; tokens of other rules keep the
+            target's logits.
+        draft_probs: [N, V], what the tokens were drawn from.
+        target_logits: [N, V] after all processors and the temperature.
+        greedy: bool [N], for which the probabilities are those at temperature 1; None: none is.
+    """
+    step = _step(draft_probs, target_logits.softmax(-1, dtype=torch.float32), greedy)
+    nowhere = torch.zeros_like(rule_of, dtype=torch.bool)
+    gates = Gates(asked=nowhere, met=dict.fromkeys(ALL_CONDITIONS, nowhere), open=nowhere)
+    for number, rule in enumerate(rules, first):
+        here = rule_of == number
+        signals = rule.signals(step)
+        law = rule.law_given(step, signals)[:, 0]
+        target_logits = torch.where(here[:, None], law.log(), target_logits)
+        gates |= _said(rule, signals, here)
+    return target_logits, gates
+
+
+def _said(rule: Rule, signals: Mapping[str, Tensor], here: Tensor) -> Gates:
+    """What a rule's gate said where its rows are; rules without an entropy gate say nothing."""
+    never = torch.zeros_like(here)
+    if not isinstance(rule, EntropyGated):
+        return Gates(asked=here, met=dict.fromkeys(ALL_CONDITIONS, never), open=never)
+    met: dict[Condition, Tensor] = {
+        name: holds[:, 0] for name, holds in rule.gate.met(signals).items()
+    }
+    return Gates(asked=here, met=met, open=here & (signals["gate"][:, 0] > 0))
+
+
+def last_drafts(num_draft_tokens: Tensor, wanted: Tensor, row: Tensor, position: Tensor) -> Tensor:
+    """Which draft tokens are the last of a row that wants its law behind them; bool [N].
+
+    Args:
+        num_draft_tokens: int64 [B].
+        wanted: bool [B].
+        row, position: int64 [N], of each draft token.
+    """
+    return wanted[row] & (position == num_draft_tokens[row] - 1)
+
+
+def _step(draft_probs: Tensor, target_probs: Tensor, greedy: Tensor | None) -> Step:
+    """N rows of one position each, without draft tokens of their own: a law never looks at them."""
+    total, device = draft_probs.shape[0], draft_probs.device
+    draft, target = draft_probs[:, None].to(target_probs.dtype), target_probs[:, None]
+    sampled_draft, sampled_target = draft, target
+    if greedy is not None:
+        rows = greedy[:, None, None]
+        sampled_draft = torch.where(rows, most_probable(draft), draft)
+        sampled_target = torch.where(rows, most_probable(target), target)
+    return Step(
+        draft_tokens=torch.zeros(total, 0, dtype=torch.int64, device=device),
+        num_draft_tokens=torch.zeros(total, dtype=torch.int64, device=device),
+        draft_probs=sampled_draft,
+        target_probs=sampled_target,
+        raw_draft_probs=draft,
+        raw_target_probs=target,
+        greedy=greedy,
+        drafted=torch.ones(total, 1, dtype=torch.bool, device=device),
+    )

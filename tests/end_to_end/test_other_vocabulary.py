@@ -1,0 +1,257 @@
+"""Drafts with another tokenizer: opinions by brute force, and texts that are the target's."""
+
+from dataclasses import replace
+from itertools import groupby
+
+import pytest
+import torch
+from enumeration import emitted
+from models import processing, requests, uncached
+from vocabularies import TEXTS, byte_fallback, byte_level, model_of, unigram
+
+from easd.core.rules import EASD, Speculative
+from easd.core.rules.pool import Pool
+from easd.engine.chat import encode_turns
+from easd.engine.generate import decode, make_engine, make_requests
+from easd.engine.pair import Pair
+from easd.engine.request import Row
+from easd.engine.settings import Settings
+from easd.engine.vocabulary import vocabulary_map
+
+KINDS = {"byte-level": byte_level, "byte-fallback": byte_fallback, "unigram": unigram}
+DIRECTIONS = [
+    ("byte-level", "byte-fallback"),
+    ("byte-fallback", "byte-level"),
+    ("byte-level", "unigram"),
+]
+PAIRS = pytest.mark.parametrize("kinds", DIRECTIONS, ids=lambda kinds: " from ".join(kinds))
+GATE = EASD(tau_h=2.0, tau_o=0.0, draft_at_bonus=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("EASD_CACHE", str(tmp_path_factory.getbasetemp() / "maps"))
+
+
+def pair_of(kinds) -> Pair:
+    target, draft = (KINDS[kind] for kind in kinds)
+    return Pair.of(model_of(target), model_of(draft, 1), target(), draft())
+
+
+def prompts(pair: Pair) -> list[tuple[int, ...]]:
+    """Texts of different lengths and scripts, one of a single token, one with special tokens."""
+    found = [
+        tuple(pair.tokenizer(text)["input_ids"][:length])
+        for text, length in zip(TEXTS, (9, 1, 40, 23), strict=False)
+    ]
+    return [*found, (*found[0][:4], pair.tokenizer.eos_token_id, *found[0])]
+
+
+def decoded(pair: Pair, asked, **settings) -> dict[int, Row]:
+    settings = {"rule": Speculative(), "coupling": "shared", "gamma": 3, **settings}
+    done = {}
+    for record in decode(pair, asked, Settings(**settings)):
+        done |= {row.request.number: row for row in record.rows if row.finished}
+    return done
+
+
+def ends_inside_a_character(spelt: bytes) -> bool:
+    for length in (1, 2, 3):
+        try:
+            spelt[-length:].decode()
+        except UnicodeDecodeError as error:
+            if error.start == 0 and "unexpected end" in error.reason:
+                return True
+    return False
+
+
+def by_hand(pair: Pair, tokens: list[int]) -> torch.Tensor:
+    """The draft's opinion after a text of the target, without cache, map or incremental reading."""
+    words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+    opinion = torch.zeros(pair.vocab_size, dtype=torch.float64)
+    ids = [] if words.draft.begin is None else [words.draft.begin]
+    for is_text, part in groupby(tokens, lambda token: words.target.bytes_of[token] is not None):
+        if not is_text:
+            ids += [words.special_in_draft(token) for token in part if token != words.target.begin]
+            continue
+        spelt = b"".join(words.target.bytes_of[token] for token in part)
+        last = words.target.bytes_of[tokens[-1]] or b""
+        if last and spelt.endswith(last) and ends_inside_a_character(spelt):
+            return opinion
+        ids += words.draft.encode(spelt.decode(errors="replace"))
+    if not ids:
+        return opinion
+    logits = pair.draft(torch.tensor([ids])).logits[0, -1]
+    for token, prob in enumerate(logits.softmax(-1).tolist()):
+        piece = words.draft.bytes_of[token]
+        if piece is not None:
+            opinion[words.target.encode_all([piece])[0][0]] += prob
+        elif token in words.draft.endings:
+            opinion[words.target.ending] += prob
+        elif token == words.draft.turn_begin and words.target.turn_begin is not None:
+            opinion[words.target.turn_begin] += prob
+    return opinion / opinion.sum()
+
+
+@PAIRS
+def test_opinions_are_what_a_slow_reading_finds(kinds):
+    pair = pair_of(kinds)
+    asked = requests(prompts(pair)[:3], max_new_tokens=8)
+    checked = silent = 0
+    for record in decode(pair, asked, Settings(rule=GATE, gamma=2, coupling="maximal")):
+        for place, (row, start) in enumerate(zip(record.rows, record.starts, strict=True)):
+            count = int(record.step.num_draft_tokens[place])
+            drafted = record.step.draft_tokens[place, :count].tolist()
+            for position in range(count + 1):
+                with torch.no_grad():
+                    expected = by_hand(pair, [*row.ids[:start], *drafted[:position]])
+                found = record.step.draft_probs[place, position]
+                assert (found - expected).abs().max() < 1e-12
+                checked, silent = checked + 1, silent + (expected.sum() == 0)
+    assert checked > 30
+    assert silent or kinds[0] != "byte-level"
+
+
+@PAIRS
+def test_what_is_emitted_has_the_targets_law(kinds):
+    """Summed over every draft token, with the distribution that these were drawn from."""
+    pair = pair_of(kinds)
+    for record in decode(
+        pair, requests(prompts(pair)[:2], max_new_tokens=3), Settings(rule=Speculative(), gamma=1)
+    ):
+        if record.step.num_draft_tokens.min() > 0:
+            law = emitted(Speculative(), record.step, 0)
+            assert (law - record.step.target_probs[:, 0]).abs().max() < 1e-12
+
+
+PLANTED = {
+    "duplicates dropped": lambda words: replace(words, first=_last_of_each(words.first)),
+    "intersection": lambda words: replace(words, first=words.first.masked_fill(~words.single, -1)),
+    "one off": lambda words: replace(words, first=words.first.roll(1)),
+}
+
+
+def _last_of_each(first: torch.Tensor) -> torch.Tensor:
+    kept = torch.full_like(first, -1)
+    for token in first.unique():
+        at = (first == token).nonzero()[-1]
+        kept[at] = token
+    return kept
+
+
+@pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED)
+def test_planted_faults_of_the_map_are_seen(planted, monkeypatch):
+    pair = pair_of(DIRECTIONS[0])
+    spoilt = planted(vocabulary_map(pair.tokenizer, pair.draft_tokenizer))
+    monkeypatch.setattr("easd.engine.generate.vocabulary_map", lambda *_: spoilt)
+    with pytest.raises(AssertionError):
+        test_opinions_are_what_a_slow_reading_finds(DIRECTIONS[0])
+
+
+@PAIRS
+@pytest.mark.parametrize(
+    "settings", [{}, {"gamma": 1, "batch_size": 2, "least_block_prob": 0.2}], ids=str
+)
+def test_the_text_is_the_targets_token_for_token(kinds, settings):
+    pair = pair_of(kinds)
+    asked = requests(prompts(pair), max_new_tokens=14, eos=frozenset({pair.tokenizer.eos_token_id}))
+    found = decoded(pair, asked, **{"batch_size": 6, **settings})
+    for request in asked:
+        alone = uncached(pair.target, request)
+        text = found[request.number].new_ids
+        assert text == alone[: len(text)]
+        assert len(text) == 14 or text[-1] in request.eos
+    assert sum(row.counts.accepted for row in found.values()) > 0
+
+
+def test_settings_hold_as_with_any_draft():
+    pair = pair_of(DIRECTIONS[0])
+    for options in (
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_p": 0.8, "rule": Speculative(), "draft_temperature": 0.3},
+        {"repetition_penalty": 1.3, "top_k": 9},
+    ):
+        asked = requests(prompts(pair)[:4], max_new_tokens=10, processing=processing(**options))
+        alone = decoded(
+            Pair.of(pair.target), asked, **{**options, "rule": "target", "draft_temperature": None}
+        )
+        found = decoded(pair, asked, batch_size=4, **options)
+        assert [found[n].new_ids for n in range(4)] == [alone[n].new_ids for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [GATE, Pool(tau_h=0.5, tau_o=0.0, a=1.2, b=0.6, draft_at_bonus=True)],
+    ids=["easd", "pool"],
+)
+def test_a_gated_rules_text_does_not_depend_on_blocks_or_batches(rule):
+    pair = pair_of(DIRECTIONS[0])
+    asked = requests(prompts(pair)[:3], max_new_tokens=10)
+    one = decoded(pair, asked, rule=rule, gamma=1, batch_size=1)
+    many = decoded(pair, asked, rule=rule, gamma=4, batch_size=4)
+    assert [one[n].new_ids for n in range(3)] == [many[n].new_ids for n in range(3)]
+    assert sum(row.counts.penalised for row in many.values()) > 0
+
+
+def test_long_prompts_are_cached_in_pieces_and_rows_come_and_go():
+    pair = pair_of(DIRECTIONS[1])
+    long = tuple(pair.tokenizer(" ".join(TEXTS) * 3)["input_ids"])
+    asked = requests([long, *prompts(pair)[:4]], max_new_tokens=6)
+    engine = make_engine(pair, Settings(rule=Speculative(), coupling="shared", gamma=2), num_rows=2)
+    for request in asked:
+        engine.submit(request)
+    done = {}
+    while engine.busy:
+        for record in engine.step(prefill_tokens=40):
+            done |= {row.request.number: row.new_ids for row in record.rows if row.finished}
+    assert [done[n] for n in range(5)] == [uncached(pair.target, request) for request in asked]
+
+
+def test_a_draft_falls_silent_where_its_window_ends():
+    pair = pair_of(DIRECTIONS[0])
+    draft = type(pair.draft)(pair.draft.config)
+    draft.load_state_dict(pair.draft.state_dict())
+    short = Pair.of(
+        pair.target, draft.to(torch.float64).eval(), pair.tokenizer, pair.draft_tokenizer
+    )
+    draft.config.max_position_embeddings = 24
+    try:
+        asked = requests(prompts(pair), max_new_tokens=10)
+        found = decoded(short, asked, batch_size=6)
+    finally:
+        draft.config.max_position_embeddings = 2048
+    assert [found[r.number].new_ids for r in asked] == [uncached(pair.target, r) for r in asked]
+    assert [found[n].counts.proposed > 0 for n in (0, 2)] == [True, False]
+
+
+def test_a_prompt_of_its_own_is_what_the_draft_reads():
+    pair = pair_of(DIRECTIONS[0])
+    (prompt,) = prompts(pair)[:1]
+    own = tuple(pair.draft_tokenizer(TEXTS[4])["input_ids"])
+    asked = [replace(requests([prompt], max_new_tokens=4)[0], draft_prompt=own)]
+    for record in decode(pair, asked, Settings(rule=GATE, gamma=2)):
+        with torch.no_grad():
+            logits = pair.draft(torch.tensor([own])).logits[:, -1]
+        words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+        expected = words.pushforward(logits.softmax(-1), pair.vocab_size)[0]
+        assert (record.step.draft_probs[0, 0] - expected / expected.sum()).abs().max() < 1e-12
+        break
+
+
+def test_each_model_reads_a_chat_in_its_own_template():
+    target, draft = byte_level(), byte_fallback()
+    chat = "{% for turn in messages %}<start_of_turn>{{ turn.content }}<end_of_turn>{% endfor %}"
+    turns = [{"role": "user", "content": "the baker"}]
+    try:
+        target.chat_template = chat.replace("start_of_turn", "|im_start|")
+        pair = Pair.of(model_of(byte_level), model_of(byte_fallback, 1), target, draft)
+        prompt = encode_turns(turns, target)
+        (request,) = make_requests(pair, [prompt], Settings())
+        assert request.draft_prompt is None
+        draft.chat_template = chat
+        (request,) = make_requests(pair, [prompt], Settings())
+        assert request.draft_prompt == tuple(encode_turns(turns, draft))
+        (request,) = make_requests(pair, [list(prompt)], Settings())
+        assert request.draft_prompt is None
+    finally:
+        target.chat_template = draft.chat_template = None

@@ -1,0 +1,78 @@
+"""Pairs with two tokenizers by name: loaded, refused, warned of, and decoded by the commands."""
+
+import json
+
+import pytest
+from models import build, llama_config, word_tokenizer
+from vocabularies import byte_fallback, byte_level, model_of
+
+from easd import generate, load_models
+from easd.cli.root import main
+from easd.engine.pair import fingerprints
+from easd.errors import ConfigError, ModelError
+from easd.pairs.checking import check_vocabularies
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of a target and of a draft whose tokenizer is another."""
+    place = tmp_path_factory.mktemp("models")
+    for name, kind in (("target", byte_level), ("draft", byte_fallback)):
+        model_of(kind, len(name)).save_pretrained(place / name)
+        kind().save_pretrained(place / name)
+    return str(place / "target"), str(place / "draft")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("EASD_CACHE", str(tmp_path_factory.getbasetemp() / "maps"))
+
+
+def test_any_two_models_make_a_pair(folders):
+    lines = []
+    pair = load_models(*folders, report=lines.append)
+    assert lines[-1] == "mapping the draft's tokens to the target's"
+    assert pair.draft_tokenizer is not None
+    assert pair.vocab_size == len(byte_level())
+    assert set(fingerprints(pair)) == {"target", "draft", "tokenizer", "draft_tokenizer"}
+    assert 0.5 < check_vocabularies(pair) <= 1
+    alike = load_models(folders[0], folders[0])
+    assert alike.draft_tokenizer is None
+
+
+def test_the_command_decodes_it(folders, capsys):
+    target, draft = folders
+    found = []
+    for models in (["--draft", draft, "--rule", "speculative"], ["--rule", "target"]):
+        options = ["--coupling", "shared", "--max-new-tokens", "8", "--json"]
+        with pytest.raises(SystemExit, match="0"):
+            main(["generate", "the baker", "--target", target, *models, *options])
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["token_ids"] == found[1]["token_ids"]
+    assert found[0]["accepted"] > 0
+
+
+def test_what_cannot_be_a_pair_is_refused(folders, tmp_path):
+    build(llama_config(24)).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="WordLevel model"):
+        load_models(folders[0], str(tmp_path))
+    pair = load_models(*folders)
+    own = {"draft_tokenizer": pair.draft_tokenizer}
+    with pytest.raises(ConfigError, match="whose tokenizer is not the target's"):
+        generate(
+            pair.target,
+            pair.draft,
+            "a",
+            tokenizer=pair.tokenizer,
+            draft_tokenizer=pair.draft_tokenizer,
+            rule="draft",
+        )
+    with pytest.raises(ConfigError, match="give both models and both tokenizers"):
+        generate(pair.target, pair.draft, [1], **own)
+
+
+def test_a_draft_that_can_propose_little_is_warned_of(folders, monkeypatch):
+    monkeypatch.setattr("easd.pairs.checking._LEAST_SHARE", 1.01)
+    with pytest.warns(UserWarning, match=r"can propose only \d+% of the target's five"):
+        load_models(*folders)
