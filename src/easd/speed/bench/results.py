@@ -17,7 +17,7 @@ from easd.runs.schema import PARTS
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[str, str] = {"wall": "seconds", "cpu": "cpu_seconds"}
-BASES = ("target", "speculative", "assisted")  # Kinds that others are compared with.
+BASES = ("target", "speculative", "generate", "assisted")  # Kinds that others are compared with.
 _AXES = ("texts at once", "tokens of a prompt", "gamma")
 
 
