@@ -21,7 +21,7 @@ from easd.runs.tally import COUNTED
 from easd.speed.bench import System, lines, read_timings
 from easd.speed.bench.limits import check_memory
 from easd.speed.bench.roofline import rooflines
-from easd.speed.bench.systems import KINDS, Timing
+from easd.speed.bench.systems import ADAPTIVE, KINDS, THEIRS, UNDRAFTED, Timing
 from easd.speed.plan import CostModel, Hardware, Shape
 
 COUNTS = ("tokens", *COUNTED)
@@ -169,16 +169,20 @@ def test_a_run_leaves_a_folder_with_every_system_in_every_round(tmp_path, capsys
     tempered = ["--draft-temperature", "0.5", *systems]
     run_command([*ARGUMENTS, *grid, *tempered, "--out", str(out)])
     timings = read_timings(out)
-    undrafted = [kind for kind in KINDS if "adaptive" in kind or kind == "target"]
+    undrafted = [*UNDRAFTED, *ADAPTIVE]
     names = {System(kind).name for kind in undrafted}
     names |= {System(kind, g).name for kind in set(KINDS) - set(undrafted) for g in (1, 2)}
     assert set(timings["system"]) == names
     assert len(timings) == len(names) * 2 * 2
     assert (timings["tokens"] > 0).all()
     assert (timings[["seconds", "cpu_seconds"]] > 0).all(axis=None)
-    ours = timings[~timings["system"].str.startswith("assisted")]
+    theirs = timings["system"].str.startswith(THEIRS)
+    ours = timings[~theirs]
     parts = ours[[column for column in ours if column.endswith("_s")]].sum(axis=1)
     assert (parts <= ours["seconds"]).all()
+    operations = timings[timings["batch"] == 1].groupby("system")["operations"].median()
+    assert operations["target"] < operations["speculative 1"] < operations["speculative 2"]
+    assert timings["operations"].isna().equals(theirs)
     assert json.loads((out / "run.json").read_text())["config"]["rounds"] == 2
     assert (out / "ratios.svg").stat().st_size > 1000
     assert "/ target" in capsys.readouterr().out
@@ -187,7 +191,8 @@ def test_a_run_leaves_a_folder_with_every_system_in_every_round(tmp_path, capsys
 def test_target_and_speculation_write_the_same_number_of_tokens_a_text(tmp_path):
     """Lengths are the law's: the mean over many texts does not depend on how they are decoded."""
     out = tmp_path / "run"
-    systems = ["--system", "target", "--system", "speculative", "--system", "adaptive"]
+    kinds = ("target", "speculative", "adaptive", "generate")
+    systems = [word for kind in kinds for word in ("--system", kind)]
     load = ["--batch", "16", "--texts", "8", "--rounds", "1", "--tokens", "40"]
     asked = [*ARGUMENTS[:3], *systems, *load, "--out", str(out)]
     run_command(asked)

@@ -30,13 +30,12 @@ from easd.runs.schema import PARTS
 from easd.speed.bench import Bench, Cell, Line, System, lines, read_timings
 from easd.speed.bench.results import BASES, Clock, plot
 from easd.speed.bench.roofline import rooflines
-from easd.speed.bench.systems import KINDS, TEMPERED, Load, profiled
+from easd.speed.bench.systems import ADAPTIVE, KINDS, TEMPERED, UNDRAFTED, Load, profiled
 from easd.speed.plan import CostModel, Shape, measure_here
 from easd.speed.plan.measure import describe
 
-_WIDTH = 116
+_WIDTH = 120
 _TOKENS = 64
-UNDRAFTED = ("target", "adaptive", "easd-adaptive")
 
 OfLoad = partial(Parameter, group=Group("Load", sort_key=11))
 OfSystems = partial(Parameter, group=Group("Systems", sort_key=12))
@@ -65,9 +64,9 @@ class Benchmark:
         temperature: 0 is greedy.
         rounds: How often each takes its turn; a finished run can be given more.
         draft_temperature: Temperature that the tempered systems draft at.
-        kinds: A system: target, assisted, speculative, block (verified as a whole), adaptive, easd,
-            easd-maximal, easd-adaptive, prompt-lookup, or with --draft-temperature tempered and
-            block-tempered; may be repeated.
+        kinds: A system: target, generate and assisted (transformers' own), speculative, block
+            (verified as a whole), adaptive, easd, easd-maximal, easd-adaptive, prompt-lookup, or
+            with --draft-temperature tempered and block-tempered; may be repeated.
         gammas: Draft tokens of a block; may be repeated. Each system that drafts blocks of one
             length takes part once for every one.
         tau_h: Entropy threshold in nats.
@@ -171,7 +170,8 @@ class Benchmark:
                 )
 
     def _check_pair(self, pair: Pair, console: Console) -> None:
-        drafting = [kind for kind in self.kinds if kind not in ("target", "prompt-lookup")]
+        undrafted = (*UNDRAFTED, "prompt-lookup")
+        drafting = [kind for kind in self.kinds if kind not in undrafted]
         if pair.draft is None and drafting:
             raise ConfigError(
                 f"{', '.join(drafting)}: no draft model given; name one, or leave these systems out"
@@ -216,7 +216,7 @@ class Benchmark:
     def _systems(self):
         for kind in dict.fromkeys(self.kinds):
             assert kind in KINDS
-            if kind in UNDRAFTED:
+            if kind in UNDRAFTED + ADAPTIVE:
                 yield System(kind)
             else:
                 yield from (System(kind, gamma) for gamma in dict.fromkeys(self.gammas))
@@ -288,7 +288,7 @@ def _ratios(cell: Cell, found: Sequence[Line], clock: Clock) -> Table:
 
 def _breakdown(cell: Cell, found: Sequence[Line]) -> Table:
     """Where tokens and time go, with the two factors of the ratio to `speculative`."""
-    columns = ("kept", "penal.", "tok/fwd", "ms/step", "x tok", "x steps")
+    columns = ("kept", "penal.", "tok/fwd", "ms/step", "ops", "x tok", "x steps")
     table = _table("system", *columns, *PARTS, "other")
     table.title = f"{_title(cell)}: tokens, steps (x: over speculative's), and time in percent"
     for line in _here(cell, found):
@@ -302,6 +302,7 @@ def _breakdown(cell: Cell, found: Sequence[Line]) -> Table:
             _number(line.penalty_rate, 4),
             _number(line.per_forward, 2),
             f"{line.step_ms:,.2f}",
+            _number(line.operations, 0),
             _number(over and over.tokens, 3),
             _number(over and over.steps, 3),
             *(f"{part:.1f}" for part in (*parts, 100 - sum(parts))),

@@ -60,6 +60,17 @@ class Noise:
         """Exponential race for the draft token at block offsets `at` [B, ...]; [B, ..., V]."""
         return _clocks(self._drafting_keys(at), vocab_size)
 
+    def drafts(self, count: int, vocab_size: int) -> Tensor | None:
+        """`draft` at the first `count` offsets, [B, count, V], in the calls of one.
+
+        None where such a table would cost more than it saves: it has to stay in a core's cache, and
+        a GPU needs no table.
+        """
+        if not self.keys.is_cpu or len(self.keys) * count * vocab_size > _IN_CACHE:
+            return None
+        at = torch.arange(count).expand(len(self.keys), -1)
+        return self.draft(at, vocab_size)
+
     def emitted(self, probs: Tensor, at: Tensor) -> Tensor:
         """Tokens [B, ...] drawn from `probs` [B, ..., V]: `race` against `emit`, with no table."""
         return _winner(probs, self._keys(self.keys, at, _EMIT))

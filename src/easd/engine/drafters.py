@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from easd.core.noise import Noise
+from easd.core.noise import Noise, race
 from easd.engine.models.slots import SlotModel
 from easd.engine.request import Row
 from easd.engine.sampling import Distributions, distributions, prefixed, proposals
@@ -99,6 +99,7 @@ class ModelDrafter:
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
         block_prob = torch.ones(len(rows), device=device, dtype=self._dtype)
+        clocks = None if greedy else noise.drafts(max(counts), self.vocab_size)
         probs, raws, drawn_from = [], [], []
         position = 0
         while position < max(counts) + bonus:
@@ -117,7 +118,10 @@ class ModelDrafter:
                 proposal = proposals(probs[-1], rows)
                 drawn_from.append(proposal)
                 source = probs[-1] if proposal is None else proposal
-                token = self._sample(source[:, 0], noise, position, greedy, among)
+                if clocks is None:
+                    token = self._sample(source[:, 0], noise, position, greedy, among)
+                else:
+                    token = race(source[:, 0], clocks[:, position])
                 token = _padded(token, rows, [position < count for count in counts])
                 drafted = torch.cat([drafted, token[:, None]], 1)
                 if self.least_block_prob:

@@ -323,6 +323,9 @@ _TIMINGS = pa.schema(
         column("seconds", pa.float64(), "s", "wall time of the whole run, prompts included"),
         column("cpu_seconds", pa.float64(), "s", "processor time of all threads"),
         *(column(name, pa.int64(), "count", about) for name, about in _COUNTS.items()),
+        column(
+            "operations", pa.float64(), "count", "torch operations of a step; null: not counted"
+        ),
         column("full_draft", pa.float64(), "s", "wall time of drafting in full steps"),
         column("full_target", pa.float64(), "s", "wall time of the target in full steps"),
         *(

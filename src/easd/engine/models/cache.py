@@ -30,6 +30,7 @@ class Placement:
     num_rows: int
     rows: slice = field(default_factory=lambda: slice(0, 0))
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    every_row: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.long))
     start: int | None = None
     stop: int = 0
     capacity: int = _SMALLEST_CAPACITY
@@ -52,6 +53,8 @@ class SlotCache(Cache):
         placement.rows = rows
         placement.positions = first[:, None] + torch.arange(length, device=device)
         placement.start = starts[0] if len(set(starts)) == 1 else None
+        if placement.start is None:
+            placement.every_row = torch.arange(len(starts), device=device)[:, None]
         placement.stop = max(starts) + length
         self.reserve(placement.stop)
 
@@ -117,8 +120,7 @@ class SlotLayer(CacheLayerMixin):
         if placement.start is not None:
             window[:, :, placement.start : placement.start + states.shape[2]] = states
         else:
-            row = torch.arange(states.shape[0], device=states.device)[:, None]
-            window[row, :, placement.positions] = states.transpose(1, 2)
+            window[placement.every_row, :, placement.positions] = states.transpose(1, 2)
         return window[:, :, : placement.stop]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

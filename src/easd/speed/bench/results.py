@@ -17,7 +17,7 @@ from easd.runs.schema import PARTS
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[str, str] = {"wall": "seconds", "cpu": "cpu_seconds"}
-BASES = ("target", "speculative", "assisted")  # Kinds that others are compared with.
+BASES = ("target", "speculative", "generate", "assisted")  # Kinds that others are compared with.
 _AXES = ("texts at once", "tokens of a prompt", "gamma")
 
 
@@ -51,6 +51,7 @@ class Line:
         penalty_rate: penalised / examined.
         per_forward: tokens per text and target forward (block efficiency).
         step_ms: milliseconds of the whole run per step of the batch.
+        operations: torch operations of a step.
         parts: share of the run's wall time by part.
         decoding: improvement over the target alone, prefill excluded from both; None for processor
             time, which is not recorded by part.
@@ -67,6 +68,7 @@ class Line:
     penalty_rate: float | None
     per_forward: float | None
     step_ms: float | None
+    operations: float | None
     parts: dict[str, float] | None
     decoding: float | None
     theorem: float | None
@@ -143,6 +145,7 @@ def _line(batch: int, context: Any, name: str, rows: dict[str, pd.DataFrame], cl
         penalty_rate=_share(total["penalised"], total["examined"]),
         per_forward=_share(total["tokens"], total["blocks"]),
         step_ms=1000 * _mean(own["clock"] / own["forwards"]) if ours else None,
+        operations=None if own["operations"].isna().all() else float(own["operations"].median()),
         parts={p: float(total[f"{p}_s"] / total["seconds"]) for p in PARTS} if ours else None,
         decoding=_mean(_decoding(own) / _decoding(rows["target"]))
         if ours and "target" in rows and clock == "wall"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from hashlib import blake2b
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -17,7 +17,16 @@ from easd.engine.pair import Pair, provenance
 from easd.errors import NumericsError
 from easd.runs import TABLES, RunFolder, describe, open_run
 from easd.speed.bench.limits import check_memory, check_window
-from easd.speed.bench.systems import LONGEST, Load, System, Timing, decode_once
+from easd.speed.bench.systems import (
+    LONGEST,
+    Load,
+    System,
+    Timing,
+    count_operations,
+    decode_once,
+)
+
+T = TypeVar("T")
 
 _WARM_UP = 8  # Tokens of each text.
 
@@ -86,20 +95,35 @@ class Bench:
         done = {(row["round"], row["batch"], row["context"], row["system"]) for row in rows}
         turns = list(self._turns())
         missing = {turn for turn in turns if (turn[0], *astuple(turn[1]), turn[2].name) not in done}
-        for cell, system in dict.fromkeys(turn[1:] for turn in turns if turn in missing):
-            self._decode(cell, system, 0, _WARM_UP)  # Caches, packed weights, allocators.
+        # This warms up caches, packed weights and allocators, too.
+        operations = {
+            (cell, system): self._run(count_operations, cell, system, _WARM_UP)
+            for cell, system in dict.fromkeys(turn[1:] for turn in turns if turn in missing)
+        }
         places = {pair: place for place, pair in enumerate(product(self.cells, self.systems))}
         for turn in turns:
             number, cell, system = turn
             if turn not in missing:
                 yield *turn, None
                 continue
-            timing = self._decode(cell, system, number + 1, self.tokens)
+            timing = self._run(decode_once, cell, system, self.tokens, number + 1)
+            timing.operations = operations[cell, system]
             own = {"round": number, **asdict(cell), "system": system.name, "gamma": system.gamma}
             row = pa.Table.from_pylist([own | timing.to_row()], TABLES["bench"]["timings"])
             part = number * len(places) + places[cell, system]
             out.write(f"part-{part:05d}", {"timings": row})
             yield *turn, timing
+
+    def _run(
+        self, run: Callable[..., T], cell: Cell, system: System, tokens: int, *rest: int
+    ) -> T:
+        """Has a system decode a cell's prompts."""
+        try:
+            return run(system, self.pair, self._prompts(cell), self._load(cell, tokens), *rest)
+        except NumericsError as error:
+            raise NumericsError(
+                f"{system.name} with {cell.batch} texts at once cannot be timed: {error}"
+            ) from None
 
     def _turns(self) -> Iterator[tuple[int, Cell, System]]:
         turns = [(cell, system) for cell in self.cells for system in self.systems]
@@ -108,20 +132,14 @@ class Bench:
             for cell, system in turns[first:] + turns[:first]:
                 yield number, cell, system
 
-    def _decode(self, cell: Cell, system: System, seed: int, tokens: int) -> Timing:
-        load = Load(
+    def _load(self, cell: Cell, tokens: int) -> Load:
+        return Load(
             batch=cell.batch,
             tokens=min(tokens, self.tokens),
             temperature=self.temperature,
             draft_temperature=self.draft_temperature,
             tau_h=self.tau_h,
         )
-        try:
-            return decode_once(system, self.pair, self._prompts(cell), load, seed)
-        except NumericsError as error:
-            raise NumericsError(
-                f"{system.name} with {cell.batch} texts at once cannot be timed: {error}"
-            ) from None
 
     def _prompts(self, cell: Cell) -> list[Sequence[int]]:
         count = cell.batch * self.texts

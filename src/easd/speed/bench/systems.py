@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, fields, replace
 from time import perf_counter, process_time
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import set_seed
 
 from easd.core.couplings import Coupling
@@ -21,6 +24,7 @@ from easd.runs.tally import COUNTED, Tally
 
 Kind = Literal[
     "target",
+    "generate",
     "assisted",
     "speculative",
     "block",
@@ -33,6 +37,9 @@ Kind = Literal[
     "prompt-lookup",
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+UNDRAFTED: tuple[Kind, ...] = ("target", "generate")
+ADAPTIVE: tuple[Kind, ...] = ("adaptive", "easd-adaptive")  # Decide how long their blocks are.
+THEIRS: tuple[Kind, ...] = ("generate", "assisted")  # transformers' own.
 TEMPERED: tuple[Kind, ...] = ("tempered", "block-tempered")  # Need a draft temperature.
 LONGEST = 8  # Maximum draft tokens of an adaptive block.
 LEAST_BLOCK_PROB = 0.4  # See docs/speed.md.
@@ -53,8 +60,7 @@ class System:
 
     @property
     def name(self) -> str:
-        fixed = self.kind not in ("target", "adaptive", "easd-adaptive")
-        return f"{self.kind} {self.gamma}" if fixed else self.kind
+        return self.kind if self.kind in UNDRAFTED + ADAPTIVE else f"{self.kind} {self.gamma}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +93,7 @@ class Timing:
             time of this process's threads.
         tally: tokens, draft tokens, and seconds by part of the step.
         forwards: target forwards of the batch; the tally's `blocks` counts them per text.
+        operations: torch operations of a step; None where they are not counted.
         full: steps with every row in use, the only ones whose forwards are comparable;
             `full_draft`, `full_target` and `full_proposed` are their seconds and draft tokens.
     """
@@ -95,12 +102,13 @@ class Timing:
     cpu_seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     forwards: int = 0
+    operations: float | None = None
     full: int = 0
     full_draft: float = 0.0
     full_target: float = 0.0
     full_proposed: int = 0
 
-    def to_row(self) -> dict[str, float]:
+    def to_row(self) -> dict[str, float | None]:
         """Returns a row of the timings table; parts become `<part>_s`."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tally"}
         counts = {name: getattr(self.tally, name) for name in ("tokens", *COUNTED)}
@@ -111,12 +119,42 @@ def decode_once(
     system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load, seed: int
 ) -> Timing:
     """Decodes every prompt once and measures wall and processor time."""
-    decode_all = _assisted if system.kind == "assisted" else _ours
+    decode_all = _theirs if system.kind in THEIRS else _ours
     begin, cpu_begin = perf_counter(), process_time()
     timing = decode_all(system, pair, prompts, load, seed)
     timing.cpu_seconds = process_time() - cpu_begin
     timing.seconds = perf_counter() - begin
     return timing
+
+
+class _Counting(TorchDispatchMode):
+    """Counts the operations that torch dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_operations(
+    system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load
+) -> float | None:
+    """Decodes every prompt; returns the torch operations of a step, their median without the first.
+
+    A step of small models takes little but calls of operations. None for other engines' systems.
+    """
+    if system.kind in THEIRS:
+        _theirs(system, pair, prompts, load, 0)
+        return None
+    settings = _settings(system, load, 0)
+    with _Counting() as counting:
+        counts = [
+            counting.count for _ in decode(pair, make_requests(pair, prompts, settings), settings)
+        ]
+    return float(np.median(np.diff(counts))) if len(counts) > 1 else None
 
 
 def profiled(system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load) -> str:
@@ -152,7 +190,7 @@ def _settings(system: System, load: Load, seed: int) -> Settings:
         "easd-maximal": "maximal",
         "easd-adaptive": "maximal",
     }
-    adaptive = system.kind in ("adaptive", "easd-adaptive")
+    adaptive = system.kind in ADAPTIVE
     return Settings(
         rule=rules.get(system.kind, Speculative()),
         coupling=couplings.get(system.kind),
@@ -186,29 +224,46 @@ def _ours(
     return timing
 
 
-def _assisted(
+def _theirs(
     system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load, seed: int
 ) -> Timing:
-    """Runs transformers' assisted generation, prompt by prompt, with fixed draft length `gamma`."""
-    assert pair.draft is not None
+    """Runs transformers' `generate`: the target alone, or with an assistant one prompt at a time.
+
+    Prompts of a batch are padded on the left; the assistant drafts `gamma` tokens, always.
+    """
     set_seed(seed)
-    drafting = pair.draft.generation_config
-    drafting.num_assistant_tokens = system.gamma
-    drafting.num_assistant_tokens_schedule = "constant"
-    drafting.assistant_confidence_threshold = 0.0
+    size, options = load.batch, {}
+    if system.kind == "assisted":
+        assert pair.draft is not None
+        size, options = 1, {"assistant_model": pair.draft}
+        drafting = pair.draft.generation_config
+        drafting.num_assistant_tokens = system.gamma
+        drafting.num_assistant_tokens_schedule = "constant"
+        drafting.assistant_confidence_threshold = 0.0
     sampling: dict[str, Any] = {"do_sample": False}
     if load.temperature:
         sampling = {"do_sample": True, "temperature": load.temperature, "top_k": 0, "top_p": 1.0}
     timing = Timing()
-    for prompt in prompts:
-        ids = torch.tensor([prompt], device=pair.target.device)
+    for first in range(0, len(prompts), size):
+        chunk = [list(prompt) for prompt in prompts[first : first + size]]
+        longest = max(map(len, chunk))
+        lefts = [longest - len(prompt) for prompt in chunk]
+        padded = [[0] * left + prompt for left, prompt in zip(lefts, chunk, strict=True)]
+        mask = [[0] * left + [1] * (longest - left) for left in lefts]
         output: Any = pair.target.generate(
-            ids,  # type: ignore[arg-type]
-            attention_mask=torch.ones_like(ids),
+            torch.tensor(padded, device=pair.target.device),  # type: ignore[arg-type]
+            attention_mask=torch.tensor(mask, device=pair.target.device),
             max_new_tokens=load.tokens,
             pad_token_id=0,
-            assistant_model=pair.draft,
+            eos_token_id=pair.end_tokens or None,
+            **options,
             **sampling,
         )
-        timing.tally.tokens += output.shape[1] - len(prompt)
+        timing.tally.tokens += _lengths(output[:, longest:], pair.end_tokens)
     return timing
+
+
+def _lengths(texts: Tensor, ends: Sequence[int]) -> int:
+    """How many tokens of texts [B, T] stand before padding: up to each one's first end."""
+    ended = torch.isin(texts, torch.tensor(ends, device=texts.device)).long()
+    return int(((ended.cumsum(1) - ended) == 0).sum())
