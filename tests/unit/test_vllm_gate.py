@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from easd.config import parse_rule
 from easd.core.rules import EASD, make_rule
 from easd.core.step import Step
+from easd.diagnose.calibration_file import CalibrationFile
 from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm.gate import Tally, ask, penalise_, rows_of
 from easd.integrations.vllm.serving import Serving
@@ -157,6 +159,20 @@ def test_a_request_sets_its_rule(asked, wanted):
 def test_a_request_that_does_not_fit_is_refused(asked, says):
     with pytest.raises(EasdError, match=says):
         Serving.parse({}).rule_for({"easd": asked})
+
+
+def test_a_tuned_rule_is_served(tmp_path):
+    found = {"name": "pool-everywhere", "a": 1.4, "b": 0.6}
+    nothing = {"fingerprints": {}, "sampling": {}, "data": [], "estimates": {}}
+    CalibrationFile(kind="tuning", fields=found, pair="lab-a", **nothing).save(tmp_path / "t.json")
+    values = {"calibration": str(tmp_path / "t.json")}
+    serving = Serving.parse(values)
+    assert serving.rule == parse_rule(found)
+    assert serving.rule_for({"easd": {"b": 0.1}}) == parse_rule({**found, "b": 0.1})
+    assert Serving.parse({**values, "b": 0.2}).rule == parse_rule({**found, "b": 0.2})
+    for wrong, says in ((3, "give a file's path"), ("no.json", "cannot read")):
+        with pytest.raises(ConfigError, match=says):
+            Serving.parse({"calibration": wrong})
 
 
 def test_lossless_only_refuses_every_gate_that_can_open():

@@ -26,10 +26,9 @@ from easd.diagnose.tuning_printing import answer, render
 from easd.engine.models.slots import SlotModel
 from easd.engine.pair import Pair, fingerprints
 from easd.engine.settings import Settings
-from easd.errors import ConfigError
+from easd.errors import ConfigError, visible
 from easd.evaluate.config import StudyConfig, load_study
 from easd.pairs.from_config import load_with_status
-from easd.runs.texts import visible
 from easd.tasks import Task
 
 _CONTEXT, _ROUNDS = 128, 20

@@ -14,6 +14,7 @@ from easd.core.couplings import Coupling
 from easd.core.gate import Gate
 from easd.core.rules import EASD, Rule, rule_name
 from easd.core.rules.gated import EntropyGated
+from easd.diagnose.calibration_file import read_calibration
 from easd.errors import ConfigError
 from easd.fields import described
 from easd.integrations.vllm import KEY
@@ -43,7 +44,10 @@ class Serving:
 
     @classmethod
     def parse(cls, values: Any) -> Serving:
-        """Reads `additional_config["easd"]`: the rule's fields, `coupling` and `lossless_only`.
+        """Reads `additional_config["easd"]`: the rule's fields, and what is not the rule's.
+
+        `calibration` names a file of `easd tune`, `calibrate` or `diagnose`, which fills in fields
+        that are not given. Whether it was made for these models, the plugin cannot check.
 
         Raises:
             EasdError: A key is unknown, or a value does not fit or is not served here.
@@ -62,6 +66,11 @@ class Serving:
             raise ConfigError(
                 f"coupling = {coupling!r} is not served in vLLM; use one of {', '.join(_COUPLINGS)}"
             )
+        calibration = values.pop("calibration", None)
+        if calibration is not None:
+            if not isinstance(calibration, str):
+                raise ConfigError(f"calibration = {calibration!r} does not fit; give a file's path")
+            values = read_calibration(calibration).fill(values)
         serving = cls(rule=parse_rule(values), coupling=coupling, lossless_only=lossless_only)
         serving.check(serving.rule)
         return serving
