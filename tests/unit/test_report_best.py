@@ -55,7 +55,9 @@ def test_what_helps_is_named_with_its_speed(tmp_path):
     made = graded({"target": SOME, "target, greedy": SOME, "speculative": SOME, "pool": MOST})
     said = first_screen(made, tmp_path)
     assert "Does EASD" not in said
-    assert re.search(r"Does anything\? pool beats .*: \+30.00 points .*Holm-adjusted\), at \d", said)
+    assert re.search(
+        r"Does anything\? pool beats .*: \+30.00 points .*Holm-adjusted\), at \d", said
+    )
 
 
 def test_one_target_is_no_choice(tmp_path):
