@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from easd.report import figures as plots
+from easd.report.best import answers
 from easd.report.gate import over_the_grid
 from easd.report.metrics import POOLED, Frames
 from easd.report.metrics.accuracy import BETTER, EQUIVALENT, SAME, UNKNOWN, WORSE
@@ -62,7 +63,7 @@ _ACCURACY = ("system", "samples", "problems", "accuracy", "failed", "cut_off", "
 def verdict(frames: Frames, tables: Tables, margin: float) -> Section:
     """Which differences are significant, which are negligible, and which are undecided."""
     table = tables["differences"]
-    sentences: list[str] = []
+    sentences = answers(frames, tables)
     shown = []
     if table.empty:
         sentences.append(_ALONE)
@@ -183,6 +184,9 @@ def paired(frames: Frames, tables: Tables) -> Section:
             if len(mine):
                 sentences.append(_beside(records(mine)[0]))
             shown.append(make_table(rows, _DIFFERENCES, f"{task}: against {name}", is_open=False))
+    for task, rows in _by_task(tables["differences_to_best"]):
+        title = f"{task}: against {rows['baseline'].iloc[0]} ({rows['chosen'].iloc[0]})"
+        shown.append(make_table(rows, _DIFFERENCES, title, is_open=False))
     return Section(
         name="differences",
         title="Paired differences",

@@ -234,6 +234,7 @@ def _tables(frames: Frames, margin: float) -> Tables:
     if speculative is not None and speculative != frames.baseline:
         against = metrics.differences(frames, speculative, margin=margin)
     found["differences_to_speculative"] = against
+    found["differences_to_best"] = metrics.differences_to_best(frames, margin=margin)
     return found
 
 

@@ -21,6 +21,7 @@ except ImportError as error:
     ) from None
 
 from easd.report.metrics.accuracy import accuracy, coverage, differences, flips
+from easd.report.metrics.best import differences_to_best
 from easd.report.metrics.columns import COLUMNS, Column
 from easd.report.metrics.frames import POOLED, Frames, frames
 from easd.report.metrics.gate import firing, penalised_samples, sensitivity, tradeoffs
@@ -46,6 +47,7 @@ __all__ = [
     "correctness_by_entropy",
     "coverage",
     "differences",
+    "differences_to_best",
     "drafting",
     "entropy_correlation",
     "entropy_histogram",

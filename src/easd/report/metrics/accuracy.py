@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -84,12 +85,32 @@ def differences(
     common = common[common["task"].isin(with_baseline)]
     if common["system"].nunique() < 2:
         return pd.DataFrame()
-    table = common[["task", "system", "seed", "correct"]].assign(item=common["problem"])
+    return compared(common, baseline, frames, same_text(frames, baseline), margin=margin)
+
+
+def compared(
+    samples: pd.DataFrame,
+    baseline: str,
+    frames: Frames,
+    same: Mapping[tuple[str, str], float],
+    *,
+    margin: float,
+) -> pd.DataFrame:
+    """The rows of `differences`, of samples that each system of a task has.
+
+    Args:
+        samples: task, system, problem, seed and correct.
+        baseline: the system to compare with.
+        frames: orders the rows.
+        same: the share of texts that are the baseline's, by task and system.
+        margin: the greatest difference of no consequence, as a fraction.
+    """
+    table = samples[["task", "system", "seed", "correct"]].assign(item=samples["problem"])
     table = table.astype({"task": str, "system": str})
-    if len(with_baseline) > 1:
-        everywhere = table.groupby("system")["task"].transform("nunique") == len(with_baseline)
+    tasks = table["task"].nunique()
+    if tasks > 1:
+        everywhere = table.groupby("system")["task"].transform("nunique") == tasks
         table = pd.concat([table, table[everywhere].assign(task=POOLED)])
-    same = same_text(frames, baseline)
     rows = []
     for found in compare_all(table, baseline, margin=margin):
         rows.append(_row(found, same.get((found.task, found.system), np.nan)))
