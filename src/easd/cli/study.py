@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import (
@@ -20,8 +18,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Column, Table
-from rich.text import Text
 
 from easd.cli.options import (
     DECODING,
@@ -35,11 +31,12 @@ from easd.cli.options import (
     fields_of,
     options,
 )
+from easd.cli.run_summary import say_failures, show_run, shown_text
 from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.engine.pair import fingerprints
 from easd.engine.settings import Settings
-from easd.errors import ConfigError, EasdError, visible
+from easd.errors import ConfigError, visible
 from easd.evaluate.config import StudyConfig, read_study
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
 from easd.evaluate.endpoint.settings import EndpointStudy
@@ -48,13 +45,10 @@ from easd.evaluate.grid import Grid, parse_task
 from easd.evaluate.runner import GridRun, Progress
 from easd.pairs.from_config import load_with_status
 from easd.presets import PRESETS
-from easd.runs import open_run
 from easd.tasks import Task
 
 # A grid has the rules of its systems, and its own seeds.
 _NOT_SHARED = ("rule", "n", "seed")
-_SUMS = ("gate_open", "examined", "new_tokens", "blocks")
-_MOST_FAILED = 0.1  # of a system's texts in a task, beyond which a command fails
 _DEFAULTS = {"max_new_tokens": "the task's", "batch_size": "16", "coupling": "shared"}
 
 if TYPE_CHECKING:
@@ -200,7 +194,7 @@ class GridOptions:
             with console.status("asking the server"):
                 evaluation = EndpointEvaluation(
                     *(study, tasks, out),
-                    on_wait=lambda why: console.print(_shown(why, "yellow"), soft_wrap=True),
+                    on_wait=lambda why: console.print(shown_text(why, "yellow"), soft_wrap=True),
                     fitted=calibrated and calibrated.fitted_on(tasks),
                 )
             watch(evaluation, console)
@@ -218,12 +212,8 @@ class GridOptions:
                 study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
                 watch(Evaluation(study, pair, tasks, out, fitted), console)
         show_run(out, console)
-        console.print(_shown(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
-        _say_failures(out, console)
-
-
-def _shown(text: str, style: str = "") -> Text:
-    return Text(visible(text), style)
+        console.print(shown_text(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
+        say_failures(out, console)
 
 
 def _check_overlap(fitted: Mapping[str, Any]) -> None:
@@ -254,7 +244,7 @@ def load_tasks(
         with console.status(f"loading {spec.name}"):
             task = spec.load(allow_code_execution=allow_code_execution)
         for line in task.skipped:
-            console.print(_shown(f"skipped: {task.name}: {line}", "yellow"), soft_wrap=True)
+            console.print(shown_text(f"skipped: {task.name}: {line}", "yellow"), soft_wrap=True)
         tasks.append(task)
     return tasks
 
@@ -266,7 +256,7 @@ def watch(evaluation: GridRun[Any], console: Console) -> None:
     seconds = 0.0
     total = len(evaluation.chunks())
     for line in evaluation.warnings():
-        console.print(_shown(f"warning: {line}", "yellow"), soft_wrap=True)
+        console.print(shown_text(f"warning: {line}", "yellow"), soft_wrap=True)
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -300,72 +290,3 @@ def watch(evaluation: GridRun[Any], console: Console) -> None:
         evaluation.run(show)
     if not texts:
         console.print("nothing was left to decode")
-
-
-def show_run(folder: Path, console: Console) -> None:
-    """Prints a run's accuracies and gates, and says where a gate never opened."""
-    run = open_run(folder, "evaluation")
-    samples = run.samples
-    if not samples.num_rows:
-        return
-    names = ["task", "system"]
-    keys = [samples[name].cast(pa.string()) for name in names]
-    right = pc.fill_null(samples["correct"], False).cast(pa.int64())
-    counted = pa.table([*keys, right, *map(samples.column, _SUMS)], [*names, "right", *_SUMS])
-    sums = [("right", "sum"), *((name, "sum") for name in _SUMS), ("right", "count")]
-    rows = counted.group_by(names, use_threads=False).aggregate(sums).to_pylist()
-    place = {system["name"]: at for at, system in enumerate(run.run["systems"])}
-    table = Table("task", Column("system", overflow="fold", min_width=24), "right", "texts")
-    for name in ("gate open", "tokens a forward"):
-        table.add_column(name)
-    gated = shut = 0
-    for row in sorted(rows, key=lambda row: (row["task"], place[row["system"]])):
-        texts, gate, blocks = row["right_count"], row["gate_open_sum"], row["blocks_sum"]
-        rate = None if gate is None else gate / max(row["examined_sum"], 1)
-        table.add_row(
-            _shown(row["task"]),
-            _shown(row["system"]),
-            f"{row['right_sum'] / texts:.1%}",
-            f"{texts:,}",
-            "" if rate is None else "never" if rate == 0 else f"{rate:.2%}",
-            f"{row['new_tokens_sum'] / blocks:.2f}" if blocks else "",
-        )
-        gated += rate is not None
-        shut += rate == 0
-    console.print(table)
-    if shut:
-        told = (
-            f"the gate never opens in {shut} of {gated} systems with one, which therefore do "
-            "nothing: lower tau_h, or have `easd calibrate --rate 0.02` find one at which it opens"
-        )
-        console.print(Text(told, "yellow"), soft_wrap=True)
-
-
-def _say_failures(folder: Path, console: Console) -> None:
-    """Names a text that failed to decode, if any did.
-
-    Raises:
-        EasdError: More than a tenth of a system's texts in a task failed.
-    """
-    samples = open_run(folder, "evaluation").samples
-    names = samples.select(["task", "system", "finish_reason", "item", "failure"]).to_pylist()
-    cells: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for row in names:
-        cells[row["task"], row["system"]].append(row["finish_reason"] == "error")
-    worst = max(cells, key=lambda cell: sum(cells[cell]) / len(cells[cell]), default=None)
-    if worst is None or not any(cells[worst]):
-        return
-    failed = sum(map(sum, cells.values()))
-    first = next(
-        row
-        for row in names
-        if row["finish_reason"] == "error" and (row["task"], row["system"]) == worst
-    )
-    line = (
-        f"{failed:,} of {len(names):,} texts failed and count as wrong, of {worst[1]} on "
-        f"{worst[0]} {sum(cells[worst]):,} of {len(cells[worst]):,}; the first, item "
-        f"{first['item']}: {first['failure'].removeprefix('decoding: ')}"
-    )
-    if sum(cells[worst]) > _MOST_FAILED * len(cells[worst]):
-        raise EasdError(f"{line}; more than {_MOST_FAILED:.0%}, so its accuracy says nothing")
-    console.print(_shown(f"warning: {line}", "yellow"), soft_wrap=True)

@@ -114,9 +114,7 @@ class Bench:
             out.write(f"part-{part:05d}", {"timings": row})
             yield *turn, timing
 
-    def _run(
-        self, run: Callable[..., T], cell: Cell, system: System, tokens: int, *rest: int
-    ) -> T:
+    def _run(self, run: Callable[..., T], cell: Cell, system: System, tokens: int, *rest: int) -> T:
         """Has a system decode a cell's prompts."""
         try:
             return run(system, self.pair, self._prompts(cell), self._load(cell, tokens), *rest)
