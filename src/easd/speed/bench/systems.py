@@ -199,6 +199,9 @@ def _assisted(
     sampling: dict[str, Any] = {"do_sample": False}
     if load.temperature:
         sampling = {"do_sample": True, "temperature": load.temperature, "top_k": 0, "top_p": 1.0}
+    tokenizers: dict[str, Any] = {}
+    if pair.draft_tokenizer is not None:
+        tokenizers = {"tokenizer": pair.tokenizer, "assistant_tokenizer": pair.draft_tokenizer}
     timing = Timing()
     for prompt in prompts:
         ids = torch.tensor([prompt], device=pair.target.device)
@@ -209,6 +212,7 @@ def _assisted(
             pad_token_id=0,
             assistant_model=pair.draft,
             **sampling,
+            **tokenizers,
         )
         timing.tally.tokens += output.shape[1] - len(prompt)
     return timing
