@@ -2,7 +2,9 @@
 
 import json
 from functools import cache
+from itertools import groupby
 
+import torch
 from models import build, llama_config
 from tokenizers import (
     AddedToken,
@@ -15,6 +17,9 @@ from tokenizers import (
     trainers,
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from easd.engine.pair import Pair
+from easd.engine.vocabulary import vocabulary_map
 
 TEXTS = [
     "The baker bakes 12 trays of 8 rolls each and sells 70 of them, so 26 are left.",
@@ -92,3 +97,49 @@ def unigram() -> PreTrainedTokenizerFast:
 def model_of(kind, seed: int = 0) -> PreTrainedModel:
     """A random model over the tokens of one of these tokenizers."""
     return build(llama_config(len(kind())), seed=seed, spread=8.0)
+
+
+KINDS = {"byte-level": byte_level, "byte-fallback": byte_fallback, "unigram": unigram}
+
+
+def pair_of(kinds) -> Pair:
+    target, draft = (KINDS[kind] for kind in kinds)
+    return Pair.of(model_of(target), model_of(draft, 1), target(), draft())
+
+
+def ends_inside_a_character(spelt: bytes) -> bool:
+    for length in (1, 2, 3):
+        try:
+            spelt[-length:].decode()
+        except UnicodeDecodeError as error:
+            if error.start == 0 and "unexpected end" in error.reason:
+                return True
+    return False
+
+
+def by_hand(pair: Pair, tokens: list[int]) -> torch.Tensor:
+    """The draft's opinion after a text of the target, without cache, map or incremental reading."""
+    words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+    opinion = torch.zeros(pair.vocab_size, dtype=torch.float64)
+    ids = [] if words.draft.begin is None else [words.draft.begin]
+    for is_text, part in groupby(tokens, lambda token: words.target.bytes_of[token] is not None):
+        if not is_text:
+            ids += [words.special_in_draft(token) for token in part if token != words.target.begin]
+            continue
+        spelt = b"".join(words.target.bytes_of[token] for token in part)
+        last = words.target.bytes_of[tokens[-1]] or b""
+        if last and spelt.endswith(last) and ends_inside_a_character(spelt):
+            return opinion
+        ids += words.draft.encode(spelt.decode(errors="replace"))
+    if not ids:
+        return opinion
+    logits = pair.draft(torch.tensor([ids])).logits[0, -1]
+    for token, prob in enumerate(logits.softmax(-1).tolist()):
+        piece = words.draft.bytes_of[token]
+        if piece is not None:
+            opinion[words.target.encode_all([piece])[0][0]] += prob
+        elif token in words.draft.endings:
+            opinion[words.target.ending] += prob
+        elif token == words.draft.turn_begin and words.target.turn_begin is not None:
+            opinion[words.target.turn_begin] += prob
+    return opinion / opinion.sum()

@@ -1,16 +1,18 @@
 """Drafts with another tokenizer: opinions by brute force, and texts that are the target's."""
 
 from dataclasses import replace
-from itertools import groupby
 
 import pytest
 import torch
 from enumeration import emitted
 from models import processing, requests, uncached
-from vocabularies import TEXTS, byte_fallback, byte_level, model_of, unigram
+from vocabularies import TEXTS, by_hand, byte_fallback, byte_level, model_of, pair_of
 
 from easd.core.rules import EASD, Speculative
 from easd.core.rules.pool import Pool
+from easd.diagnose import reference_pass
+from easd.diagnose.other_vocabulary_pass import OtherVocabularyPass
+from easd.diagnose.reference_pass import read_positions, read_steps
 from easd.engine.chat import encode_turns
 from easd.engine.generate import decode, make_engine, make_requests
 from easd.engine.pair import Pair
@@ -18,7 +20,6 @@ from easd.engine.request import Row
 from easd.engine.settings import Settings
 from easd.engine.vocabulary import vocabulary_map
 
-KINDS = {"byte-level": byte_level, "byte-fallback": byte_fallback, "unigram": unigram}
 DIRECTIONS = [
     ("byte-level", "byte-fallback"),
     ("byte-fallback", "byte-level"),
@@ -31,11 +32,6 @@ GATE = EASD(tau_h=2.0, tau_o=0.0, draft_at_bonus=True)
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("EASD_CACHE", str(tmp_path_factory.getbasetemp() / "maps"))
-
-
-def pair_of(kinds) -> Pair:
-    target, draft = (KINDS[kind] for kind in kinds)
-    return Pair.of(model_of(target), model_of(draft, 1), target(), draft())
 
 
 def prompts(pair: Pair) -> list[tuple[int, ...]]:
@@ -53,44 +49,6 @@ def decoded(pair: Pair, asked, **settings) -> dict[int, Row]:
     for record in decode(pair, asked, Settings(**settings)):
         done |= {row.request.number: row for row in record.rows if row.finished}
     return done
-
-
-def ends_inside_a_character(spelt: bytes) -> bool:
-    for length in (1, 2, 3):
-        try:
-            spelt[-length:].decode()
-        except UnicodeDecodeError as error:
-            if error.start == 0 and "unexpected end" in error.reason:
-                return True
-    return False
-
-
-def by_hand(pair: Pair, tokens: list[int]) -> torch.Tensor:
-    """The draft's opinion after a text of the target, without cache, map or incremental reading."""
-    words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
-    opinion = torch.zeros(pair.vocab_size, dtype=torch.float64)
-    ids = [] if words.draft.begin is None else [words.draft.begin]
-    for is_text, part in groupby(tokens, lambda token: words.target.bytes_of[token] is not None):
-        if not is_text:
-            ids += [words.special_in_draft(token) for token in part if token != words.target.begin]
-            continue
-        spelt = b"".join(words.target.bytes_of[token] for token in part)
-        last = words.target.bytes_of[tokens[-1]] or b""
-        if last and spelt.endswith(last) and ends_inside_a_character(spelt):
-            return opinion
-        ids += words.draft.encode(spelt.decode(errors="replace"))
-    if not ids:
-        return opinion
-    logits = pair.draft(torch.tensor([ids])).logits[0, -1]
-    for token, prob in enumerate(logits.softmax(-1).tolist()):
-        piece = words.draft.bytes_of[token]
-        if piece is not None:
-            opinion[words.target.encode_all([piece])[0][0]] += prob
-        elif token in words.draft.endings:
-            opinion[words.target.ending] += prob
-        elif token == words.draft.turn_begin and words.target.turn_begin is not None:
-            opinion[words.target.turn_begin] += prob
-    return opinion / opinion.sum()
 
 
 @PAIRS
@@ -255,3 +213,38 @@ def test_each_model_reads_a_chat_in_its_own_template():
         assert request.draft_prompt is None
     finally:
         target.chat_template = draft.chat_template = None
+
+
+@PAIRS
+def test_a_diagnosis_reads_a_text_once_and_asks_anew_where_it_must(kinds):
+    pair = pair_of(kinds)
+    written = [pair.tokenizer(TEXTS[at], add_special_tokens=False)["input_ids"] for at in (4, 2)]
+    asked = prompts(pair)
+    texts = [(asked[at], tuple(ids[:20]), f"{at}") for at, ids in enumerate(written)]
+    passed = []
+
+    def kept(*given):
+        passed.append(OtherVocabularyPass(*given))
+        return passed[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_pass, "_POSITIONS_AT_ONCE", 7)
+        patch.setattr(reference_pass, "_MOST_PROBS", 7 * 2 * pair.vocab_size)
+        patch.setattr(reference_pass, "OtherVocabularyPass", kept)
+        for read in read_steps(pair, texts):
+            for place, number in enumerate(read.batch.numbers):
+                prompt, reference, _ = texts[number]
+                for at in range(read.right.shape[1]):
+                    if read.begin + at < len(reference):
+                        with torch.no_grad():
+                            expected = by_hand(pair, [*prompt, *reference[: read.begin + at]])
+                        assert read.there[place, at] == (expected.sum() > 0)
+                        if expected.sum() > 0:
+                            found = read.step.draft_probs[place, at]
+                            assert (found - expected).abs().max() < 1e-12
+    (counted,) = passed
+    assert counted.aligned > counted.anew
+    assert counted.anew or "unigram" in kinds
+    assert counted.aligned + counted.anew + counted.silent == sum(len(r) for _, r, _ in texts)
+    table = read_positions(pair, texts)
+    assert len(table) == counted.aligned + counted.anew

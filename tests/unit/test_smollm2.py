@@ -1,10 +1,13 @@
 """The embedded `smollm2` pair: reduced head, unpacking, and the pair itself."""
 
+from importlib import metadata
+
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from easd import PAIRS, load_pair
 from easd.errors import ModelError
 from easd.pairs import packaged, smollm2
 from easd.pairs.packaged import PackagedModel
@@ -227,3 +230,17 @@ def test_gemma3_is_unpacked_whole():
         tokens = model.generate(**text, do_sample=False, max_new_tokens=4)
     assert tokenizer.decode(tokens[0, text["input_ids"].shape[1] :]).startswith(" six, seven")
     assert "sliding_attention" in model.config.layer_types
+
+
+@pytest.mark.parametrize("name", ["smollm2-gemma3", "gemma3-smollm2"])
+def test_a_pair_of_two_packages_names_what_is_missing(name, monkeypatch, tmp_path):
+    def nothing(distribution):
+        raise metadata.PackageNotFoundError(distribution)
+
+    monkeypatch.setenv("EASD_CACHE", str(tmp_path))
+    monkeypatch.setattr(packaged.metadata, "distribution", nothing)
+    lines = [f"pip install {each.install}" for each in (smollm2.SMOLLM2, smollm2.GEMMA3)]
+    assert PAIRS[name].missing() == " && ".join(lines)
+    assert not PAIRS[name].cached()
+    with pytest.raises(ModelError, match="is not installed; run: pip install "):
+        load_pair(name)

@@ -8,7 +8,7 @@ from models import word_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
-from vocabularies import TEXTS, byte_fallback, byte_level, unigram
+from vocabularies import KINDS, TEXTS, byte_fallback, byte_level, unigram
 
 from easd.engine.byte_vocabulary import ByteVocabulary
 from easd.engine.other_vocabulary import Reading
@@ -16,7 +16,6 @@ from easd.engine.request import Request, Row
 from easd.engine.vocabulary import VocabularyMap, vocabulary_map
 from easd.errors import ModelError
 
-KINDS = {"byte-level": byte_level, "byte-fallback": byte_fallback, "unigram": unigram}
 DIRECTIONS = [(one, other) for one in KINDS for other in KINDS if one != other]
 PAIRS = pytest.mark.parametrize("pair", DIRECTIONS, ids=lambda pair: " from ".join(pair))
 

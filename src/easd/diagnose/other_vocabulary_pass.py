@@ -1,0 +1,109 @@
+"""A draft's opinions along a text of the target, where its tokenizer is another.
+
+The draft reads the whole text once. Where what it has read of a part is the beginning of what it
+reads of the whole, that pass has its opinion behind the part, too; elsewhere, as inside a word that
+is one token of the draft and several of the target, it is asked anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from easd.engine.models.slots import LONGEST_PIECE, SlotModel, context_window
+from easd.engine.other_vocabulary import Reading, common_length
+from easd.engine.pair import Pair
+from easd.engine.request import Row
+from easd.engine.vocabulary import vocabulary_map
+
+
+class OtherVocabularyPass:
+    """Reads the rows of a batch side by side.
+
+    Attributes:
+        aligned, anew, silent: positions answered by the pass, asked anew, and without an opinion.
+    """
+
+    def __init__(self, pair: Pair, num_rows: int) -> None:
+        assert pair.draft is not None, "checked by the caller"
+        assert pair.draft_tokenizer is not None, "checked by the caller"
+        self._model = SlotModel(pair.draft, num_rows)
+        self._words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+        self._size = pair.vocab_size
+        self._window = context_window(pair.draft)
+        self._dtype = torch.promote_types(pair.draft.dtype, torch.float32)
+        self._readings: list[Reading] = []
+        self._held: list[list[int]] = []
+        self.aligned = self.anew = self.silent = 0
+
+    def start(self, rows: Sequence[Row]) -> None:
+        """Begins with other texts."""
+        self._readings = [Reading.start(self._words, row) for row in rows]
+        self._held = [[] for _ in rows]
+
+    def logits(
+        self, rows: Sequence[Row], right: Tensor, counts: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Logarithms of its opinions at each row's next positions, and where it has one.
+
+        Args:
+            rows: the texts so far.
+            right: the tokens that follow, int64 [B, T].
+            counts: how many of them are each row's own.
+
+        Returns:
+            [B, T, V of the target], and bool [B, T].
+        """
+        shape, device = (*right.shape, self._size), right.device
+        found = torch.zeros(shape, dtype=self._dtype, device=device)
+        heard = torch.zeros(right.shape, dtype=torch.bool, device=device)
+        for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            reading = self._readings[place]
+            reading.read(row.ids[reading.length :])
+            parts = self._parts(reading.fork(), right[place, :count].tolist())
+            if parts:
+                at, opinions = list(parts), self._opinions(place, list(parts.values()))
+                heard[place, at] = opinions.sum(-1) != 0  # NaN is an opinion, and an error later.
+                found[place, at] = opinions.log()
+        found[~heard] = 0
+        self.silent += sum(counts) - int(heard.sum())
+        return found, heard
+
+    def _parts(self, reading: Reading, tokens: Sequence[int]) -> dict[int, list[int]]:
+        """What the draft reads before each of `tokens`, where it can, by their places."""
+        parts = {}
+        for place, token in enumerate(tokens):
+            ids = reading.ids or []
+            if ids and (self._window is None or len(ids) <= self._window):
+                parts[place] = ids
+            reading.read([token])
+        return parts
+
+    def _opinions(self, row: int, parts: Sequence[list[int]]) -> Tensor:
+        """The opinion behind each part, [parts, V of the target]."""
+        whole, found = parts[-1], {}
+        aligned = [at for at, part in enumerate(parts) if whole[: len(part)] == part]
+        for at in set(range(len(parts))) - set(aligned):
+            found[at] = self._forward(row, parts[at], 1)[0]
+        shortest = min(len(parts[at]) for at in aligned)
+        along = self._forward(row, whole, len(whole) - shortest + 1)
+        found |= {at: along[len(parts[at]) - shortest] for at in aligned}
+        self.aligned += len(aligned)
+        self.anew += len(parts) - len(aligned)
+        return torch.stack([found[at] for at in range(len(parts))])
+
+    def _forward(self, row: int, ids: list[int], keep: int) -> Tensor:
+        """Opinions behind the last `keep` of `ids`, which the row's slots then hold."""
+        begin = min(common_length(self._held[row], ids), len(ids) - keep)
+        self._model.lengths[row] = begin
+        while len(ids) - begin > keep:
+            piece = ids[begin : min(begin + LONGEST_PIECE, len(ids) - keep)]
+            self._model.extend(row, [piece])
+            begin += len(piece)
+        fed = torch.tensor([ids[begin:]], device=self._model.device)
+        logits = self._model.forward(fed, row, keep)[0]
+        self._model.lengths[row] = len(ids)
+        self._held[row] = ids
+        return self._words.pushforward(logits.to(self._dtype).softmax(-1), self._size)
