@@ -107,15 +107,21 @@ def _place(plausible: Tensor, place: Tensor, token: Tensor) -> Tensor:
 
 def _temperatures(target: Tensor, draft: Tensor, right: Tensor, alike: Tensor) -> dict[str, Tensor]:
     """The columns by temperature; `alike` [n, 1] says where both models' best token is the same."""
-    proposals = [raised(draft, 1 / d if d else inf) for d in DRAFT_TEMPERATURES]
-    top = draft.amax(-1)
-    scale = [
-        (draft / top[:, None]).pow(1 / d).sum(-1).log() + top.log() / d if d else top.log()
-        for d in DRAFT_TEMPERATURES
-    ]
+    top = draft.amax(-1, keepdim=True)
+    shaped, proposals, scale = draft / top, [], []
+    for temperature in DRAFT_TEMPERATURES:
+        if temperature:
+            powers = shaped if temperature == 1 else shaped.pow(1 / temperature)
+            total = powers.sum(-1, keepdim=True)
+            proposals.append(powers / total)
+            scale.append((total.log() + top.log() / temperature)[:, 0])
+        else:  # A place in the table; greedy proposals have none.
+            proposals.append(raised(draft, inf))
+            scale.append(torch.zeros_like(top)[:, 0])
     right_at, accepted = [], []
     for temperature in TEMPERATURES:
-        law = raised(target, 1 / temperature if temperature else inf)
+        power = 1 / temperature if temperature else inf
+        law = target if power == 1 else raised(target, power)
         right_at.append(law.gather(-1, right)[:, 0])
         if temperature:
             accepted.append(
