@@ -160,7 +160,8 @@ def check_fields(owner: Any, error: type[EasdError]) -> None:
         if value is None and kind.optional:
             continue
         if kind.several and not isinstance(value, tuple | list):
-            raise error(f"{name} = {shown(value)} is no tuple; write ({shown(value)},)")
+            what = "one text" if isinstance(value, str) else "one value"
+            raise error(f"{name} = {shown(value)} is {what}; give a list, such as [{shown(value)}]")
         elements: Any = value if kind.several else (value,)
         for each in elements:
             if wrong := _wrong(each, kind):

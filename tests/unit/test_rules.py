@@ -242,8 +242,8 @@ def test_a_field_without_bounds_still_takes_no_number_that_nothing_can_hold():
     [
         (("overlap", "overlap"), "names one twice"),
         (("overlap",) * 50_000, "names one twice"),
-        ("overlap", "is no tuple"),
-        (5, "is no tuple"),
+        ("overlap", "is one text"),
+        (5, "is one value"),
         ((["overlap"],), "is not known"),
         (("x" * 50_000,), "is not known"),
     ],

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
 
 from easd.engine.models.slots import input_device
-from easd.engine.pair import Pair
+from easd.engine.pair import Pair, differing_tokens
 from easd.engine.vocabulary import vocabulary_map
 from easd.errors import ModelError, one_line, shown
 
@@ -101,7 +101,14 @@ def check_vocabularies(pair: Pair) -> float:
         ModelError: A tokenizer cannot be read as bytes.
     """
     assert pair.draft_tokenizer is not None, "else there is nothing to map"
-    words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+    try:
+        words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+    except ModelError as error:
+        differing = differing_tokens(pair.tokenizer, pair.draft_tokenizer)
+        raise ModelError(
+            f"the draft's tokenizer differs from the target's in {differing} entries, and one "
+            f"cannot be mapped onto the other: {error}"
+        ) from None
     ids = torch.tensor([pair.tokenizer(_EVERYDAY)["input_ids"]], device=input_device(pair.target))
     with torch.inference_mode():
         logits = pair.target(input_ids=ids, use_cache=False).logits[0, :, : pair.vocab_size]

@@ -281,8 +281,25 @@ class CompletionRequest(OpenAIRequest):
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
 
+# As JSON Schema has it: one of both, and not empty.
+_ONE_OF_BOTH: Any = {
+    "oneOf": [
+        {
+            "required": ["prompt"],
+            "properties": {"prompt": {"type": "string"}, "messages": {"maxItems": 0}},
+        },
+        {
+            "required": ["messages"],
+            "properties": {"prompt": {"type": "null"}, "messages": {"minItems": 1}},
+        },
+    ]
+}
+
+
 class DecodeRequest(SamplingFields):
     """Body of /easd/decode: one conversation or one prompt."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE_OF_BOTH)
 
     model: Name | None = None
     messages: list[Message] = Field(default_factory=list, max_length=MOST_MESSAGES, fail_fast=True)
