@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from enumeration import emitted
@@ -10,9 +11,10 @@ from vocabularies import TEXTS, by_hand, byte_fallback, byte_level, model_of, pa
 
 from easd.core.rules import EASD, Speculative
 from easd.core.rules.pool import Pool
-from easd.diagnose import reference_pass
+from easd.diagnose import reference_pass, tuning_pass
 from easd.diagnose.other_vocabulary_pass import OtherVocabularyPass
 from easd.diagnose.reference_pass import read_positions, read_steps
+from easd.diagnose.tuning import tune
 from easd.engine.chat import encode_turns
 from easd.engine.generate import decode, make_engine, make_requests
 from easd.engine.pair import Pair
@@ -248,3 +250,17 @@ def test_a_diagnosis_reads_a_text_once_and_asks_anew_where_it_must(kinds):
     assert counted.aligned + counted.anew + counted.silent == sum(len(r) for _, r, _ in texts)
     table = read_positions(pair, texts)
     assert len(table) == counted.aligned + counted.anew
+
+
+def test_tuning_reads_such_pairs_too():
+    """The same positions as a diagnosis, at which both models have an opinion."""
+    pair = pair_of(DIRECTIONS[0])
+    texts = [
+        (asked, tuple(pair.tokenizer(text, add_special_tokens=False)["input_ids"][:20]), text)
+        for asked, text in zip(prompts(pair), TEXTS[1:5], strict=False)
+    ]
+    read = tuning_pass.read(pair, texts, Settings())
+    assert len(read.positions) == len(read_positions(pair, texts))
+    found = tune(read, gamma=3, unique_solution=False)
+    assert found.texts == len(texts)
+    assert all(np.isfinite(each.right.value) for each in found.candidates)

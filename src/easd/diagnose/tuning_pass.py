@@ -12,7 +12,6 @@ from dataclasses import replace
 from math import inf
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -88,16 +87,8 @@ def _piece(read: ReadStep) -> dict[str, np.ndarray]:
         **_temperatures(target, draft, right, best == draft_best),
     }
     numbers = np.asarray(read.batch.numbers)[row]
-    kept = {name: _apart(value.cpu().numpy()) for name, value in values.items()}
+    kept = {name: value.cpu().numpy() for name, value in values.items()}
     return kept | {"text": numbers, "place": read.begin + column}
-
-
-def _apart(values: np.ndarray) -> np.ndarray:
-    """A copy in Arrow's own memory: small arrays kept among large ones would fragment the heap."""
-    copy = np.frombuffer(pa.allocate_buffer(values.nbytes), dtype=values.dtype)
-    copy = copy.reshape(values.shape)
-    copy[...] = values
-    return copy
 
 
 def _place(plausible: Tensor, place: Tensor, token: Tensor) -> Tensor:
