@@ -1,6 +1,7 @@
 """Tuning: the pass against laws applied directly, forecasts, the command and its file."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,15 +13,17 @@ from easd import EASD, Settings
 from easd.core.rules.pool_everywhere import PoolEverywhere
 from easd.core.rules.single_model import TargetOnly
 from easd.diagnose import candidates
-from easd.diagnose.candidates import DRAFT_TEMPERATURES, TEMPERATURES, cut
+from easd.diagnose.candidates import DRAFT_TEMPERATURES, TARGET, TEMPERATURES, cut
 from easd.diagnose.gate_trial import gate_trials
 from easd.diagnose.positions import Positions
 from easd.diagnose.reference_pass import read_steps
 from easd.diagnose.tuning import tokens_per_forward, tune
 from easd.diagnose.tuning_pass import read
+from easd.diagnose.tuning_printing import answer
 from easd.engine.pair import Pair
 from easd.errors import ConfigError, InputError
 from easd.runs import open_run
+from easd.stats import Estimate
 
 PROMPT = "3 + 4 + 5 - 6 * 7 ?"
 
@@ -223,3 +226,16 @@ def test_a_draft_is_needed(pair, texts):
     alone = Pair(name="alone", target=pair.target, draft=None, tokenizer=pair.tokenizer)
     with pytest.raises(ConfigError, match="two models"):
         read(alone, texts, Settings())
+
+
+def test_where_nothing_is_shown_the_nearest_is_named(reading):
+    """With the number of texts at which its gain would be as wide as its interval is now."""
+    found = tune(reading, gamma=3, unique_solution=False)
+    name = "pool everywhere, greedy"
+    gains = {name: Estimate(value=0.02, low=-0.04, high=0.08, level=0.95, n=7, n_clusters=7)}
+    candidates = tuple(replace(each, gain=gains.get(each.name)) for each in found.candidates)
+    lines = answer(replace(found, candidates=candidates, best=TARGET, texts=200), {})
+    assert lines[1] == (
+        f"Nearest is {name}: +2.00 [-4.00, +8.00] points. If that is its worth, some 1,800 texts "
+        "would show it; these were 200."
+    )

@@ -28,6 +28,7 @@ def answer(found: Tuning, speeds: Mapping[str, float]) -> list[str]:
             "beyond doubt. Use lossless speculation there: "
             f"{target.tokens_per_forward:.2f} tokens a forward."
         )
+        lines += _nearest(found)
     else:
         lines.append(
             f"{best.name} helps: {_points(best.gain)} points of {_what(found)} over the target at "
@@ -50,6 +51,20 @@ def answer(found: Tuning, speeds: Mapping[str, float]) -> list[str]:
             f"alone, {over:.2f} times as fast as lossless speculation."
         )
     return lines
+
+
+def _nearest(found: Tuning) -> list[str]:
+    """What came nearest, and how many texts would tell if it is worth what it seems to be."""
+    gains = [(each.gain, each.name) for each in found.candidates if each.gain is not None]
+    gain, name = max(gains, key=lambda pair: pair[0].value)
+    if gain.value <= 0:
+        return []
+    half = (gain.high - gain.low) / 2
+    enough = float(f"{found.texts * max(1.0, (half / gain.value) ** 2):.2g}")
+    return [
+        f"Nearest is {name}: {_points(gain)} points. If that is its worth, some "
+        f"{enough:,.0f} texts would show it; these were {found.texts:,}."
+    ]
 
 
 def render(found: Tuning, speeds: Mapping[str, float], console: Console) -> None:
