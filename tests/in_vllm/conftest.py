@@ -54,6 +54,8 @@ def start():
 
     from easd.integrations.vllm import cpu_expand
 
+    kept = []  # An engine that is collected tears down what all engines of a process share.
+
     def made(easd=None, **arguments):
         asked = {} if easd is None else {"easd": easd}
         engine = LLM(
@@ -62,6 +64,7 @@ def start():
         )
         # The stock engine's garbage-text bug is mended as well, to have something to compare with.
         cpu_expand.mend(rejection_sampler)
+        kept.append(engine)
         return engine
 
     return made
