@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import lru_cache, wraps
-from operator import is_
+from functools import lru_cache, reduce, wraps
+from operator import is_, or_
 from typing import Any
 
 import torch
@@ -189,7 +189,7 @@ def follow_(
         gates = ask(batch.published, rule_of, draft_tokens, draft_probs, target_logits)
         penalise_(gates.open, draft_tokens, draft_probs, target_logits)
         found.append(gates)
-    return found[0] if len(found) == 1 else found[0] | found[1]
+    return reduce(or_, found)
 
 
 def redraw_(

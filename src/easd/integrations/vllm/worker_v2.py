@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
+from functools import reduce, wraps
+from operator import or_
 from typing import Any
 
 import torch
@@ -193,12 +195,12 @@ def gated(stock: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Te
                 batch, drafted, draft_logits, target_logits, temperature, rows.any_greedy
             )
             found.append(gates)
-        gated_open = torch.zeros_like(drafted.row, dtype=torch.bool)
+        penalties: AbstractContextManager[None] = nullcontext()
         if batch.published:
             gates = ask_all(batch, drafted, draft_logits, target_logits, temperature)
-            gated_open = gates.open
+            penalties = penalised(gates.open, drafted, draft_logits, logits)
             found.append(gates)
-        gates = found[0] if len(found) == 1 else found[0] | found[1]
+        gates = reduce(or_, found)
         if batch.redraws is not None:
             counts = cu_num_logits.diff().long() - 1
             redrawn = gates.asked & last_drafts(
@@ -208,7 +210,7 @@ def gated(stock: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Te
             tokens = draft_sampled.index_put(
                 (drafted.at + 1,), draft_sampled[drafted.at + 1].masked_fill(redrawn, -1)
             )
-        with penalised(gated_open, drafted, draft_logits, logits):
+        with penalties:
             sampled, num_sampled = verify(logits, tokens)
         batch.tally.add(gates, drafted.row, drafted.position, num_sampled, redrawn)
         return sampled, num_sampled
