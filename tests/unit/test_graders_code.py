@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,11 +78,16 @@ ENDED = [
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """No process, folder or file of the sandbox outlives a test."""
-    before = set(Path("/tmp").glob("easd-*"))
+def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process, folder or file of the sandbox outlives a test.
+
+    Its folders are put where other tests that run beside these put none.
+    """
+    own = tmp_path / "sandboxes"
+    own.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
     yield
-    assert set(Path("/tmp").glob("easd-*")) <= before
+    assert list(own.iterdir()) == []
     assert running() == []
 
 
