@@ -322,10 +322,11 @@ def try_room(tree: Path, room: str, count: int, seed: int, budget: float) -> tup
         timeout = LEAST_TIMEOUT + 3 * budget
         outcome = run_tests(tree, asked, timeout) if asked else "passed"
         mutant.path.write_text(original, encoding="utf-8")
-        if outcome == "passed":
-            survived += 1
+        survived += outcome == "passed"
+        if outcome != "failed":
+            how = "survived" if outcome == "passed" else "caught by the time limit"
             place = f"{mutant.path.relative_to(tree)}:{mutant.line} ({len(asked)} tests)"
-            print(f"  survived {place}\n    - {mutant.before}\n    + {mutant.after}", flush=True)
+            print(f"  {how} {place}\n    - {mutant.before}\n    + {mutant.after}", flush=True)
     print(f"{room}: caught {len(chosen) - survived} of {len(chosen)}", flush=True)
     return survived, len(chosen)
 

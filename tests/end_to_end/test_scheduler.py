@@ -1,6 +1,7 @@
 """Which text decodes next, beside which others, and what becomes of the rest."""
 
 import asyncio
+import re
 import threading
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -35,13 +36,13 @@ def engine(settings, rows):
 
 
 @asynccontextmanager
-async def scheduling(make=engine, *, num_rows=2, max_waiting=2):
+async def scheduling(make=engine, *, num_rows=2, max_waiting=2, metrics=None):
     scheduler = Scheduler(
         make,
         num_rows=num_rows,
         max_waiting=max_waiting,
         prefill_tokens=256,
-        metrics=Metrics("endless", 4),
+        metrics=metrics or Metrics("endless", 4),
     )
     running = asyncio.create_task(scheduler.run())
     try:
@@ -123,17 +124,30 @@ def test_a_server_without_a_draft_takes_what_needs_none():
 
 
 def test_as_many_texts_as_slots_and_queue_hold_are_taken_at_once():
+    metrics = Metrics("endless", 4)
+
+    def counted():
+        page = metrics.page().decode()
+        return [
+            int(float(re.search(rf"^easd_texts_{what}{{.*}} (.*)$", page, re.MULTILINE)[1]))
+            for what in ("running", "waiting")
+        ]
+
     async def scenario():
-        async with scheduling(num_rows=2, max_waiting=2) as scheduler:
+        async with scheduling(num_rows=2, max_waiting=2, metrics=metrics) as scheduler:
             with pytest.raises(Refusal, match=r"5 texts are more than .* \(2 \+ 2\)"):
                 scheduler.submit(job(n=5))
-            whole = job(n=4, max_new_tokens=3)
+            whole = job(n=4, max_new_tokens=8)
             scheduler.submit(whole)
+            assert counted() == [0, 4]
             gained = 0
             async for update in updates(whole):
+                if not gained:
+                    assert counted() == [2, 2]
                 gained += len(update.tokens)
                 assert len(scheduler._running) <= 2
-            assert gained == 12
+            assert gained == 32
+            assert counted() == [0, 0]
 
     asyncio.run(scenario())
 

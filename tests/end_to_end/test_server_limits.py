@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -193,6 +194,13 @@ def test_connections_that_ask_for_nothing(monkeypatch):
         assert still_serves(server)
         for connection in idle:
             assert read_all(connection) == b""
+
+
+def test_the_page_names_the_limits():
+    text = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    page = " ".join(text.split())
+    assert f"the body took longer than {limits.BODY_SECONDS:g} seconds" in page
+    assert f"send no request within {limits.HEAD_SECONDS:g} seconds are closed" in page
 
 
 def test_garbage_instead_of_http(server):
