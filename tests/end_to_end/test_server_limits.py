@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import httpx
@@ -25,7 +26,7 @@ from http_server import (
 )
 
 from easd.serve import limits
-from easd.serve.serving import Reader
+from easd.serve.serving import Reader, Serving
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +202,9 @@ def test_the_page_names_the_limits():
     page = " ".join(text.split())
     assert f"the body took longer than {limits.BODY_SECONDS:g} seconds" in page
     assert f"send no request within {limits.HEAD_SECONDS:g} seconds are closed" in page
+    assert f"its connection is closed after {limits.STALLED_SECONDS:g} seconds" in page
+    (largest,) = (field.default for field in fields(Serving) if field.name == "max_body")
+    assert f"more than `--max-body` bytes ({largest >> 20} MiB)" in page
 
 
 def test_garbage_instead_of_http(server):
