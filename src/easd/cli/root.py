@@ -84,8 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_fail(f"this command needs {error.name}; pip install 'easd[{extra}]'"))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # Python would fail again when it flushes the buffer at its end.
+    except (BrokenPipeError, SystemExit) as ended:
+        # rich turns a closed pipe into an exit without a word.
+        if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        # What is left in the buffer cannot be written when Python ends, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_fail("standard output was closed before everything was printed"))
     sys.exit(0)
