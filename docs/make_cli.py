@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the command line's own help: `python docs/make_cli.py`."""
+"""Write docs/cli.md from the command line's help: `python docs/make_cli.py`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ PAGE = Path(__file__).with_name("cli.md")
 
 
 def page() -> str:
-    """The help of every command as Markdown."""
+    """Returns the help of every command as Markdown."""
     text = command_line(COMMANDS).generate_docs(heading_level=1)
     notice = "<!-- Written by docs/make_cli.py from the command line's own help. -->\n\n"
     return notice + text.strip().replace("# easd\n", "# Command line\n", 1) + "\n"

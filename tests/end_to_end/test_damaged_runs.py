@@ -16,7 +16,7 @@ from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
 from easd.runs import TABLES, open_run
 from easd.speed.bench.run import Bench, Cell
-from easd.speed.bench.systems import System
+from easd.speed.bench.systems import Load, System
 
 DAMAGES = 1000
 GRID = {
@@ -48,7 +48,7 @@ def bench(pair, folder):
         systems=[System("target"), System("speculative", 2)],
         cells=[Cell(1, None)],
         rounds=2,
-        tokens=3,
+        load=Load(tokens=3),
         folder=folder,
     )
 

@@ -126,9 +126,9 @@ def test_last_box(text: str, answer: str | None) -> None:
 
 def test_reading_takes_time_proportional_to_length() -> None:
     for text in ("\\boxed{" * 50_000, "{" * 300_000, "\\boxed{1}, " * 30_000):
-        start = time.perf_counter()
+        start = time.process_time()
         last_boxed(text)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

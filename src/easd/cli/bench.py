@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -204,11 +204,13 @@ class Benchmark:
             systems=list(self._systems()),
             folder=self.out,
             rounds=self.rounds,
-            tokens=self.tokens or max(1, min(_TOKENS, left)),
             texts=self.texts,
-            temperature=self.temperature,
-            draft_temperature=self.draft_temperature,
-            tau_h=self.tau_h,
+            load=Load(
+                tokens=self.tokens or max(1, min(_TOKENS, left)),
+                temperature=self.temperature,
+                draft_temperature=self.draft_temperature,
+                tau_h=self.tau_h,
+            ),
         )
 
     def _systems(self):
@@ -232,7 +234,7 @@ class Benchmark:
         for cell in bench.cells:
             # The table has NaN where prompts keep their length.
             same = timings["context"].fillna(0) == (cell.context or 0)
-            context = round(cell.context or mean) + bench.tokens // 2
+            context = round(cell.context or mean) + bench.load.tokens // 2
             chosen = timings[(timings["batch"] == cell.batch) & same]
             for each in rooflines(chosen, costs, cell.batch, context):
                 numbers = (each.gigabytes, each.gigaflops, each.least_ms, each.forecast_ms)
@@ -241,13 +243,7 @@ class Benchmark:
         return table
 
     def _profiles(self, bench: Bench, pair: Pair):
-        load = Load(
-            batch=self.batches[0],
-            tokens=min(bench.tokens, 32),
-            temperature=bench.temperature,
-            draft_temperature=bench.draft_temperature,
-            tau_h=self.tau_h,
-        )
+        load = replace(bench.load, batch=self.batches[0], tokens=min(bench.load.tokens, 32))
         for system in bench.systems:
             yield profiled(system, pair, bench.prompts[: self.batches[0]], load)
 

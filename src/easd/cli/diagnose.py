@@ -1,4 +1,4 @@
-"""`easd diagnose`: reference texts in, a verdict out; nothing is decoded."""
+"""`easd diagnose`: predicts from reference texts, without decoding, whether a rule helps."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def command(
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     positions: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
 ) -> None:
-    """Will EASD help on this pair, or another rule? Says so from reference text, without decoding.
+    """Predict from reference text, without decoding, whether EASD or another rule helps on a pair.
 
-    Both models read written solutions once. What every rule's law does to the right token where the
-    gate is open is then known exactly.
+    Both models read written solutions once. This gives the exact effect of every rule's law on the
+    right token where the gate is open.
 
     Args:
         rate: Also judge the threshold at which the gate opens at this share of positions; may be
@@ -69,7 +69,7 @@ def command(
         rates=sorted(rates),
         unique_solution=task.unique_solution,
     )
-    # Files first: whoever reads the output may close it early.
+    # Files are written first, since the output may be closed early.
     kept = None if out is None else _keep(found, out, wanted, rates, pair, study, task)
     if given.as_json:
         print(json.dumps(found.to_dict(), indent=2))
@@ -93,7 +93,7 @@ def _keep(
     task: Task,
 ) -> AtThreshold:
     """Writes one threshold and its pool for --calibration; returns what was written."""
-    # The threshold that was asked for, not the one that sounds best.
+    # The file gets the threshold that was asked for, not the one with the best result.
     wanted = None if "tau_h" in (given or {}) else rates[0]
     kept = next(each for each in found.thresholds if each.wanted == wanted)
     CalibrationFile(

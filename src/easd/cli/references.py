@@ -12,8 +12,16 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from easd.cli.options import GRID, OUTPUT, ModelOptions, Quiet
-from easd.cli.study import Data, SetValue, SharedDecoding, load_tasks, settings
+from easd.cli.options import AsJson, ModelOptions, Quiet
+from easd.cli.study import (
+    TASK_METAVAR,
+    Data,
+    OfGrid,
+    SetValue,
+    SharedDecoding,
+    load_tasks,
+    settings,
+)
 from easd.diagnose.reference_pass import ReferenceText
 from easd.engine.pair import Pair
 from easd.errors import InputError
@@ -28,32 +36,21 @@ T = TypeVar("T")
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions:
-    """What to read, with which models, and how to print what was found."""
+    """Options of the task to read, the models that read it, and the output."""
 
     models: ModelOptions = None
     task: Annotated[
         str,
-        Parameter(
-            group=GRID,
-            metavar="NAME[:COUNT|:FIRST-END]",
-            help="A task with written solutions, the first items of one as name:count, or a slice "
-            "of it as name:500-700; or `file` with --data: a few dozen solved examples of your "
-            "own.",
+        OfGrid(
+            metavar=TASK_METAVAR,
+            help="A task with written solutions, its first items as name:count, or a slice as "
+            "name:500-700; or `file` with --data, for a few dozen solved examples of your own.",
         ),
     ]
     data: Data = None
     set_: SetValue = None
     decoding: SharedDecoding = None
-    as_json: Annotated[
-        bool,
-        Parameter(
-            name="--json",
-            group=OUTPUT,
-            negative=(),
-            show_default=False,
-            help="Print everything as JSON.",
-        ),
-    ] = False
+    as_json: Annotated[AsJson, Parameter(help="Print everything as JSON.")] = False
     quiet: Quiet = False
 
     @cached_property
@@ -66,12 +63,9 @@ class ReferenceOptions:
         Raises:
             EasdError: One of them cannot be used.
         """
-        study = load_study(
-            None,
-            settings(
-                *(self.models, self.decoding), task=[self.task], data=self.data, set_=self.set_
-            ),
-        )
+        asked = (self.models, self.decoding)
+        values = settings(*asked, task=[self.task], data=self.data, set_=self.set_)
+        study = load_study(None, values)
         (task,) = load_tasks(study, self.console)
         return study, task, load_with_status(study.base, self.console)
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "ablate": ("ablate", "Run the paper's ablation of EASD, with controls."),
     "sweep": ("sweep", "Try thresholds: accuracies, or firing rates by replay."),
     "calibrate": ("calibrate", "Find tau_h for a pair."),
-    "diagnose": ("diagnose", "Will EASD help on this pair, or another rule?"),
+    "diagnose": ("diagnose", "Predict whether EASD or another rule helps on a pair."),
     "tune": ("tune", "Find the best rule for a pair, and say if none helps."),
     "report": ("report", "Report on runs: one page, and every table."),
     "power": ("power", "Estimate how many problems and seeds a comparison takes."),

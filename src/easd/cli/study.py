@@ -68,7 +68,6 @@ Config = Annotated[
     ),
 ]
 TASK_METAVAR = "NAME[:COUNT|:FIRST-END]"
-TaskName = Annotated[str, OfGrid(metavar=TASK_METAVAR)]
 TaskNames = Annotated[
     list[str] | None,
     OfGrid(

@@ -1,4 +1,4 @@
-"""`easd tune`: reference texts in, the best rule for a pair out; nothing is decoded."""
+"""`easd tune`: finds the best rule for a pair from reference texts, without decoding."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def command(
 
 @torch.inference_mode()
 def _speeds(found: Tuning, pair: Pair) -> dict[str, float]:
-    """Forecasts for one text here: how many times as fast as the target alone each candidate is."""
+    """Forecasts each candidate's speed for one text on this machine, over the target alone."""
     assert pair.draft is not None, "tuning compares two models"
     gamma = found.gamma
     context = min(_CONTEXT, (pair.context_window or _CONTEXT) - gamma - 2)
@@ -80,7 +80,7 @@ def _speeds(found: Tuning, pair: Pair) -> dict[str, float]:
     seconds = np.full(len(forwards), np.inf)
     for model in (draft, target):
         model.prefill(0, [[0] * context])
-    # In turns, and the least of each: other load on the machine only ever adds.
+    # The forwards take turns, and the minimum counts, as other load only adds time.
     for _ in range(_ROUNDS):
         for place, (model, count) in enumerate(forwards):
             tokens = torch.zeros(1, count, dtype=torch.long, device=model.device)

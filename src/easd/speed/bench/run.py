@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from hashlib import blake2b
 from itertools import product
 from pathlib import Path
@@ -47,8 +47,8 @@ class Bench:
         prompts: token ids; a cell takes the first of them, cut or repeated to its context.
         rounds: number of rounds, in each of which every cell and system has one turn; each round
             begins with a different one.
-        tokens: new tokens per text.
         texts: texts per row of the batch.
+        load: settings of decoding; a cell sets the batch size.
     """
 
     pair: Pair
@@ -57,11 +57,8 @@ class Bench:
     systems: Sequence[System]
     folder: Path
     rounds: int = 5
-    tokens: int = 64
     texts: int = 1
-    temperature: float = 1.0
-    draft_temperature: float | None = None
-    tau_h: float = 1.5
+    load: Load
 
     def run(self) -> Iterator[tuple[int, Cell, System, Timing | None]]:
         """Yields every turn, with its timing or None where an earlier session timed it.
@@ -76,9 +73,9 @@ class Bench:
         """
         for cell in self.cells:
             longest = max(map(len, self._prompts(cell)))
-            check_window(self.pair, longest, self.tokens)
+            check_window(self.pair, longest, self.load.tokens)
             drafted = max(LONGEST, *(system.gamma for system in self.systems))
-            check_memory(self.pair, cell.batch, longest + self.tokens, drafted)
+            check_memory(self.pair, cell.batch, longest + self.load.tokens, drafted)
         out = RunFolder(self.folder, "bench")
         try:
             rows = self._begin(out)
@@ -105,7 +102,7 @@ class Bench:
             if turn not in missing:
                 yield *turn, None
                 continue
-            timing = self._run(decode_once, cell, system, self.tokens, number + 1)
+            timing = self._run(decode_once, cell, system, self.load.tokens, number + 1)
             timing.operations = operations[cell, system]
             own = {"round": number, **asdict(cell), "system": system.name, "gamma": system.gamma}
             row = pa.Table.from_pylist([own | timing.to_row()], TABLES["bench"]["timings"])
@@ -115,8 +112,9 @@ class Bench:
 
     def _run(self, run: Callable[..., T], cell: Cell, system: System, tokens: int, *rest: int) -> T:
         """Calls `run` with a system and a cell's prompts."""
+        load = replace(self.load, batch=cell.batch, tokens=min(tokens, self.load.tokens))
         try:
-            return run(system, self.pair, self._prompts(cell), self._load(cell, tokens), *rest)
+            return run(system, self.pair, self._prompts(cell), load, *rest)
         except NumericsError as error:
             raise NumericsError(
                 f"{system.name} with {cell.batch} texts at once cannot be timed: {error}"
@@ -128,15 +126,6 @@ class Bench:
             first = number * len(turns) // self.rounds
             for cell, system in turns[first:] + turns[:first]:
                 yield number, cell, system
-
-    def _load(self, cell: Cell, tokens: int) -> Load:
-        return Load(
-            batch=cell.batch,
-            tokens=min(tokens, self.tokens),
-            temperature=self.temperature,
-            draft_temperature=self.draft_temperature,
-            tau_h=self.tau_h,
-        )
 
     def _prompts(self, cell: Cell) -> list[Sequence[int]]:
         count = cell.batch * self.texts
@@ -151,9 +140,12 @@ class Bench:
 
     def _begin(self, out: RunFolder) -> list[dict[str, Any]]:
         """Writes the run's description to its folder; returns the rows that are timed already."""
-        plain = ("rounds", "tokens", "texts", "temperature", "draft_temperature", "tau_h")
+        load = asdict(self.load)
+        del load["batch"]
         config = {
-            **{name: getattr(self, name) for name in plain},
+            "rounds": self.rounds,
+            "texts": self.texts,
+            **load,
             "cells": [asdict(cell) for cell in self.cells],
             "systems": [asdict(system) for system in self.systems],
             "prompts": blake2b(json.dumps(self.prompts).encode(), digest_size=12).hexdigest(),

@@ -70,11 +70,11 @@ class Load:
         tau_h: entropy threshold of systems with a gate, in nats.
     """
 
-    batch: int
-    tokens: int
-    temperature: float
-    draft_temperature: float | None
-    tau_h: float
+    batch: int = 1
+    tokens: int = 64
+    temperature: float = 1.0
+    draft_temperature: float | None = None
+    tau_h: float = 1.5
 
 
 @dataclass(slots=True, kw_only=True)
