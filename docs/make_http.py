@@ -17,9 +17,9 @@ HEAD = """<!-- Written by docs/make_http.py from the server's own OpenAPI descri
 
 # HTTP
 
-What `easd serve` answers to. The server itself describes this at `/openapi.json`; `/metrics`
+This page lists the endpoints of `easd serve`, as the server describes them at `/openapi.json`. `/metrics`
 (Prometheus) and `/` ([the page](page.md)) are not in it. Fields that are not listed are refused,
-never dropped. A field that is null counts as left out.
+not ignored. A field that is null counts as absent.
 """
 
 LIMITS = {
@@ -36,7 +36,7 @@ LIMITS = {
 
 
 def page() -> str:
-    """Every route with its body and answers, then every object they name."""
+    """Returns every route with its body and responses, then every object that they name."""
     pair = load_pair("lab-a")
     app = App(pair, Serving(config=RunConfig(pair="lab-a"))).asgi()
     description = app.openapi()
@@ -52,7 +52,7 @@ def page() -> str:
 
 
 def route(title: str, operation: dict[str, Any]) -> Iterator[str]:
-    """A section about one route."""
+    """Yields the section about one route."""
     yield f"## {title}\n\n{operation['description']}\n"
     body = operation.get("requestBody")
     if body:

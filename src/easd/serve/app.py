@@ -36,6 +36,7 @@ from easd.serve.requests import (
     CompletionRequest,
     DecodeRequest,
     OpenAIRequest,
+    SamplingFields,
 )
 from easd.serve.responses import ChatCompletion, Completion, Model, Models
 from easd.serve.scheduler import Job, Scheduler
@@ -136,53 +137,31 @@ class App:
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """Answers a conversation."""
         self._check_name(body.model)
-        settings = self._reader.settings(body, n=body.n)
-        job = await self._read(
-            lambda: self._job(
-                body,
-                [self._reader.conversation(body.messages)],
-                settings,
-                max_new_tokens=body.max_completion_tokens or body.max_new_tokens,
-                top=body.top_logprobs if body.logprobs else None,
-            )
-        )
+        job = await self._job(body, lambda: [self._reader.conversation(body.messages)], n=body.n)
         return await self._respond(ChatCompletionBuilder, job, body, request)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continues texts."""
         self._check_name(body.model)
-        settings = self._reader.settings(body, n=body.n)
-        job = await self._read(
-            lambda: self._job(
-                body,
-                self._reader.prompts(body.prompt),
-                settings,
-                max_new_tokens=body.max_new_tokens,
-                top=body.logprobs,
-            )
-        )
+        job = await self._job(body, lambda: self._reader.prompts(body.prompt), n=body.n)
         return await self._respond(CompletionBuilder, job, body, request)
 
     async def decode(self, body: DecodeRequest, request: Request) -> Response:
         """Decodes one text and streams its trace: events `run`, `rows` and `end`."""
         if body.model is not None:
             self._check_name(body.model)
-        settings = self._reader.settings(body, n=1)
-        config = replace(self.serving.config, settings=settings)
-        decoding = TraceEvents(self.pair, config, self._provenance, self._texts)
 
-        def read() -> Job:
+        def read() -> list[list[int]]:
             if body.prompt is not None:
-                prompts = self._reader.prompts(body.prompt)
-            else:
-                prompts = [self._reader.conversation(body.messages)]
-            job = self._job(body, prompts, settings, max_new_tokens=body.max_new_tokens, top=None)
-            job.observe = decoding.observe
-            return job
+                return self._reader.prompts(body.prompt)
+            return [self._reader.conversation(body.messages)]
 
-        job = await self._read(read)
+        job = await self._job(body, read, n=1)
+        config = replace(self.serving.config, settings=job.settings)
+        trace = TraceEvents(self.pair, config, self._provenance, self._texts)
+        job.observe = trace.observe
         self.scheduler.submit(job)
-        return EventStream(decoding.events(job), request, lambda: self.scheduler.cancel(job))
+        return EventStream(trace.events(job), request, lambda: self.scheduler.cancel(job))
 
     async def models(self) -> Models:
         """Lists the served model."""
@@ -252,26 +231,18 @@ class App:
     def _described(self) -> Model:
         return Model(id=self.name, created=self._started, max_model_len=self._reader.limit)
 
-    async def _read(self, read: Callable[[], Job]) -> Job:
-        return await asyncio.get_running_loop().run_in_executor(self._reading, read)
-
-    def _job(
-        self,
-        body: Any,
-        prompts: list[list[int]],
-        settings: Settings,
-        *,
-        max_new_tokens: int | None,
-        top: int | None,
+    async def _job(
+        self, body: SamplingFields, read: Callable[[], list[list[int]]], *, n: int
     ) -> Job:
-        requests = self._reader.requests(
-            body,
-            prompts,
-            settings,
-            max_new_tokens=max_new_tokens,
-            wants_raw=top is not None,
-        )
-        return Job(requests, settings, None if top is None else partial(read_logprobs, top=top))
+        """Returns a job for a body, whose prompts `read` returns in the tokenizer's thread."""
+        settings = self._reader.settings(body, n=n)
+
+        def make() -> Job:
+            requests = self._reader.requests(body, read(), settings)
+            top = body.num_logprobs
+            return Job(requests, settings, None if top is None else partial(read_logprobs, top=top))
+
+        return await asyncio.get_running_loop().run_in_executor(self._reading, make)
 
     async def _respond(
         self, kind: type[Builder[Any]], job: Job, body: OpenAIRequest, request: Request

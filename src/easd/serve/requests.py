@@ -233,6 +233,11 @@ class _SamplingFields(Body):
         """Maximum number of new tokens, where the body gives one."""
         return getattr(self, SAMPLING["max_new_tokens"])
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """Number of log-probabilities for each position; None where none are asked for."""
+        return None
+
 
 if TYPE_CHECKING:
     SamplingFields = _SamplingFields
@@ -271,12 +276,27 @@ class ChatCompletionRequest(OpenAIRequest):
             raise ValueError("top_logprobs needs logprobs = true")
         return self
 
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The newer field, else the older one."""
+        return self.max_completion_tokens or super().max_new_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Number of most probable tokens, where log-probabilities are asked for."""
+        return self.top_logprobs if self.logprobs else None
+
 
 class CompletionRequest(OpenAIRequest):
     """Body of /v1/completions: one prompt or several, as text or as token ids."""
 
     prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Number of most probable tokens, where log-probabilities are asked for."""
+        return self.logprobs
 
 
 # JSON Schema of a body with exactly one of the two, not empty.

@@ -130,13 +130,7 @@ class Reader:
         return settings
 
     def requests(
-        self,
-        body: SamplingFields,
-        prompts: Sequence[Sequence[int]],
-        settings: Settings,
-        *,
-        max_new_tokens: int | None,
-        wants_raw: bool = False,
+        self, body: SamplingFields, prompts: Sequence[Sequence[int]], settings: Settings
     ) -> list[Request]:
         """Returns the engine's requests, `settings.n` for each prompt.
 
@@ -157,8 +151,8 @@ class Reader:
                 rule=settings.rule,
                 coupling=settings.coupling,
                 processing=self._processing(body, request),
-                max_new_tokens=self._room(request, max_new_tokens),
-                wants_raw=wants_raw,
+                max_new_tokens=self._room(request, body.max_new_tokens),
+                wants_raw=body.num_logprobs is not None,
             )
             for request in found
         ]
