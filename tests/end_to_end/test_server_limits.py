@@ -203,8 +203,9 @@ def test_the_page_names_the_limits():
     assert f"the body took longer than {limits.BODY_SECONDS:g} seconds" in page
     assert f"send no request within {limits.HEAD_SECONDS:g} seconds are closed" in page
     assert f"its connection is closed after {limits.STALLED_SECONDS:g} seconds" in page
-    (largest,) = (field.default for field in fields(Serving) if field.name == "max_body")
-    assert f"more than `--max-body` bytes ({largest >> 20} MiB)" in page
+    default = {field.name: field.default for field in fields(Serving)}
+    assert f"more than `--max-body` bytes ({default['max_body'] >> 20} MiB)" in page
+    assert f"Up to `--max-queue` texts ({default['max_queue']}) wait" in page
 
 
 def test_garbage_instead_of_http(server):
