@@ -19,6 +19,7 @@ from easd.core.rules import EASD, Speculative, TargetOnly
 from easd.engine.generate import decode
 from easd.engine.pair import Pair
 from easd.engine.processing import NoEndBefore, Processing
+from easd.engine.sampling import raised
 from easd.engine.settings import Settings
 from easd.errors import NumericsError
 
@@ -171,3 +172,14 @@ def test_texts_with_a_least_length_do_not_depend_on_how_it_is_kept():
         found.append(texts(llama_pair(), asked, rule=GATED, gamma=4))
     assert found[0] == found[1]
     assert [len(text) >= number for number, text in enumerate(found[0])] == [True] * 6
+
+
+@pytest.mark.parametrize("power", [0.5, 2.0, 700.0, float("inf")])
+def test_probabilities_to_a_power_are_finite_and_sum_to_one(power):
+    """Tokens that were cut off stay so, and the smallest of many is no divisor."""
+    probs = torch.tensor([[0.5, 0.3, 0.2, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    found = raised(probs, power)
+    assert found.sum(-1).tolist() == pytest.approx([1, 1])
+    assert found[1].tolist() == [1, 0, 0, 0]
+    expected = [(each / 0.5) ** power for each in (0.5, 0.3, 0.2, 0.0)]
+    assert found[0].tolist() == pytest.approx([each / sum(expected) for each in expected])
