@@ -48,7 +48,7 @@ def command(
     out: Annotated[Path, Parameter(group=OUTPUT)] = Path("runs/study"),
     quiet: Quiet = False,
 ) -> None:
-    """Does EASD, or any rule, help this pair on this task? Tunes, decodes and reports.
+    """Does any rule help this pair on this task? Tunes, decodes and reports.
 
     Temperatures, powers and gates are tuned on the first items of the task, from their written
     solutions. What was found then decodes the other items, beside EASD, lossless speculation, and
