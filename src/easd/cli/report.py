@@ -21,13 +21,13 @@ def command(
     baseline: Annotated[str | None, Parameter(show_default="target")] = None,
     margin: float = 1.0,
 ) -> None:
-    """Write what runs show: one HTML page, the same as Markdown, and every table.
+    """Report on runs: one HTML page, the same as Markdown, and every table.
 
     Args:
         runs: Folders that `easd eval` wrote.
         out: Folder of the report.
         baseline: The system the others are compared with.
-        margin: Accuracies this close, in points, count as no difference worth having.
+        margin: Differences in accuracy up to this, in points, count as too small to matter.
     """
     page = write_report(
         [open_run(run, "evaluation") for run in runs],
