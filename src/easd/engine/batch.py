@@ -52,8 +52,9 @@ class StepRecord:
             if isinstance(value, Mapping):
                 return {name: narrow(held) for name, held in value.items()}
             if is_dataclass(value) and not isinstance(value, type):
-                own = {f.name: narrow(getattr(value, f.name)) for f in fields(value)}
-                return replace(value, **own)
+                return replace(
+                    value, **{f.name: narrow(getattr(value, f.name)) for f in fields(value)}
+                )
             return value
 
         return narrow(self)
@@ -80,13 +81,11 @@ class Batch:
         self.starts = [len(row.ids) for row in rows]
         groups: dict[tuple[Rule, Coupling, bool], list[int]] = {}
         for place, row in enumerate(rows):
-            own = rule if row.request.rule is None else row.request.rule
+            row_rule = row.request.rule or rule
+            row_coupling = row.request.coupling or coupling or row_rule.default_coupling
             # Either all rows of an engine share noise or none.
-            asked: Coupling | None = coupling
-            if coupling != "shared" and row.request.coupling is not None:
-                asked = row.request.coupling
-            verified = own.default_coupling if asked is None else asked
-            key = (own, verified, row.request.processing.greedy)
+            row_coupling = "shared" if coupling == "shared" else row_coupling
+            key = (row_rule, row_coupling, row.request.processing.greedy)
             groups.setdefault(key, []).append(place)
         self.groups = [Group(self, *key, places) for key, places in groups.items()]
         jointly = [place for group in self.groups if group.jointly for place in group.places]

@@ -161,11 +161,7 @@ def _is_prefix(part: Any) -> bool:
 
 
 def _check_reading(tokenizer: PreTrainedTokenizerBase, backend: Any) -> bool:
-    """Whether tokens are spelt in a byte alphabet, rather than in characters with byte fallback.
-
-    Raises:
-        ModelError: They are spelt in neither.
-    """
+    """Whether tokens are spelt in a byte alphabet, rather than characters with byte fallback."""
     model, name = backend.model, f"the tokenizer of {tokenizer.name_or_path or 'a model'}"
     kind = type(model).__name__
     if kind not in ("BPE", "Unigram"):

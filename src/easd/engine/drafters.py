@@ -92,7 +92,7 @@ class ModelDrafter:
         greedy = all(row.request.processing.greedy for row in rows)
         constrained = any(prefixed(row) for row in rows)
         some_greedy = any(row.request.processing.greedy for row in rows)
-        # Greedy probabilities are one-hot; only scores show how confident the draft was.
+        # Greedy probabilities are one-hot; only scores show the draft's confidence.
         wants_scores = constrained or (some_greedy and self.least_block_prob > 0)
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
@@ -102,8 +102,8 @@ class ModelDrafter:
         position = 0
         while position < max(counts) + bonus:
             needed = [position < count + bonus for count in counts]
-            logits, mute = self._next(rows, drafted, needed)
-            for row in mute:
+            logits, no_opinion = self._next(rows, drafted, needed)
+            for row in no_opinion:
                 counts[row] = min(counts[row], position)
             found = distributions(
                 logits, rows, drafted, counts, want_raw=raw, want_scores=wants_scores
@@ -127,9 +127,9 @@ class ModelDrafter:
                     for row, prob in enumerate(block_prob.tolist()):
                         if prob < self.least_block_prob:
                             counts[row] = min(counts[row], position + 1)
-            for each in (probs[-1], raws[-1], *drawn_from[position:]) if mute else ():
+            for each in (probs[-1], raws[-1], *drawn_from[position:]) if no_opinion else ():
                 if each is not None:
-                    each[mute] = 0
+                    each[no_opinion] = 0
             position += 1
         if not bonus:
             probs.append(blank)
@@ -191,8 +191,8 @@ class ModelDrafter:
 
 def _joined(proposals: list[Tensor | None], blank: Tensor) -> Tensor | None:
     """The proposals of a block and a blank bonus position, [B, K+1, V]; None without any."""
-    own = [proposal for proposal in proposals if proposal is not None]
-    return torch.cat([*own, blank], 1) if own else None
+    given = [proposal for proposal in proposals if proposal is not None]
+    return torch.cat([*given, blank], 1) if given else None
 
 
 def _padded(token: Tensor, rows: Sequence[Row], drafts: list[bool]) -> Tensor:

@@ -185,14 +185,14 @@ class OtherVocabularyDrafter(ModelDrafter):
             ]
         probs = self._probs(missing)
         pushed = self.words.pushforward(probs, self.vocab_size)
-        mute = [
+        no_opinion = [
             place
             for place, mass in enumerate(pushed.sum(-1).tolist())
             if not missing[place] or mass == 0
         ]
         logits = pushed.log_()
-        logits[mute] = 0
-        return logits[:, None], mute
+        logits[no_opinion] = 0
+        return logits[:, None], no_opinion
 
     def _missing(self, place: int, row: Row) -> list[int]:
         """Rolls the cache back; returns the next tokens to feed, none if it has no opinion."""

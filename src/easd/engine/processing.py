@@ -71,8 +71,8 @@ class Processing:
     kind: tuple[bool, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        own = tuple(NoEndBefore.replacing(processor) for processor in self.processors)
-        object.__setattr__(self, "processors", own)
+        faster = tuple(NoEndBefore.replacing(processor) for processor in self.processors)
+        object.__setattr__(self, "processors", faster)
         warpers = repr([(type(warper), vars(warper)) for warper in self.warpers])
         object.__setattr__(self, "kind", (self.greedy, warpers))
 

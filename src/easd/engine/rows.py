@@ -54,9 +54,9 @@ class Rows:
         while self._num_decoding < len(self._rows) and (left is None or left > 0):
             first, pieces = self._turn(left)
             longest = max(map(_longest, pieces))
-            for model, own in zip(self._models, zip(*pieces, strict=True), strict=True):
-                if any(own):
-                    model.extend(first, own)
+            for model, of_model in zip(self._models, zip(*pieces, strict=True), strict=True):
+                if any(of_model):
+                    model.extend(first, of_model)
             for place, piece in enumerate(pieces, first):
                 row = self._rows[place]
                 row.unread = [

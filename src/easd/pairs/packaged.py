@@ -69,11 +69,7 @@ class PackagedModel:
         return cache_folder() / self.name
 
     def locate(self) -> list[Path]:
-        """The paths of the pieces.
-
-        Raises:
-            ModelError: A distribution or its file is missing.
-        """
+        """The paths of the pieces; refuses a model that is not installed."""
         paths = []
         for distribution, file_name in self.pieces:
             try:
@@ -139,11 +135,7 @@ def unpack(model: PackagedModel, report: Report = silent) -> Path:
 def load_folder(
     folder: Path, *, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads an unpacked model and its tokenizer.
-
-    Raises:
-        ModelError: Files of the folder are missing or damaged.
-    """
+    """Loads an unpacked model and its tokenizer."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)

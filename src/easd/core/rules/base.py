@@ -90,7 +90,7 @@ class Rule(ABC):
 
     @property
     def default_coupling(self) -> Coupling:
-        """How blocks are verified unless the caller says otherwise."""
+        """The coupling unless the caller chooses one."""
         return "maximal"
 
     @property
@@ -157,11 +157,7 @@ def _check_fields(kind: type[Rule], values: Iterable[str], rule: str) -> None:
 
 
 def rule_type(name: str) -> type[Rule]:
-    """The class behind a rule's or a preset's name.
-
-    Raises:
-        RuleError: The name is unknown.
-    """
+    """The class of a rule's or a preset's name."""
     kind = PRESETS[name].rule if name in PRESETS else RULES.get(name)
     if kind is None:
         raise RuleError(f"rule {shown(name)} is not known; choose one of {', '.join(rule_names())}")
@@ -206,11 +202,7 @@ def summary_of(name: str) -> str:
 
 
 def load_rule_files() -> None:
-    """Runs the files, and the files of the folders, in EASD_RULES, which define further rules.
-
-    Raises:
-        RuleError: A file cannot be read or run.
-    """
+    """Runs the files, and the files of the folders, in EASD_RULES, which define further rules."""
     for place in filter(None, os.environ.get("EASD_RULES", "").split(os.pathsep)):
         path = Path(place)
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
