@@ -12,7 +12,7 @@ from easd.runs import open_run
 folder = sys.argv[1]
 study = load_study(Path(__file__).with_name("evaluate.yaml"))
 tasks = [spec.load() for spec in study.tasks]
-# A folder that was begun goes on where it was.
+# A run that was stopped continues in its folder.
 Evaluation(study, load(study.base), tasks, folder).run()
 
 tables = frames(open_run(folder))

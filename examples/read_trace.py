@@ -15,7 +15,7 @@ print(entropies.mean().join(entropies.size().rename("count")).round(3))
 examined = tokens[tokens["outcome"].isin(["accepted", "rejected", "penalised"])]
 print(f"\nthe gate was open at {examined['gate'].mean():.2%} of examined positions")
 
-print("\npenalties, and what came instead")
+print("\npenalties, and the tokens that replaced them")
 place = ["sample", "step", "position"]
 refused = tokens[tokens["outcome"] == "penalised"].set_index(place)
 instead = tokens[tokens["outcome"] == "replacement"].set_index(place)["text"].rename("instead")

@@ -12,20 +12,15 @@ what the diagnosis had said without decoding. A run that was stopped goes on.
 `experiments/training/lab.py`.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import pandas as pd
-import torch
-from studies import Fitted, console, evaluate, fit, report
-from transformers.utils import logging
+from studies import Fitted, console, evaluate, fit, lab_arguments, lab_pair, report
 
-from easd import load_pair
 from easd.cli.calibrate import calibration_config
 from easd.diagnose.calibration import SOURCES, paper_threshold, signals
 from easd.evaluate.config import StudyConfig
-from easd.pairs.loading import load_models
 from easd.report.metrics import frames
 from easd.runs import open_run
 from easd.stats import bootstrap, compare_all
@@ -60,7 +55,6 @@ FORETOLD = {
 }
 FIT_PROBLEMS = 5000
 CALIBRATION_TEXTS = 1000
-BATCH, CHUNK = 250, 1000
 HEADLINE = (
     *("target", "speculative", "easd 2 %", "random refusal, easd's rate", "pool 2 %", "pool 8 %"),
     *("keep near top 2 %", "pool, keep near top 2 %", "relaxed pool 2 %", "relaxed pool 8 %"),
@@ -122,25 +116,12 @@ def pooled(fitted: Fitted) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("pair")
-    parser.add_argument("--problems", type=int, default=20_000)
-    parser.add_argument("--models", type=Path, help="folder with target/ and draft/")
-    parser.add_argument("--out", type=Path)
+    parser = lab_arguments(__doc__, "runs/lab")
     parser.add_argument("--short", action="store_true", help="the headline's systems only")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
     name = arguments.pair
     out = arguments.out or Path("runs/lab") / name
-    models = arguments.models
-    pair = (
-        load_models(str(models / "target"), str(models / "draft"), device="cpu")
-        if models
-        else load_pair(name, device="cpu")
-    )
-    own = {"target": str(models / "target"), "draft": str(models / "draft")} if models else {}
-    shared = {**(own or {"pair": name}), "batch_size": BATCH, "chunk": CHUNK, "gamma": 4}
+    pair, shared = lab_pair(name, arguments.models)
 
     calibration = load_task(name, limit=FIT_PROBLEMS, split="calibration")
     blank = StudyConfig.from_dict({**shared, "tasks": [name]})

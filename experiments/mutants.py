@@ -7,10 +7,10 @@ folder. Each then has to make one of its room's tests fail. Survivors are printe
 either a test is missing, or the fault changes nothing (an equivalent mutant), which only a reader
 can tell. Sampling, and a list of tests for each room, are what the general tools lack.
 
-A first run without faults notes which tests call which function, and how long each takes. A fault
-is then shown to the tests that call its function, the shortest first, until one fails or they have
-run for `--budget` seconds; one that stands behind that counts as a survivor. Every run is forked
-from a process that has imported the large libraries.
+A first run without faults notes which tests call which function, themselves or by a fixture, and
+how long each takes. A fault is then shown to the tests that call its function, the shortest first,
+until one fails or they have run for `--budget` seconds; one that is only found by a later test
+counts as a survivor. Every run is forked from a process that has imported the large libraries.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ ROOMS = {
          "end_to_end/test_server.py"],
     ),
 }  # fmt: skip
+
+# What runs in a process of its own, where no call is noted, and the module that starts it.
+STARTED_BY = {"sandbox_program.py": "sandbox.py"}
 
 COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -225,6 +228,15 @@ class Calls:
             threading.settrace(None)  # type: ignore[arg-type]
             self.seconds[item.nodeid] = time.monotonic() - begin
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, request):
+        """What a fixture calls is called for every test of its scope."""
+        before, self._test = self._test, request.node.nodeid
+        try:
+            return (yield)
+        finally:
+            self._test = before
+
     def save(self, path: Path) -> None:
         callers = {place: sorted(tests) for place, tests in self.callers.items()}
         path.write_text(json.dumps({"seconds": self.seconds, "callers": callers}))
@@ -310,22 +322,29 @@ def try_room(tree: Path, room: str, count: int, seed: int, budget: float) -> tup
         timeout = LEAST_TIMEOUT + 3 * budget
         outcome = run_tests(tree, asked, timeout) if asked else "passed"
         mutant.path.write_text(original, encoding="utf-8")
-        if outcome == "passed":
-            survived += 1
+        survived += outcome == "passed"
+        if outcome != "failed":
+            how = "survived" if outcome == "passed" else "caught by the time limit"
             place = f"{mutant.path.relative_to(tree)}:{mutant.line} ({len(asked)} tests)"
-            print(f"  survived {place}\n    - {mutant.before}\n    + {mutant.after}", flush=True)
+            print(f"  {how} {place}\n    - {mutant.before}\n    + {mutant.after}", flush=True)
     print(f"{room}: caught {len(chosen) - survived} of {len(chosen)}", flush=True)
     return survived, len(chosen)
 
 
 def _tests_of(mutant: Mutant, calls: dict, budget: float) -> list[str]:
     """The tests that call a mutant's function, or all where it lies in none: shortest first."""
-    seconds = calls["seconds"]
-    tests = list(seconds)
-    if mutant.function is not None:
-        tests = calls["callers"].get(f"{mutant.path}:{mutant.function}", [])
+    seconds, callers = calls["seconds"], calls["callers"]
+    places = [""]
+    if (starter := STARTED_BY.get(mutant.path.name)) is not None:
+        every = f"{mutant.path.with_name(starter)}:"
+        places = [
+            place for file, found in callers.items() if file.startswith(every) for place in found
+        ]
+    elif mutant.function is not None:
+        places = callers.get(f"{mutant.path}:{mutant.function}", [])
+    tests = [test for test in seconds if test.startswith(tuple(places))]
     found, spent = [], 0.0
-    for test in sorted((test for test in tests if test), key=seconds.__getitem__):
+    for test in sorted(tests, key=seconds.__getitem__):
         spent += seconds[test]
         if found and spent > budget:
             break

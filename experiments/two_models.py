@@ -9,33 +9,27 @@ accuracy, differences to both baselines, tokens per target forward over lossless
 and what tuning on the calibration problems had foretold. A run that was stopped goes on.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from lab import efficiency
-from studies import console, evaluate
-from transformers.utils import logging
+from studies import console, evaluate, lab_arguments, lab_pair
 
-from easd import load_pair
-from easd.cli.diagnose import references
+from easd.cli.references import references
 from easd.diagnose.candidates import TARGET, cut
 from easd.diagnose.pool_fit import PoolFit, fit_pool
 from easd.diagnose.positions import gate
 from easd.diagnose.tuning import Candidate, tune
 from easd.diagnose.tuning_pass import read
 from easd.evaluate.config import StudyConfig
-from easd.pairs.loading import load_models
 from easd.report.metrics import frames
 from easd.runs import open_run
 from easd.stats import compare_all
 from easd.tasks import load_task
 
 FIT_PROBLEMS = 5000
-BATCH, CHUNK = 250, 1000
 GREEDY = "target, greedy"
 
 
@@ -73,20 +67,11 @@ def systems(tuned: dict[str, Candidate], at_tenth: PoolFit, rate: float) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("pair")
-    parser.add_argument("--problems", type=int, default=20_000)
-    parser.add_argument("--models", type=Path, help="folder with target/ and draft/")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    name, models = arguments.pair, arguments.models
+    arguments = lab_arguments(__doc__, "runs/two-models").parse_args()
+    name = arguments.pair
     out = arguments.out or Path("runs/two-models") / name
     out.parent.mkdir(parents=True, exist_ok=True)
-    own = {"target": str(models / "target"), "draft": str(models / "draft")} if models else {}
-    pair = load_models(**own, device="cpu") if own else load_pair(name, device="cpu")
-    shared = {**(own or {"pair": name}), "batch_size": BATCH, "chunk": CHUNK, "gamma": 4}
+    pair, shared = lab_pair(name, arguments.models)
 
     calibration = load_task(name, limit=FIT_PROBLEMS, split="calibration")
     blank = StudyConfig.from_dict({**shared, "tasks": [name]})

@@ -1,6 +1,8 @@
 """The commands of studies from arguments to files, on the lab pair."""
 
 import json
+import os
+import sys
 
 import pytest
 from models import spoil
@@ -54,6 +56,14 @@ def test_calibrate_writes_what_generate_and_eval_take(easd, refused, calibration
     )
     rules = [system["rule"] for system in open_run(folder / "filled").run["systems"]]
     assert [rule.get("tau_h") for rule in rules[:2]] == [found["fields"]["tau_h"], 2]
+
+
+def test_each_calibration_has_a_folder_of_its_own(easd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = ["calibrate", *FAST, "--task", "lab-a:20", "--rate", "0.05"]
+    for more in ([], ["--temperature", "0.8"], []):
+        easd(*one, *more, "--out", "calibration.json")
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 def test_the_papers_rule_is_told_to_do_nothing_where_it_does(easd, folder):
@@ -134,6 +144,18 @@ def test_diagnose_prints_a_verdict_and_writes_what_eval_takes(easd, refused, fol
     kept = json.loads((folder / "by-rate.json").read_text())["fields"]
     assert kept["tau_h"] == by_rate["tau_h"] < 1.5
     assert "TASK" in refused("diagnose", "--pair", "lab-a").upper()
+
+
+def test_a_diagnosis_is_kept_although_its_reader_left(easd, tmp_path, monkeypatch):
+    kept = tmp_path / "diagnosis.json"
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        asked = ("diagnose", "--pair", "lab-a", "--device", "cpu", "--task", "lab-a:20")
+        _, err = easd(*asked, "--out", kept, code=2)
+    assert "standard output was closed" in err
+    assert "tau_h" in json.loads(kept.read_text())["fields"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Which text decodes next, beside which others, and what becomes of the rest."""
 
 import asyncio
+import re
 import threading
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -13,7 +14,8 @@ from easd import generate
 from easd.config import load_config
 from easd.core.rules import Speculative
 from easd.engine.generate import make_engine, make_requests
-from easd.errors import ConfigError
+from easd.engine.pair import Pair
+from easd.errors import ConfigError, InputError
 from easd.serve.errors import Refusal
 from easd.serve.metrics import Metrics
 from easd.serve.requests import CompletionRequest
@@ -35,13 +37,13 @@ def engine(settings, rows):
 
 
 @asynccontextmanager
-async def scheduling(make=engine, *, num_rows=2, max_waiting=2):
+async def scheduling(make=engine, *, num_rows=2, max_waiting=2, prefill_tokens=256, metrics=None):
     scheduler = Scheduler(
         make,
         num_rows=num_rows,
         max_waiting=max_waiting,
-        prefill_tokens=256,
-        metrics=Metrics("endless", 4),
+        prefill_tokens=prefill_tokens,
+        metrics=metrics or Metrics("endless", 4),
     )
     running = asyncio.create_task(scheduler.run())
     try:
@@ -122,18 +124,45 @@ def test_a_server_without_a_draft_takes_what_needs_none():
         looking_up.settings(asked.model_copy(update={"speculative": {"rule": "draft"}}))
 
 
+def test_models_without_a_context_window_write_as_much_as_is_asked_for(monkeypatch):
+    monkeypatch.setattr(Pair, "context_window", None)
+    config = load_config(None, {"target": "x", "max_new_tokens": 7})
+    reader = Reader(endless(), Serving(config=config))
+    body = CompletionRequest(model="x", prompt="w5")
+    for asked, given in ((None, 7), (9000, 9000)):
+        (request,) = reader.requests(body, [PROMPT], reader.settings(body), max_new_tokens=asked)
+        assert request.max_new_tokens == given
+    last = endless().vocab_size - 1
+    assert reader.requests(body, [[last]], reader.settings(body), max_new_tokens=1)
+    with pytest.raises(InputError, match=rf"token id {last + 1} and the vocabulary {last + 1}"):
+        reader.requests(body, [[last + 1]], reader.settings(body), max_new_tokens=1)
+
+
 def test_as_many_texts_as_slots_and_queue_hold_are_taken_at_once():
+    metrics = Metrics("endless", 4)
+
+    def counted():
+        page = metrics.page().decode()
+        return [
+            int(float(re.search(rf"^easd_texts_{what}{{.*}} (.*)$", page, re.MULTILINE)[1]))
+            for what in ("running", "waiting")
+        ]
+
     async def scenario():
-        async with scheduling(num_rows=2, max_waiting=2) as scheduler:
+        async with scheduling(num_rows=2, max_waiting=2, metrics=metrics) as scheduler:
             with pytest.raises(Refusal, match=r"5 texts are more than .* \(2 \+ 2\)"):
                 scheduler.submit(job(n=5))
-            whole = job(n=4, max_new_tokens=3)
+            whole = job(n=4, max_new_tokens=8)
             scheduler.submit(whole)
+            assert counted() == [0, 4]
             gained = 0
             async for update in updates(whole):
+                if not gained:
+                    assert counted() == [2, 2]
                 gained += len(update.tokens)
                 assert len(scheduler._running) <= 2
-            assert gained == 12
+            assert gained == 32
+            assert counted() == [0, 0]
 
     asyncio.run(scenario())
 
@@ -153,6 +182,17 @@ def test_texts_with_shared_noise_and_without_decode_beside_each_other(first):
     expected = [alone(coupling=each, max_new_tokens=20, seed=7) for each in (first, second)]
     assert asyncio.run(scenario()) == expected
     assert expected[0] != expected[1]
+
+
+def test_engines_that_share_a_single_token_still_read_their_prompts():
+    async def scenario():
+        async with scheduling(prefill_tokens=1) as scheduler:
+            jobs = [job(coupling=each, max_new_tokens=3) for each in ("shared", "maximal")]
+            for one in jobs:
+                scheduler.submit(one)
+            return [len(await text_of(one)) for one in jobs]
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 60)) == [3, 3]
 
 
 def test_what_is_cancelled_waits_for_the_turn_of_its_own_engine():

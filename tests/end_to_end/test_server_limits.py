@@ -7,6 +7,8 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
 
 import httpx
 import pytest
@@ -24,7 +26,7 @@ from http_server import (
 )
 
 from easd.serve import limits
-from easd.serve.serving import Reader
+from easd.serve.serving import Reader, Serving
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +195,16 @@ def test_connections_that_ask_for_nothing(monkeypatch):
         assert still_serves(server)
         for connection in idle:
             assert read_all(connection) == b""
+
+
+def test_the_page_names_the_limits():
+    text = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    page = " ".join(text.split())
+    assert f"the body took longer than {limits.BODY_SECONDS:g} seconds" in page
+    assert f"send no request within {limits.HEAD_SECONDS:g} seconds are closed" in page
+    assert f"its connection is closed after {limits.STALLED_SECONDS:g} seconds" in page
+    (largest,) = (field.default for field in fields(Serving) if field.name == "max_body")
+    assert f"more than `--max-body` bytes ({largest >> 20} MiB)" in page
 
 
 def test_garbage_instead_of_http(server):

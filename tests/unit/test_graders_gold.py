@@ -1,6 +1,7 @@
 """Gold answers graded against themselves, and against others' answers, on whole sets."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from benchmark_files import benchmark_files
@@ -116,6 +117,14 @@ def test_gold_programs_pass_and_empty_ones_do_not(name: str) -> None:
     some = task.items[::16]
     failing = wrong(task, lambda item: empty.format(item.data["entry_point"]), stride=16)
     assert failing == [item.id for item in some]
+    others = {item.id: other for item, other in pairwise((*task.items, task.items[0]))}
+    assert wrong(task, lambda item: renamed(others[item.id], item), stride=16) == failing
+
+
+def renamed(other: Item, item: Item) -> str:
+    """Another item's gold program under the name that this one is to have."""
+    assert other.reference is not None
+    return other.reference.replace(other.data["entry_point"], item.data["entry_point"])
 
 
 def test_a_bare_continuation_of_the_function_passes() -> None:

@@ -24,17 +24,31 @@ class Mixed(Rule):
 
 ASKED = """
 import json, sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "docs"]
+import make_cli
 from enumeration import check_law, steps
-from easd.config import parse_rule
+from fastapi.testclient import TestClient
+from rule_steps import every_rule
+from easd import load_pair
+from easd.config import RunConfig, parse_rule
 from easd.core.rules import RULES, rule_names, summary_of
 from easd.diagnose.reference_pass import judged_rules
+from easd.serve.app import App
+from easd.serve.serving import Serving
 
+server = TestClient(App(load_pair("lab"), Serving(config=RunConfig())).asgi())
+asked = {"prompt": "12 + 3 - 4 + 5 + 6 ?", "speculative": {"rule": "mixed"}, "seed": 1}
+with server:
+    told = server.get("/easd/rules", headers={"Host": "localhost"}).json()["rules"]
+    served = server.post("/easd/decode", json=asked, headers={"Host": "localhost"})
 check_law(RULES["mixed"].example(), dict(steps())["alike"])
 print(json.dumps({
     "names": "mixed" in rule_names(),
     "summary": summary_of("mixed"),
     "parsed": parse_rule("mixed").name,
+    "served": ("mixed" in told, served.status_code),
+    "tested": "mixed" in every_rule.args[1],
+    "documented": "mixed" in make_cli.page(),
     "diagnosed": any("mixed" in group for group in judged_rules()),
 }))
 """
@@ -59,6 +73,9 @@ def test_a_rule_of_fifteen_lines_is_found(tmp_path):
         "names": True,
         "summary": "Draws from p and q in equal parts.",
         "parsed": "mixed",
+        "served": [True, 200],
+        "tested": True,
+        "documented": True,
         "diagnosed": True,
     }
     assert "mixed" in run("-m", "easd", "generate", "--help", folder=tmp_path)

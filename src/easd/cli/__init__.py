@@ -1,3 +1,3 @@
-"""The command line: one file a command, `root` finds them."""
+"""The command line: `root` dispatches to one file per command."""
 
 from easd.cli.root import main as main

@@ -11,7 +11,7 @@ from easd.core.rules import EASD
 from easd.evaluate.presets import ablation, matched_refusal
 from easd.runs import open_run
 
-# The systems differ in these, or the control does not have them.
+# Fields in which the systems differ, or which the control does not have.
 _DECIDED = ("conditions", "redraw", "penalise", "gate_on", "entropy_of")
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def command(
     gate: GateOptions = None,
     out: Out = Path("runs/ablation"),
 ) -> None:
-    """Take EASD apart: the paper's ablation, with random refusal at EASD's own rate as control."""
+    """Run the paper's ablation of EASD, with random refusal at EASD's rate as control."""
     fields = dict(gate or {})
     cells = ablation(fields)
 

@@ -1,4 +1,4 @@
-"""`easd bench`: every way to decode in turn, ratios with intervals, and where time goes."""
+"""`easd bench`: times every way to decode in turns, and prints ratios and where time goes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 from rich.text import Text
 
-from easd.cli.options import MODELS, OUTPUT, ModelOptions, joined
+from easd.cli.options import MODELS, OUTPUT, Flag, ModelOptions, joined
 from easd.cli.study import load_tasks
 from easd.engine.pair import Pair
 from easd.errors import ConfigError
@@ -39,42 +39,41 @@ _TOKENS = 64
 
 OfLoad = partial(Parameter, group=Group("Load", sort_key=11))
 OfSystems = partial(Parameter, group=Group("Systems", sort_key=12))
-Flag = partial(Parameter, group=OUTPUT, negative=(), show_default=False)
 
 
 def command(
     *, models: ModelOptions = None, asked: Annotated[Benchmark, Parameter(name="*")]
 ) -> None:
-    """Time every way to decode, in turn on the same prompts: ratios with intervals."""
+    """Time every way to decode in turns on the same prompts: ratios with intervals."""
     asked.run(asked.study(models or {}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """What is asked.
+    """The options.
 
     Attributes:
-        threads: torch's threads.
-        task: Whose prompts; see `easd tasks`.
+        threads: Number of torch's threads.
+        task: The task whose prompts are decoded; see `easd tasks`.
         data: A file with the task's items.
-        batches: Texts at once; may be repeated.
-        contexts: Tokens that prompts are cut or repeated to; may be repeated.
-        tokens: Tokens of each text.
-        texts: Texts for each place of the batch.
-        temperature: 0 is greedy.
-        rounds: How often each takes its turn; a finished run can be given more.
-        draft_temperature: Temperature that the tempered systems draft at.
-        kinds: A system: target, generate and assisted (transformers' own), speculative, block
+        batches: Number of texts decoded at once; may be repeated.
+        contexts: Number of tokens to which prompts are cut or repeated; may be repeated.
+        tokens: Number of new tokens per text.
+        texts: Number of texts per row of the batch.
+        temperature: Temperature; 0 decodes greedily.
+        rounds: Number of rounds; a finished run can be given more.
+        draft_temperature: Draft temperature of the tempered systems.
+        kinds: A system: target, generate and assisted (of transformers), speculative, block
             (verified as a whole), adaptive, easd, easd-maximal, easd-adaptive, prompt-lookup, or
             with --draft-temperature tempered and block-tempered; may be repeated.
-        gammas: Draft tokens of a block; may be repeated. Each system that drafts blocks of one
-            length takes part once for every one.
+        gammas: Draft tokens per block; may be repeated. Systems with blocks of a fixed length run
+            once with each.
         tau_h: Entropy threshold in nats.
-        clock: What ratios are made of: wall time, or processor time, which other processes disturb
-            less. With cpu use --threads 1: threads that wait for others count.
-        profile: Let torch's profiler look at each system once, too.
-        roofline: Measure the machine and hold the forwards against it.
-        out: Folder of the run; one that was stopped goes on where it was.
+        clock: Clock of the ratios: wall time, or processor time, which other processes disturb
+            less. With cpu use --threads 1, because waiting threads count.
+        profile: Also run torch's profiler once on each system.
+        roofline: Measure the machine, and compare the forwards with it.
+        out: Folder of the run; a run that was stopped continues.
     """
 
     threads: Annotated[int | None, Parameter(group=MODELS)] = None
@@ -102,15 +101,15 @@ class Benchmark:
     ] = (4,)
     tau_h: Annotated[float, OfSystems()] = 1.5
     clock: Annotated[Clock, Parameter(group=OUTPUT)] = "wall"
-    profile: Annotated[bool, Flag()] = False
-    roofline: Annotated[bool, Flag()] = False
+    profile: Annotated[bool, Flag(group=OUTPUT)] = False
+    roofline: Annotated[bool, Flag(group=OUTPUT)] = False
     out: Annotated[Path, Parameter(group=OUTPUT)]
 
     def study(self, models: Mapping[str, Any]) -> StudyConfig:
-        """The models, and the task whose prompts are decoded.
+        """Returns the models, and the task whose prompts are decoded.
 
         Raises:
-            EasdError: One of them is unknown.
+            EasdError: A model or the task is unknown.
         """
         pair = models.get("pair")
         own = lab.ALIASES.get(pair or "", pair)
@@ -122,7 +121,7 @@ class Benchmark:
         return StudyConfig.from_dict({**models, "temperature": self.temperature, "tasks": [items]})
 
     def run(self, study: StudyConfig) -> None:
-        """Decodes what is missing, writes the run's folder, and prints what came of it.
+        """Decodes what is missing, writes the run's folder, and prints the results.
 
         Raises:
             EasdError: A setting does not fit, or the folder holds something else.
@@ -160,7 +159,9 @@ class Benchmark:
             if any(value is not None and value < 1 for value in each):
                 raise ConfigError(f"{name} = {values} holds less than 1; use 1 or more")
         if self.roofline and study.base.int8_draft:
-            raise ConfigError("roofline counts weights of one width; leave out it or int8_draft")
+            raise ConfigError(
+                "roofline counts weights of one width; leave out --roofline or --int8-draft"
+            )
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"system {kind!r} is not known; choose from {', '.join(KINDS)}")
@@ -178,16 +179,13 @@ class Benchmark:
             )
         if self.clock == "cpu":
             if pair.target.device.type != "cpu":
-                raise ConfigError("clock = 'cpu' does not see what a GPU computes; use wall")
+                raise ConfigError("clock = 'cpu' does not measure a GPU; use wall")
             if torch.get_num_threads() > 1:
-                console.print(
-                    Text(
-                        f"torch has {torch.get_num_threads()} threads: the processor time of one "
-                        "that waits for others counts, too; --threads 1 has none",
-                        "yellow",
-                    ),
-                    soft_wrap=True,
+                line = (
+                    f"torch has {torch.get_num_threads()} threads, and a thread that waits for "
+                    "others counts as busy; use --threads 1"
                 )
+                console.print(Text(line, "yellow"), soft_wrap=True)
 
     def _bench(self, study: StudyConfig, pair: Pair) -> Bench:
         (task,) = load_tasks(study, Console(stderr=True))
@@ -230,13 +228,10 @@ class Benchmark:
         table = _table("forward", "texts", "GB", "GFLOP", "least", "forecast", "taken")
         table.title = f"milliseconds of a forward; {describe(costs.hardware)}"
         timings = read_timings(self.out)
+        mean = sum(map(len, bench.prompts)) / len(bench.prompts)
         for cell in bench.cells:
-            same = (
-                timings["context"].isna()
-                if cell.context is None
-                else (timings["context"] == cell.context)
-            )
-            mean = sum(map(len, bench.prompts)) / len(bench.prompts)
+            # The table has NaN where prompts keep their length.
+            same = timings["context"].fillna(0) == (cell.context or 0)
             context = round(cell.context or mean) + bench.tokens // 2
             chosen = timings[(timings["batch"] == cell.batch) & same]
             for each in rooflines(chosen, costs, cell.batch, context):
@@ -287,7 +282,7 @@ def _ratios(cell: Cell, found: Sequence[Line], clock: Clock) -> Table:
 
 
 def _breakdown(cell: Cell, found: Sequence[Line]) -> Table:
-    """Where tokens and time go, with the two factors of the ratio to `speculative`."""
+    """Tabulates tokens, time by part, and the two factors of the ratio to `speculative`."""
     columns = ("kept", "penal.", "tok/fwd", "ms/step", "ops", "x tok", "x steps")
     table = _table("system", *columns, *PARTS, "other")
     table.title = f"{_title(cell)}: tokens, steps (x: over speculative's), and time in percent"
@@ -315,12 +310,10 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _table(first: str, *others: str) -> Table:
-    look: dict[str, Any] = {
-        "box": box.SIMPLE_HEAD,
-        "title_justify": "left",
-        "padding": (0, 1, 0, 0),
-    }
-    table = Table(Column(first, no_wrap=True), **look)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    columns = (Column(name, justify="right", no_wrap=True) for name in others)
+    return Table(
+        *(Column(first, no_wrap=True), *columns),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 1, 0, 0),
+    )

@@ -1,4 +1,4 @@
-"""`easd calibrate`: a validation set in, thresholds out."""
+"""`easd calibrate`: finds thresholds on a validation set."""
 
 from __future__ import annotations
 
@@ -18,19 +18,11 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from easd.cli.options import (
-    GRID,
-    OUTPUT,
-    RULE,
-    ModelOptions,
-    Options,
-    Quiet,
-    fields_of,
-    options,
-)
+from easd.cli.options import OUTPUT, RULE, ModelOptions, Options, Quiet, fields_of, options
 from easd.cli.study import (
     Config,
     Data,
+    OfGrid,
     Seeds,
     SetValue,
     SharedDecoding,
@@ -61,7 +53,7 @@ from easd.pairs.from_config import load_with_status
 from easd.runs import open_run
 from easd.stats import Estimate
 
-# Fields of the gate that the thresholds hold for.
+# Other fields of the gate, for which a threshold holds.
 _GATE = ("tau_o", "top_n", "entropy_of")
 
 if TYPE_CHECKING:
@@ -79,8 +71,8 @@ def command(
     data: Data = None,
     seed: Seeds = None,
     set_: SetValue = None,
-    source: Annotated[str, Parameter(group=GRID, metavar="|".join(SOURCES))] = "pooled",
-    rate: Annotated[float | None, Parameter(group=GRID)] = None,
+    source: Annotated[str, OfGrid(metavar="|".join(SOURCES))] = "pooled",
+    rate: Annotated[float | None, OfGrid()] = None,
     gate: GateOptions = None,
     decoding: SharedDecoding = None,
     out: Annotated[Path, Parameter(group=OUTPUT)] = Path("calibration.json"),
@@ -93,15 +85,14 @@ def command(
     """Find tau_h for a pair: the paper's mean of the top 5 % entropies, or a wanted firing rate.
 
     The file names the pair (by hash), the sampling settings and the data; `--calibration` refuses
-    it where they differ.
+    the file where they differ.
 
     Args:
-        source: Whose entropies the paper's rule takes.
+        source: The entropies that the paper's rule takes.
         rate: Find the tau_h at which the gate opens at this share of positions, instead of the
             paper's rule.
         out: The file to write.
-        run: Folder of the texts decoded for it; one that was stopped goes on. Unless given, each
-            pair, task and setting has one of its own.
+        run: Folder of the texts decoded for it; a run that was stopped continues.
     """
     if source not in SOURCES:
         raise ConfigError(f"source = {source!r} is not known; choose one of {', '.join(SOURCES)}")
@@ -121,7 +112,7 @@ def command(
     by_source: dict[Source, Estimate] = {each: paper_threshold(found, each) for each in SOURCES}
     chosen = by_source[source] if rate is None else rate_threshold(found, rate, rule.tau_o)
     rates = firing(found, chosen.value, rule.tau_o)
-    told = warnings_of(rates)
+    warned = warnings_of(rates)
     CalibrationFile(
         kind="calibration",
         fields={"tau_h": chosen.value, **{name: getattr(rule, name) for name in _GATE}},
@@ -138,14 +129,14 @@ def command(
             "rates": {name: asdict(value) for name, value in rates.items()},
             "texts": found.texts,
             "positions": len(found.text),
-            "warnings": told,
+            "warnings": warned,
             "draft_temperature": None if tempered is None else tempered.to_dict(),
         },
     ).save(out)
     _show(console, chosen, by_source, rates, found)
     if tempered is not None:
         _show_draft_temperatures(console, tempered)
-    for line in told:
+    for line in warned:
         console.print(Text(f"warning: {line}", "yellow"), soft_wrap=True)
     line = f"written to {out} from the texts in {run}; use it with --calibration {out}"
     console.print(Text(visible(line)), soft_wrap=True)
@@ -154,7 +145,7 @@ def command(
 def _draft_temperatures(
     evaluation: Evaluation, samples: pa.Table, console: Console
 ) -> DraftTemperatures:
-    """Acceptance by draft temperature, on the texts that the calibration decoded."""
+    """Returns acceptance rates by draft temperature on the decoded texts."""
     texts = evaluation.decoded_texts(samples)
     with Progress(console=console, transient=True) as bar:
         reading = bar.add_task("reading the texts with both models", total=None)
@@ -173,16 +164,16 @@ def _show_draft_temperatures(console: Console, found: DraftTemperatures) -> None
         interval = f"{value.low:.3f} to {value.high:.3f}"
         table.add_row(f"{temperature:g}", f"{value.value:.3f}", interval, style=style)
     console.print(table)
-    told = (
+    line = (
         f"best draft temperature {found.best.value:g} ({found.best.low:g} to {found.best.high:g}): "
         f"{found.gain.value:+.3f} ({found.gain.low:+.3f} to {found.gain.high:+.3f}) against the "
-        "target's own; the law of texts stays the same"
+        "target's; the law of texts stays the same"
     )
-    console.print(Text(told), soft_wrap=True)
+    console.print(Text(line), soft_wrap=True)
 
 
 def _folder_of(study: StudyConfig, pair: str) -> Path:
-    """A folder named by what it holds, so that another calibration does not meet it."""
+    """Returns a folder for this pair, these tasks and these settings only."""
     what = [study.to_dict(), [system.to_dict() for system in study.systems]]
     digest = hashlib.blake2b(json.dumps(what, default=str).encode(), digest_size=4).hexdigest()
     names = "-".join([pair, *(task.name for task in study.tasks)])
@@ -214,7 +205,7 @@ def _nats(value: Estimate) -> tuple[str, str]:
 
 
 def calibration_config(values: dict[str, Any], gate: dict[str, Any]) -> StudyConfig:
-    """A lossless system that asks the draft at every position and records every token.
+    """Returns a lossless study that drafts at every position and records every token.
 
     Args:
         values: models, tasks and settings, as in an evaluation.

@@ -1,4 +1,4 @@
-"""`easd generate`: prompts in, texts out, and a word about how they came to be."""
+"""`easd generate`: decodes prompts and summarises what was drafted, accepted and penalised."""
 
 from __future__ import annotations
 
@@ -13,27 +13,14 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
-from easd.cli.options import (
-    OUTPUT,
-    CalibrationOption,
-    Config,
-    DecodingOptions,
-    Force,
-    ModelOptions,
-    OtherRuleOptions,
-    Quiet,
-    RuleOptions,
-    Set,
-    overrides_of_rule,
-)
+from easd.cli.options import OUTPUT, AsJson, Config, DecodingOptions, Quiet, RunOptions
 from easd.cli.texts import Stream, Texts
-from easd.config import RunConfig, load_config
-from easd.diagnose.calibration_file import read_calibration
+from easd.config import RunConfig
 from easd.engine.chat import encode
 from easd.engine.engine import StepRecord
 from easd.engine.generate import decode as decode_requests
 from easd.engine.generate import make_requests, summary_of_failures
-from easd.engine.pair import Pair, fingerprints
+from easd.engine.pair import Pair
 from easd.engine.record import Recorder
 from easd.engine.request import Row
 from easd.engine.trace import TraceWriter, claim_folder
@@ -52,19 +39,12 @@ def command(
     prompt: str | None = None,
     /,
     *,
-    models: ModelOptions = None,
-    rule: RuleOptions = None,
-    set_: Set = None,
-    calibration: CalibrationOption = None,
-    force: Force = False,
-    other_rules: OtherRuleOptions = None,
+    asked: RunOptions | None = None,
     decoding: DecodingOptions = None,
     config: Annotated[Config, Parameter(group=OUTPUT)] = None,
     file: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     system: Annotated[str | None, Parameter(group=OUTPUT, allow_leading_hyphen=True)] = None,
-    as_json: Annotated[
-        bool, Parameter(name="--json", group=OUTPUT, negative=(), show_default=False)
-    ] = False,
+    as_json: AsJson = False,
     trace: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -73,30 +53,23 @@ def command(
     Args:
         prompt: The prompt; '-' reads it from standard input. Without one, what is piped in, or
             else an example of the pair.
-        file: Prompts, one a line; in a .jsonl file under 'prompt' or 'problem'.
+        file: Prompts, one per line; in a .jsonl file under 'prompt' or 'problem'.
         system: A system message.
-        as_json: Print one JSON object a text.
+        as_json: Print one JSON object per text.
         trace: Record every token in this new folder.
     """
-    given = {**(models or {}), **overrides_of_rule(rule, other_rules, set_=set_)}
-    with warnings.catch_warnings(record=True) as told:
+    asked = asked or RunOptions()
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        calibrated = read_calibration(calibration) if calibration else None
-        run = load_config(
-            config,
-            {**given, **(decoding or {})},
-            fill=calibrated.fill if calibrated else None,
-            defaults=calibrated.decoding if calibrated else None,
-        )
+        run = asked.load(config, decoding)
     console = Console(stderr=True, quiet=quiet)
-    for line in dict.fromkeys(str(warning.message) for warning in told):
+    for line in dict.fromkeys(str(warning.message) for warning in caught):
         console.print(Text(f"note: {line}"), soft_wrap=True)
     prompts = read_prompts(prompt, file, run.pair)
     if trace is not None:
         claim_folder(trace)
     pair = load_with_status(run, console)
-    if calibrated is not None and not force:
-        calibrated.check(fingerprints(pair), run.settings)
+    asked.check(pair, run)
     ids = [encode(text, pair.tokenizer, chat=run.chat, system=system) for text in prompts]
     if len(ids) * run.settings.n == 1 and not as_json:
         printer = Stream(pair.tokenizer)
@@ -121,7 +94,7 @@ def decode(
     trace: Path | None,
     console: Console,
 ) -> tuple[Tally, list[Row]]:
-    """Decodes, prints and records prompts; returns what was counted, and the rows that failed.
+    """Decodes, prints and records texts; returns their counts and the rows that failed.
 
     Raises:
         EasdError: A prompt, or the folder of the trace, cannot be used.
@@ -134,10 +107,6 @@ def decode(
             watchers.append(stack.enter_context(TraceWriter(trace, pair, run)).add)
         watchers.append(stack.enter_context(printer).add)
 
-        def watch(record: StepRecord) -> None:
-            for watcher in watchers:
-                watcher(record)
-
         def fail(row: Row) -> None:
             failed.append(row)
             printer.fail(row)
@@ -145,7 +114,8 @@ def decode(
         try:
             requests = make_requests(pair, ids, run.settings)
             for record in decode_requests(pair, requests, run.settings, fail):
-                watch(record)
+                for watcher in watchers:
+                    watcher(record)
         except KeyboardInterrupt:
             kept = f"; the trace in {trace} reads up to here" if trace else ""
             console.print(Text(f"interrupted after {recorder.total.tokens} tokens{kept}"))
@@ -154,7 +124,7 @@ def decode(
 
 
 def notes(tally: Tally, config: RunConfig) -> list[str]:
-    """What a reader of the summary should know."""
+    """Returns notes that help to read the summary."""
     settings = config.settings
     gate = settings.rule.gate
     found = []
@@ -162,17 +132,16 @@ def notes(tally: Tally, config: RunConfig) -> list[str]:
         found.append("at temperature 0 the gate uses raw entropies (temperature 1, no truncation)")
     if tally.gate_open == 0 and tally.examined and settings.drafter == "model":
         found.append(
-            f"the gate never opened (tau_h {gate.tau_h if gate else 0:.4g} nats): this is what "
-            "plain speculation writes; lower --tau-h, or see the entropies with --trace"
+            f"the gate never opened (tau_h {gate.tau_h if gate else 0:.4g} nats), so this is the "
+            "text of plain speculation; lower --tau-h, or record the entropies with --trace"
         )
     return found
 
 
 def read_prompts(prompt: str | None, file: Path | None, pair: str | None) -> list[str]:
-    """The prompt itself, or what a file or standard input holds, or else the pair's example.
+    """Returns the prompt, or those of a file, or standard input as one, or the pair's example.
 
-    A file has one prompt a line; a `.jsonl` file one object a line with `prompt` or `problem`.
-    Standard input is one prompt.
+    A file has one prompt per line; a `.jsonl` file one object per line, with `prompt` or `problem`.
 
     Raises:
         InputError: There is none, or the file cannot be read.
@@ -188,8 +157,8 @@ def read_prompts(prompt: str | None, file: Path | None, pair: str | None) -> lis
         return [piped]
     info = PAIRS.get(ALIASES.get(pair or "", pair or ""))
     if info is None:
-        raise InputError("no prompt; write one behind `generate`, use --file, or pipe it in")
-    print(f"note: no prompt given, so here is an example: {info.example}", file=sys.stderr)
+        raise InputError("no prompt; write one after `generate`, use --file, or pipe it in")
+    print(f"note: no prompt given; this is an example: {info.example}", file=sys.stderr)
     return [info.example]
 
 
@@ -201,7 +170,7 @@ def _read_file(file: Path) -> list[str]:
         raise InputError(f"cannot read prompts from {str(file)!r} ({reason})") from None
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
-        raise InputError(f"{str(file)!r} holds no prompt; write one on a line")
+        raise InputError(f"{str(file)!r} holds no prompt; write one per line")
     if file.suffix != ".jsonl":
         return [line for _, line in numbered]
     return [_prompt_of(line, f"{file}:{number}") for number, line in numbered]
@@ -210,11 +179,9 @@ def _read_file(file: Path) -> list[str]:
 def _prompt_of(line: str, where: str) -> str:
     try:
         values = parse_json(line)
-    except ValueError:
-        values = None
-    found = None
-    if isinstance(values, dict):
         found = values.get("prompt", values.get("problem"))
+    except (ValueError, AttributeError):
+        found = None
     if not isinstance(found, str):
         raise InputError(f"{where} is no JSON object with a text under 'prompt' or 'problem'")
     return found

@@ -23,14 +23,14 @@ def command(
     sample: Annotated[int | None, Parameter(show_default="0 of a trace; with --html all")] = None,
     html: Path | None = None,
 ) -> None:
-    """Show what any run holds: a trace's tokens, an evaluation's systems, a benchmark's speeds.
+    """Show any run: a trace's tokens, an evaluation's systems, a benchmark's speeds.
 
     Recorded tokens are shown by outcome, with entropies, what each penalty replaced, and a summary.
 
     Args:
         folders: A run's folder; with --html several to compare.
         sample: Show this recorded text, counted from 0.
-        html: Write a page for the browser to this file; it needs no other.
+        html: Write a self-contained page for the browser to this file.
     """
     runs = [open_run(folder) for folder in folders]
     if html is not None:

@@ -1,4 +1,4 @@
-"""`easd plan`: what a pair would do on other hardware, before paying for it."""
+"""`easd plan`: forecasts of a pair's speed on other hardware."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ from easd.speed.plan import (
 from easd.speed.plan.measure import describe
 
 HERE = "here"
+_TEXTS = (1, 8, 32, 128, 512)
 
 
 def command(*, asked: Annotated[Plan | None, Parameter(name="*")] = None) -> None:
-    """Forecast tokens a second and their price on other hardware, and when not to draft."""
+    """Forecast tokens per second and their price on other hardware, and when not to draft."""
     (asked or Plan()).run()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is asked.
+    """The options, each of which may be repeated where it takes several values.
 
     Attributes:
         pair: An embedded pair; see `easd pairs`.
-        target: The target: a hub id, a folder or a config.json; its weights are not needed.
+        target: The target: a hub id, a folder or a config.json; weights are not needed.
         draft: The draft, likewise.
-        on: A device, such as h100 or h100:8; a YAML file that describes one; or here, which
-            measures this costs.
-        price: Of one device for an hour.
-        trace: A run of the pair: how many draft tokens were accepted.
-        acceptance: Without a run: the share of draft tokens that are accepted.
-        texts: Texts decoded at once; may be repeated.
-        gammas: Draft tokens of a block; may be repeated.
+        on: A device, such as h100 or h100:8; a YAML file that describes one; or `here`, to measure
+            this machine.
+        price: Price of one device for an hour.
+        trace: A recorded run of the pair, from which acceptance rates are taken.
+        acceptance: The acceptance rate, where there is no recorded run.
+        texts: Number of texts decoded at once; may be repeated.
+        gammas: Draft tokens per block; may be repeated.
         context: Tokens of a text, prompt included, halfway through its decoding.
     """
 
@@ -62,20 +63,14 @@ class Plan:
     price: float | None = None
     trace: Path | None = None
     acceptance: float | None = None
-    texts: Annotated[tuple[int, ...], Parameter(metavar="INT", show_default=joined)] = (
-        1,
-        8,
-        32,
-        128,
-        512,
-    )
+    texts: Annotated[tuple[int, ...], Parameter(metavar="INT", show_default=joined)] = _TEXTS
     gammas: Annotated[
         tuple[int, ...], Parameter(name="--gamma", metavar="INT", show_default=joined)
     ] = (1, 3, 5, 8)
     context: int = 1024
 
     def run(self) -> None:
-        """Prints tokens a second against texts at once and gamma.
+        """Prints tokens per second by number of texts and gamma.
 
         Raises:
             EasdError: A model, device or trace is unknown, or no acceptance is given.
@@ -99,8 +94,7 @@ class Plan:
         if self.acceptance is not None and self.trace is None:
             return Acceptance(rates=(self.acceptance,))
         raise ConfigError(
-            "how many draft tokens are kept comes from a run or from you; give one of --trace and "
-            "--acceptance"
+            "the acceptance rate is missing or given twice; give one of --trace and --acceptance"
         )
 
     def _shapes(self) -> tuple[Shape, Shape]:
@@ -130,15 +124,15 @@ def _title(costs: CostModel, kept: Acceptance, context: int) -> str:
     return (
         f"{costs.target.name} ({costs.target.parameters / 1e9:.3g} billion weights) with "
         f"{costs.draft.name} ({costs.draft.parameters / 1e9:.3g}) on "
-        f"{count}{hardware.name}{measured}; {context} tokens of context; draft tokens kept by "
-        f"place: {rates}"
+        f"{count}{hardware.name}{measured}; {context} tokens of context; acceptance rates by "
+        f"position: {rates}"
     )
 
 
 def _table(cells: Sequence[Forecast], gammas: Sequence[int]) -> Table:
     table = Table("texts", "target alone", *(f"gamma {gamma}" for gamma in gammas))
     priced = any(cell.price is not None for cell in cells)
-    table.title = "tokens a second, over the target alone" + ", price of a million" * priced
+    table.title = "tokens per second, over the target alone" + ", price of a million" * priced
     table.show_lines = True
     for column in table.columns:
         column.justify = "right"
@@ -159,7 +153,7 @@ def _cell(cell: Forecast) -> str:
 def _nothing_fits(
     costs: CostModel, texts: Sequence[int], gammas: Sequence[int], context: int
 ) -> str:
-    """How much memory is missing, and on how many devices there is enough."""
+    """Says how much memory is missing, and how many devices have enough."""
     hardware, fewest, gamma = costs.hardware, min(texts), min(gammas)
 
     def count(gamma: int) -> str:

@@ -1,4 +1,4 @@
-"""`easd power`: from a pilot run to how many problems it takes."""
+"""`easd power`: sample sizes estimated from a pilot run."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def command(
     seeds: Annotated[int | None, Parameter(show_default="as in the pilot run")] = None,
     chance: float = 0.8,
 ) -> None:
-    """How many problems and seeds does it take? From the variance of a pilot run of the pair.
+    """Estimate how many problems and seeds a comparison takes, from a pilot run's variance.
 
     Args:
-        runs: Folders of a pilot run that holds both systems.
+        runs: Folders of a pilot run with both systems.
         system: The system in question, as named in the run.
-        baseline: What it is compared with.
-        difference: A difference in points: how many problems does it take to see it?
-        problems: A number of problems: what difference can they show?
-        seeds: Texts a problem.
-        chance: The wanted probability of seeing it.
+        baseline: The system that it is compared with.
+        difference: Estimate how many problems it takes to detect this difference, in points.
+        problems: Estimate the difference that this number of problems can detect.
+        seeds: Texts per problem.
+        chance: The wanted probability of detecting it.
     """
     samples = pd.concat([open_run(run, "evaluation").samples.to_pandas() for run in runs])
     seeds = seeds or samples["seed"].nunique()
@@ -82,7 +82,7 @@ def command(
 
 
 def _comparisons(samples: pd.DataFrame) -> int:
-    """How many comparisons with the baseline a report makes: on each task, and on all together."""
+    """Counts a report's comparisons with the baseline: on each task, and on all together."""
     systems = samples.groupby("task", observed=True)["system"].nunique()
     pooled = systems.min() - 1 if len(systems) > 1 else 0
     return int((systems - 1).sum() + pooled)

@@ -23,7 +23,7 @@ def command(
     baseline: Annotated[str | None, Parameter(show_default="target")] = None,
     margin: float = 1.0,
 ) -> None:
-    """Write what runs show: one HTML page, the same as Markdown, and every table.
+    """Report on runs: one HTML page, the same as Markdown, and every table.
 
     Of a trace or a benchmark, print what it holds instead.
 
@@ -31,7 +31,7 @@ def command(
         runs: Run folders.
         out: Folder of the report.
         baseline: The system the others are compared with.
-        margin: Accuracies this close, in points, count as no difference worth having.
+        margin: Differences in accuracy up to this, in points, count as too small to matter.
     """
     evaluations = []
     for run in map(open_run, runs):

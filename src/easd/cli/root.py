@@ -1,4 +1,4 @@
-"""The command line: finds a command, and turns mistakes into one line and an exit code."""
+"""The command line: finds a command, and reports user errors in one line with an exit code."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from cyclopts import App, CycloptsError, Parameter
 
 from easd.errors import EasdError, one_line
 
-# Where each command is, and what help says of it before its module is imported.
+# Module of each command, and its summary for help, which does not import the module.
 COMMANDS = {
-    "generate": ("generate", "Continue a prompt, or answer it; say what was accepted."),
+    "generate": ("generate", "Continue or answer a prompt, and summarise what was accepted."),
     "pairs": ("pairs", "List the embedded pairs, and what is missing to use one."),
-    "inspect": ("inspect", "Show what any run holds; a trace token by token."),
+    "inspect": ("inspect", "Show any run; a trace token by token."),
     "eval": ("evaluate", "Decode and grade tasks with several systems."),
-    "ablate": ("ablate", "Take EASD apart: the paper's ablation, with controls."),
+    "ablate": ("ablate", "Run the paper's ablation of EASD, with controls."),
     "sweep": ("sweep", "Try thresholds: accuracies, or firing rates by replay."),
     "calibrate": ("calibrate", "Find tau_h for a pair."),
     "diagnose": ("diagnose", "Will EASD help on this pair, or another rule?"),
     "tune": ("tune", "Find the best rule for a pair, and say if none helps."),
-    "report": ("report", "Write what runs show: one page, and every table."),
-    "power": ("power", "How many problems and seeds does it take?"),
+    "report": ("report", "Report on runs: one page, and every table."),
+    "power": ("power", "Estimate how many problems and seeds a comparison takes."),
     "tasks": ("tasks", "List the tasks, and how their answers are graded."),
     "serve": ("serve", "Serve a pair over HTTP: OpenAI's API, and a page."),
-    "plan": ("plan", "Forecast tokens a second on other hardware."),
-    "bench": ("bench", "Time every way to decode, in turn: ratios with intervals."),
+    "plan": ("plan", "Forecast tokens per second on other hardware."),
+    "bench": ("bench", "Time every way to decode in turns: ratios with intervals."),
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
-# What an extra installs; the modules that its commands import.
+# Modules that each extra installs.
 _EXTRAS = {
     "study": ("datasets", "httpx2", "jinja2", "math_verify", "matplotlib", "pandas", "scipy"),
     "serve": ("fastapi", "prometheus_client", "starlette", "uvicorn"),
@@ -42,9 +42,9 @@ _EXTRAS = {
 
 
 def command_line(loaded: Collection[str] = ()) -> App:
-    """The commands, of which those named know their options; the others have their summary only.
+    """Returns all commands: those in `loaded` with their options, the others with their summary.
 
-    Loading one imports what it needs, which may be torch.
+    Loading a command imports what it needs, which may be torch.
     """
     app = App(
         name="easd",
@@ -60,14 +60,14 @@ def command_line(loaded: Collection[str] = ()) -> App:
     for place, (name, (module, summary)) in enumerate(COMMANDS.items()):
         path = f"easd.cli.{module}"
         if name in loaded:
-            import_module(path)  # Here, where a package that is missing is told by its name.
+            import_module(path)  # cyclopts would hide the name of a missing package.
             summary = None
         app.command(f"{path}:command", name=name, help=summary, sort_key=place)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; a mistake of the user's costs one line and exit code 2."""
+    """Runs the command line; a user error prints one line and exits with code 2."""
     warnings.filterwarnings("ignore", module=r"transformers|torch|huggingface_hub")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if sys.stdout is None:
@@ -84,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_fail(f"this command needs {error.name}; pip install 'easd[{extra}]'"))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as ended:
+        # rich turns a closed pipe into an exit without a word.
+        if isinstance(ended, SystemExit) and not isinstance(ended.__context__, BrokenPipeError):
+            raise
         # What is left in the buffer cannot be written when Python ends, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_fail("standard output was closed before everything was printed"))
@@ -92,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dash_last(words: list[str]) -> list[str]:
-    """A lone `-` is a prompt's place, and the parser would take it for an option."""
+    """Moves a lone `-`, which means standard input, behind `--`: else it would be an option."""
     if "-" not in words or "--" in words:
         return words
     return [*(word for word in words if word != "-"), "--", "-"]

@@ -1,4 +1,4 @@
-"""What commands say of a run when it is done: accuracies, gates, and texts that failed."""
+"""Summary of a finished run: accuracies, gates, and texts that failed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from easd.errors import EasdError, visible
 from easd.runs import open_run
 
 _SUMS = ("gate_open", "examined", "new_tokens", "blocks")
-_MOST_FAILED = 0.1  # of a system's texts in a task, beyond which a command fails
+_MOST_FAILED = 0.1  # Share of a system's texts in a task beyond which a command fails.
 
 
 def shown_text(text: str, style: str = "") -> Text:
-    """Text that is not ours, for a console."""
+    """Returns text from outside for a console, with control characters escaped."""
     return Text(visible(text), style)
 
 
 def show_run(folder: Path, console: Console) -> None:
-    """Prints a run's accuracies and gates, and says where a gate never opened."""
+    """Prints a run's accuracies and gates, and how many gates never opened."""
     run = open_run(folder, "evaluation")
     samples = run.samples
     if not samples.num_rows:
@@ -55,11 +55,11 @@ def show_run(folder: Path, console: Console) -> None:
         shut += rate == 0
     console.print(table)
     if shut:
-        told = (
+        line = (
             f"the gate never opens in {shut} of {gated} systems with one, which therefore do "
             "nothing: lower tau_h, or have `easd calibrate --rate 0.02` find one at which it opens"
         )
-        console.print(Text(told, "yellow"), soft_wrap=True)
+        console.print(Text(line, "yellow"), soft_wrap=True)
 
 
 def say_failures(folder: Path, console: Console) -> None:

@@ -9,26 +9,18 @@ from cyclopts import Parameter
 from easd.cli.options import (
     DECODING,
     SERVER,
-    CalibrationOption,
     Config,
-    Force,
-    ModelOptions,
+    Flag,
     Options,
-    OtherRuleOptions,
-    RuleOptions,
-    Set,
+    RunOptions,
     fields_of,
     options,
-    overrides_of_rule,
 )
-from easd.config import load_config
-from easd.diagnose.calibration_file import read_calibration
-from easd.engine.pair import Pair, fingerprints
 from easd.engine.settings import Settings
 from easd.serve.run import serve
 from easd.serve.serving import Serving
 
-# Every request has its own seed and number of texts; --max-batch is the server's batch.
+# Every request has a seed and a number of texts; --max-batch is the server's batch size.
 _OF_REQUESTS = ("rule", "seed", "n", "batch_size")
 
 if TYPE_CHECKING:
@@ -41,12 +33,7 @@ Integer = Annotated[int, Parameter(group=SERVER)]
 
 def command(
     *,
-    models: ModelOptions = None,
-    rule: RuleOptions = None,
-    set_: Set = None,
-    calibration: CalibrationOption = None,
-    force: Force = False,
-    other_rules: OtherRuleOptions = None,
+    asked: RunOptions | None = None,
     decoding: DecodingOptions = None,
     config: Config = None,
     host: Annotated[str, Parameter(group=SERVER)] = "127.0.0.1",
@@ -58,9 +45,7 @@ def command(
     api_key: Annotated[
         str | None, Parameter(group=SERVER, env_var="EASD_API_KEY", allow_leading_hyphen=True)
     ] = None,
-    lossless_only: Annotated[
-        bool, Parameter(group=SERVER, negative=(), show_default=False)
-    ] = False,
+    lossless_only: Annotated[bool, Flag(group=SERVER)] = False,
     max_batch: Annotated[int | None, Parameter(group=SERVER, show_default="8")] = None,
     max_queue: Integer = 256,
     prefill_tokens: Integer = 256,
@@ -71,42 +56,28 @@ def command(
 ) -> None:
     """Serve a pair over HTTP: OpenAI's API, and a page that shows the decoding.
 
-    Options of the rule and of decoding hold where a request says nothing.
+    Options of the rule and of decoding are defaults for requests.
 
     Args:
-        host: The address to listen at.
-        port: The port to listen at; 0 takes any free one.
-        allowed_host: A name that clients call the server by, where a proxy passes theirs on; may
-            be repeated. Requests for other names are refused, but those for `localhost`.
-        served_model_name: What clients call the model.
-        api_key: What clients must show as their key.
-        lossless_only: Refuse rules that change what the target would write; the rule is then
-            `speculative` unless another is given.
-        max_batch: Texts decoded at once.
-        max_queue: Texts that may wait.
-        prefill_tokens: Prompt tokens that are cached between two steps of running texts: fewer
-            let streams wait less for a long prompt, which then takes longer itself.
-        max_body: Bytes of a request's body.
-        max_model_len: Tokens of a prompt and its text.
+        host: The address to listen on.
+        port: The port to listen on; 0 takes any free one.
+        allowed_host: A host name that clients use, for a server behind a proxy; may be repeated.
+            Requests for other names than these and `localhost` are refused.
+        served_model_name: The model's name for clients.
+        api_key: The key that clients must send.
+        lossless_only: Refuse rules that change the target's output distribution; the default rule
+            is then `speculative`.
+        max_batch: Maximum number of texts decoded at once.
+        max_queue: Maximum number of texts that wait.
+        prefill_tokens: Maximum number of prompt tokens cached between two steps of running texts.
+            With fewer, a long prompt delays streams less and itself more.
+        max_body: Maximum size of a request's body in bytes.
+        max_model_len: Maximum number of tokens of a prompt and its text.
     """
-    chosen = overrides_of_rule(rule, other_rules, set_=set_)
-    if lossless_only and config is None:
-        chosen = {"rule": "speculative", **chosen}
-    overrides = {**(models or {}), **chosen, **(decoding or {})}
-    if max_batch is not None:
-        overrides["batch_size"] = max_batch
-    calibrated = read_calibration(calibration) if calibration else None
-    run = load_config(
-        config,
-        overrides,
-        fill=calibrated.fill if calibrated else None,
-        defaults=calibrated.decoding if calibrated else None,
-    )
-
-    def check(pair: Pair) -> None:
-        if calibrated is not None and not force:
-            calibrated.check(fingerprints(pair), run.settings)
-
+    asked = asked or RunOptions()
+    default_rule = "speculative" if lossless_only and config is None else None
+    batch = {} if max_batch is None else {"batch_size": max_batch}
+    run = asked.load(config, {**(decoding or {}), **batch}, default_rule)
     serving = Serving(
         config=run,
         lossless_only=lossless_only,
@@ -118,4 +89,4 @@ def command(
         max_body=max_body,
         max_model_len=max_model_len,
     )
-    serve(serving, host, port, check)
+    serve(serving, host, port, lambda pair: asked.check(pair, run))

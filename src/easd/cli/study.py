@@ -1,10 +1,11 @@
-"""What commands that decode tasks share: their options, loading, and a progress bar."""
+"""Options, loading and a progress bar, shared by commands that decode tasks."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ from easd.cli.options import (
     GRID,
     OUTPUT,
     CalibrationOption,
+    Flag,
     Force,
     ModelOptions,
     Options,
@@ -47,7 +49,7 @@ from easd.pairs.from_config import load_with_status
 from easd.presets import PRESETS
 from easd.tasks import Task
 
-# A grid has the rules of its systems, and its own seeds.
+# Systems have rules, and a grid has seeds.
 _NOT_SHARED = ("rule", "n", "seed")
 _DEFAULTS = {"max_new_tokens": "the task's", "batch_size": "16", "coupling": "shared"}
 
@@ -56,59 +58,53 @@ if TYPE_CHECKING:
 else:
     SharedDecoding = options(fields_of(Settings, without=_NOT_SHARED), DECODING, _DEFAULTS)
 
+OfGrid = partial(Parameter, group=GRID)
+
 Config = Annotated[
     Path | None,
     Parameter(
         help="A YAML file with any of these settings, or a preset: "
-        f"{', '.join(PRESETS)}. Options go before it.",
+        f"{', '.join(PRESETS)}. Options take precedence over it.",
     ),
 ]
+TASK_METAVAR = "NAME[:COUNT|:FIRST-END]"
+TaskName = Annotated[str, OfGrid(metavar=TASK_METAVAR)]
 TaskNames = Annotated[
     list[str] | None,
-    Parameter(
+    OfGrid(
         name="--task",
-        group=GRID,
-        metavar="NAME[:COUNT|:FIRST-END]",
-        help="A task, the first items of one as name:count, or a slice of it as name:500-700 (the "
-        "700th, counted from 0, left out); see `easd tasks`. May be repeated.",
+        metavar=TASK_METAVAR,
+        help="A task, its first items as name:count, or a slice as name:500-700, counted from 0 "
+        "and without the 700th; see `easd tasks`. May be repeated.",
     ),
 ]
 Data = Annotated[
     Path | None,
-    Parameter(
-        group=GRID,
+    OfGrid(
         show_default="EASD_DATA, or the hub",
-        help="A file of items, or a folder with a file for each task.",
+        help="A file of items, or a folder with one file per task.",
     ),
 ]
 Seeds = Annotated[
     list[int] | None,
-    Parameter(
+    OfGrid(
         name="--seed",
-        group=GRID,
         metavar="INT",
         show_default="0",
-        help="Decodes every item once; may be repeated.",
+        help="Decode every item once with this seed; may be repeated.",
     ),
 ]
 Out = Annotated[
-    Path,
-    Parameter(group=OUTPUT, help="Folder of the run; one that was stopped goes on."),
+    Path, Parameter(group=OUTPUT, help="Folder of the run; a run that was stopped continues.")
 ]
 AllowCode = Annotated[
     bool,
-    Parameter(
-        group=GRID,
-        negative=(),
-        show_default=False,
-        help="Run code that models wrote, in a sandbox: tasks of programs need it.",
-    ),
+    Flag(group=GRID, help="Run code that models wrote, in a sandbox; programming tasks need it."),
 ]
 SetValue = Annotated[
     list[str] | None,
-    Parameter(
+    OfGrid(
         name="--set",
-        group=GRID,
         metavar="NAME=VALUE",
         help="Any setting of the config file, as name=value (coupling=maximal, trace=500, "
         "chunk=32, baselines=false, ...); may be repeated.",
@@ -123,7 +119,7 @@ def settings(
     seed: Iterable[int] | None = None,
     set_: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """What options say, by the names that a config file has for it."""
+    """Returns options by their names in a config file."""
     found = {name: value for each in given for name, value in (each or {}).items()}
     if task:
         found["tasks"] = [_task(spec, data) for spec in task]
@@ -140,7 +136,7 @@ def _task(spec: str, data: Path | None) -> dict[str, Any]:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class GridOptions:
-    """What commands that decode a grid of tasks and systems share."""
+    """Options of commands that decode a grid of tasks and systems."""
 
     models: ModelOptions = None
     task: TaskNames = None
@@ -160,16 +156,16 @@ class GridOptions:
         given: Mapping[str, Any],
         then: Callable[[], list[Any]] | None = None,
     ) -> None:
-        """Decodes what is missing of a grid, by a pair or a server, and prints the accuracies.
+        """Decodes missing texts of a grid, by a pair or a server, and prints the accuracies.
 
         Args:
-            config: a YAML file; these options go before it.
+            config: a YAML file, over which these options take precedence.
             out: folder of the run.
-            given: settings that go before the options.
-            then: names further systems for the same models and tasks, once these are decoded.
+            given: settings that take precedence over the options.
+            then: returns the systems of a second round, once the first is decoded.
 
         Raises:
-            EasdError: Models, tasks, settings or the folder cannot be used; what is finished stays.
+            EasdError: Models, tasks, settings or the folder cannot be used; finished texts stay.
         """
         asked = settings(
             *(self.models, self.decoding),
@@ -217,7 +213,7 @@ class GridOptions:
 
 
 def _check_overlap(fitted: Mapping[str, Any]) -> None:
-    """Refuses to judge a tuned rule on items that it was tuned on."""
+    """Refuses to judge a tuned rule on the items it was tuned on."""
     for task, shared in fitted["overlap"].items():
         if fitted["kind"] == "tuning" and shared:
             raise ConfigError(
@@ -231,14 +227,14 @@ def _check_endpoint(calibrated: CalibrationFile | None, force: bool) -> None:
     if calibrated is not None and not force:
         raise ConfigError(
             "a calibration is checked against the pair's weights, which an endpoint does not "
-            "tell; add --force if it is of the same pair and temperature"
+            "reveal; add --force if it is of the same pair and temperature"
         )
 
 
 def load_tasks(
     config: Grid[Any], console: Console, *, allow_code_execution: bool = False
 ) -> list[Task]:
-    """Loads every task, and says what was skipped."""
+    """Loads every task and prints which rows were skipped."""
     tasks = []
     for spec in config.tasks:
         with console.status(f"loading {spec.name}"):
@@ -274,15 +270,15 @@ def watch(evaluation: GridRun[Any], console: Console) -> None:
         def show(progress: Progress) -> None:
             nonlocal texts, tokens, seconds
             chunk = progress.chunk
-            seen = tally[chunk.task.name, chunk.system.name]
-            seen[0] += progress.correct
-            seen[1] += progress.texts
+            count = tally[chunk.task.name, chunk.system.name]
+            count[0] += progress.correct
+            count[1] += progress.texts
             texts += progress.texts
             tokens += progress.tokens
             seconds += progress.seconds
             note = visible(f"{chunk.task.name} · {chunk.system.name}")
-            if seen[1]:
-                note += f" · {seen[0] / seen[1]:.1%} of {seen[1]} right"
+            if count[1]:
+                note += f" · {count[0] / count[1]:.1%} of {count[1]} right"
             if seconds:
                 note += f" · {tokens / seconds:,.0f} tok/s"
             bar.update(task, completed=progress.done, note=note)

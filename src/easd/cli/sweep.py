@@ -31,22 +31,18 @@ def command(
     asked: GridOptions | None = None,
     tau_h: Annotated[
         list[float] | None,
-        Parameter(
-            group=RULE,
-            show_default="1.5 2.0 2.5, or 0.75, 1 and 1.25 times the calibration's",
-        ),
+        Parameter(group=RULE, show_default="1.5 2.0 2.5, or 0.75, 1, 1.25 times the calibration's"),
     ] = None,
     tau_o: Annotated[list[float] | None, Parameter(group=RULE, show_default="0.6 0.8 1.0")] = None,
     replay: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     out: Out = Path("runs/sweep"),
 ) -> None:
-    """Try thresholds: accuracy by decoding every pair of them, firing rates also by replay.
+    """Try thresholds: accuracies by decoding with every pair of them, or firing rates by replay.
 
     Args:
         tau_h: Entropy threshold in nats; may be repeated.
         tau_o: Overlap threshold; may be repeated.
-        replay: Only say how often the gate would open, from the recorded tokens of this run;
-            nothing is decoded.
+        replay: Decode nothing, and print how often the gate would open on this run's tokens.
     """
     asked = asked or GridOptions()
     centre = _centre(asked.calibration) if asked.calibration else None

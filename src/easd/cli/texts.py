@@ -1,4 +1,4 @@
-"""Printing texts while they are decoded."""
+"""Printers of texts while they are decoded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from easd.errors import visible
 
 
 class Stream:
-    """Prints one text while it is decoded, as far as it can no longer change."""
+    """Prints one text while it is decoded, up to where it can no longer change."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -42,7 +42,7 @@ class Stream:
             self._printed = stable
 
     def fail(self, row: Row) -> None:
-        """Leaves the text where it is; the command ends with the error."""
+        """Does nothing; the command ends with the error."""
 
 
 class Texts:
@@ -90,7 +90,7 @@ class Texts:
         self._end(ended)
 
     def fail(self, row: Row) -> None:
-        """Ends a text by an error of its own; it is printed as far as it came."""
+        """Prints a text that failed, as far as it was decoded."""
         self._end([row])
 
     def _end(self, rows: Sequence[Row]) -> None:
@@ -98,13 +98,13 @@ class Texts:
         self._progress.update(self._task, advance=len(rows), tokens=self._tokens)
         if self._next not in self._ended:
             return
-        in_the_way = sys.stdout.isatty()
-        if in_the_way:
+        shares_terminal = sys.stdout.isatty()
+        if shares_terminal:
             self._progress.stop()
         while self._next in self._ended:
             print(self._ended.pop(self._next), flush=True)
             self._next += 1
-        if in_the_way:
+        if shares_terminal:
             self._progress.start()
 
     def _show(self, row: Row) -> str:
@@ -138,5 +138,5 @@ def _text(tokenizer: Any, row: Row) -> str:
 
 
 def _for_terminal(text: str) -> str:
-    """A model's control characters could steer a terminal; files get the text as it is."""
+    """Escapes control characters, which could steer a terminal; files get the text unchanged."""
     return visible(text) if sys.stdout.isatty() else text

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import Progress
 from rich.text import Text
 
-from easd.cli.diagnose import references
-from easd.cli.options import GRID, OUTPUT, ModelOptions, Quiet
-from easd.cli.study import Data, SetValue, SharedDecoding, load_tasks, settings
+from easd.cli.options import OUTPUT
+from easd.cli.references import ReferenceOptions
 from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
 from easd.diagnose.tuning import Tuning, tune
 from easd.diagnose.tuning_pass import read
@@ -27,8 +25,7 @@ from easd.engine.models.slots import SlotModel
 from easd.engine.pair import Pair, fingerprints
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, visible
-from easd.evaluate.config import StudyConfig, load_study
-from easd.pairs.from_config import load_with_status
+from easd.evaluate.config import StudyConfig
 from easd.tasks import Task
 
 _CONTEXT, _ROUNDS = 128, 20
@@ -36,16 +33,8 @@ _CONTEXT, _ROUNDS = 128, 20
 
 def command(
     *,
-    models: ModelOptions = None,
-    task: Annotated[str, Parameter(group=GRID, metavar="NAME[:COUNT|:FIRST-END]")],
-    data: Data = None,
-    set_: SetValue = None,
-    decoding: SharedDecoding = None,
+    given: ReferenceOptions,
     out: Annotated[Path, Parameter(group=OUTPUT)] = Path("tuned.json"),
-    as_json: Annotated[
-        bool, Parameter(name="--json", group=OUTPUT, negative=(), show_default=False)
-    ] = False,
-    quiet: Quiet = False,
 ) -> None:
     """Find the best rule for a pair: the pool, EASD, or the target at its best temperature.
 
@@ -54,36 +43,22 @@ def command(
     temperature, for --calibration.
 
     Args:
-        task: A task with written solutions, the first items of one as name:count, or a slice of it
-            as name:500-700; or `file` with --data: a few dozen solved examples of your own.
         out: The file to write.
-        as_json: Print everything as JSON.
     """
-    study = load_study(None, settings(models, decoding, task=[task], data=data, set_=set_))
     for name in ("temperature", "draft_temperature"):
-        if name in (decoding or {}):
+        if name in (given.decoding or {}):
             raise ConfigError(f"{name} is what tuning finds; leave it out")
-    console = Console(stderr=True, quiet=quiet)
-    (loaded,) = load_tasks(study, console)
-    pair = load_with_status(study.base, console)
-    texts = references(loaded, pair, study, console)
-    with Progress(console=console, transient=True) as bar:
-        reading = bar.add_task("reading the references with both models", total=None)
-        found = tune(
-            read(
-                pair,
-                texts,
-                study.base.settings,
-                lambda done, total: bar.update(reading, completed=done, total=total),
-            ),
-            gamma=study.base.settings.gamma,
-            unique_solution=loaded.unique_solution,
-        )
+    study, task, pair = given.load()
+    found = tune(
+        given.read(read, study, task, pair),
+        gamma=study.base.settings.gamma,
+        unique_solution=task.unique_solution,
+    )
     speeds = _speeds(found, pair)
-    _keep(found, speeds, out, pair, study, loaded)
-    if as_json:
+    _keep(found, speeds, out, pair, study, task)
+    if given.as_json:
         print(json.dumps({**found.to_dict(), "speeds": speeds}, indent=2))
-    elif quiet:
+    elif given.quiet:
         for line in answer(found, speeds):
             print(visible(line))
     else:
@@ -91,7 +66,7 @@ def command(
     chosen = found.chosen
     at = f"temperature {chosen.temperature:g}"
     line = f"{out} holds {chosen.rule['name']} at {at}; use it with --calibration {out}"
-    console.print(Text(visible(line)), soft_wrap=True)
+    given.console.print(Text(visible(line)), soft_wrap=True)
 
 
 @torch.inference_mode()

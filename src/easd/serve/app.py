@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import fields, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -28,7 +29,7 @@ from easd.serve.completions import Builder, ChatCompletionBuilder, CompletionBui
 from easd.serve.decode_events import TraceEvents
 from easd.serve.errors import ErrorResponse, Refusal, install_handlers, to_json
 from easd.serve.limits import BODY_SECONDS, Guard
-from easd.serve.logprobs import LogprobReader
+from easd.serve.logprobs import read_logprobs
 from easd.serve.metrics import Metrics
 from easd.serve.requests import (
     ChatCompletionRequest,
@@ -61,11 +62,7 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 class App:
-    """The server for one pair.
-
-    Args:
-        pair: the models.
-        serving: defaults and limits.
+    """The server for one pair of models.
 
     Raises:
         EasdError: The server's settings do not fit the pair.
@@ -91,7 +88,7 @@ class App:
         self._reading = ThreadPoolExecutor(1, "easd-tokenizer")
 
     def asgi(self) -> FastAPI:
-        """The ASGI application."""
+        """Returns the ASGI application."""
         app = FastAPI(
             title="easd",
             version=version("easd"),
@@ -198,15 +195,15 @@ class App:
 
     async def rules(self) -> dict[str, Any]:
         """Lists every rule with its fields, the default settings, and a prompt to try."""
-        rules = {
-            name: {
-                "fields": {k: v for k, v in rule_to_dict(rule).items() if k != "name"},
-                "lossless": rule.lossless,
-                "summary": summary_of(name),
-            }
-            for name, rule in ((name, make_rule(name)) for name in rule_names())
-            if not self.serving.lossless_only or rule.lossless
-        }
+        rules = {}
+        for name in rule_names():
+            rule = make_rule(name)
+            if rule.lossless or not self.serving.lossless_only:
+                rules[name] = {
+                    "fields": {k: v for k, v in rule_to_dict(rule).items() if k != "name"},
+                    "lossless": rule.lossless,
+                    "summary": summary_of(name),
+                }
         config = self.serving.config.to_dict()
         defaults = {field.name: config[field.name] for field in fields(Settings)}
         return {
@@ -223,15 +220,15 @@ class App:
         return {"status": "ok"}
 
     async def version(self) -> dict[str, str]:
-        """The version of this package."""
+        """Returns the version of this package."""
         return {"version": version("easd")}
 
     async def prometheus(self) -> Response:
-        """Metrics in Prometheus's text format."""
+        """Returns metrics in Prometheus's text format."""
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def page(self) -> Response:
-        """The page, whose inline code may reach this server and nothing else."""
+        """Returns the page, whose inline code may connect to this server only."""
         headers = {
             "Content-Security-Policy": content_security_policy(),
             "X-Content-Type-Options": "nosniff",
@@ -274,7 +271,7 @@ class App:
             max_new_tokens=max_new_tokens,
             wants_raw=top is not None,
         )
-        return Job(requests, settings, None if top is None else LogprobReader(top))
+        return Job(requests, settings, None if top is None else partial(read_logprobs, top=top))
 
     async def _respond(
         self, kind: type[Builder[Any]], job: Job, body: OpenAIRequest, request: Request
@@ -299,7 +296,7 @@ class App:
 
 
 def _openapi(app: FastAPI, model: str) -> dict[str, Any]:
-    """FastAPI's schema with the served model's name and without FastAPI's own 422 responses."""
+    """Returns FastAPI's schema with the served model's name and without 422 responses."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for path in schema["paths"].values():

@@ -1,11 +1,11 @@
-"""Builds OpenAI's chat completions and completions, whole or as a stream of chunks."""
+"""Builders of OpenAI's chat completions and completions, whole or as a stream of chunks."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel
@@ -20,7 +20,6 @@ from easd.serve.responses import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
-    ChatCompletionChunk,
     ChunkChoice,
     Completion,
     CompletionChoice,
@@ -36,7 +35,7 @@ Whole = TypeVar("Whole", bound=BaseModel)
 
 
 class ChoiceBuilder:
-    """One choice: its text, its log-probabilities where asked for, and its counts."""
+    """Text, counts and, where asked for, log-probabilities of one choice."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, job: Job, texts: TokenTexts) -> None:
         self.detokenizer = Detokenizer(tokenizer, job.settings.stop)
@@ -54,22 +53,18 @@ class ChoiceBuilder:
 
     @property
     def finish(self) -> Finish:
-        """OpenAI's name for why the text ended."""
+        """The reason why the text ended, as OpenAI calls it."""
         return "length" if self.detokenizer.finished == "length" else "stop"
 
 
 class Builder(ABC, Generic[Whole]):
-    """Builds the response to one job.
+    """Builds the response to one job, under the model's name.
 
-    Args:
-        job: yields the updates.
-        model: its name.
-        tokenizer: the target's.
-        texts: spells single tokens.
-        include_usage: whether a stream ends with a chunk of usage.
+    With `include_usage` a stream ends with a chunk of usage.
     """
 
     prefix: str
+    chunk_type: str
 
     def __init__(
         self,
@@ -90,7 +85,7 @@ class Builder(ABC, Generic[Whole]):
         self._include_usage = include_usage
 
     async def whole(self) -> Whole:
-        """The response in one piece.
+        """Returns the response in one piece.
 
         Raises:
             Refusal: The job failed or was ended.
@@ -100,26 +95,27 @@ class Builder(ABC, Generic[Whole]):
         return self._whole()
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The response as server-sent events; an error, whenever it comes, is the last one."""
+        """Yields the response as server-sent events; an error is the last one."""
         try:
-            for chunk in self._openings():
-                yield event(chunk.model_dump(exclude_unset=True))
+            for choice in self._openings():
+                yield self._chunk(choice)
             async for update in updates(self.job):
                 choice = self.choices[update.index]
                 piece = choice.add(update)
                 if piece or update.finished:
                     finish = choice.finish if update.finished else None
-                    chunk = self._chunk(update.index, piece, choice, finish)
-                    yield event(chunk.model_dump(exclude_unset=True))
+                    yield self._chunk(self._gained(update.index, piece, choice, finish))
             if self._include_usage:
-                last = {**self._empty().model_dump(exclude_unset=True), "choices": []}
-                yield event({**last, "usage": self.usage().model_dump()})
+                yield self._chunk(usage=self._usage().model_dump())
             yield b"data: [DONE]\n\n"
         except Refusal as refusal:
             yield event(refusal.body.model_dump())
 
-    def usage(self) -> Usage:
-        """Token counts of all choices."""
+    def _chunk(self, *choices: BaseModel, **more: Any) -> bytes:
+        dumped = [choice.model_dump(exclude_unset=True) for choice in choices]
+        return event({**self.head, "object": self.chunk_type, "choices": dumped, **more})
+
+    def _usage(self) -> Usage:
         requests = self.job.requests
         read = sum(len(r.prompt) for r in requests[:: self.job.settings.n])
         written = sum(text.num_tokens for text in self.choices)
@@ -143,23 +139,20 @@ class Builder(ABC, Generic[Whole]):
     def _whole(self) -> Whole: ...
 
     @abstractmethod
-    def _openings(self) -> Sequence[BaseModel]:
-        """Chunks that a stream begins with."""
-
-    @abstractmethod
-    def _chunk(
+    def _gained(
         self, index: int, piece: str, choice: ChoiceBuilder, finish: Finish | None
-    ) -> BaseModel: ...
+    ) -> BaseModel:
+        """Returns a stream's choice with the new text `piece`."""
 
-    @abstractmethod
-    def _empty(self) -> BaseModel:
-        """A chunk without choices."""
+    def _openings(self) -> Sequence[BaseModel]:
+        """Returns choices that a stream begins with, one chunk for each."""
+        return []
 
 
 class ChatCompletionBuilder(Builder[ChatCompletion]):
     """Builds chat completions."""
 
-    prefix = "chatcmpl"
+    prefix, chunk_type = "chatcmpl", "chat.completion.chunk"
 
     def _whole(self) -> ChatCompletion:
         choices = [
@@ -171,69 +164,44 @@ class ChatCompletionBuilder(Builder[ChatCompletion]):
             )
             for index, choice in enumerate(self.choices)
         ]
-        return ChatCompletion(**self.head, choices=choices, usage=self.usage())
+        return ChatCompletion(**self.head, choices=choices, usage=self._usage())
 
-    def _openings(self) -> list[ChatCompletionChunk]:
+    def _openings(self) -> list[ChunkChoice]:
         delta = Delta(role="assistant", content="")
         return [
-            self._chunk_of(ChunkChoice(index=index, delta=delta, finish_reason=None))
+            ChunkChoice(index=index, delta=delta, finish_reason=None)
             for index in range(len(self.choices))
         ]
 
-    def _chunk(
+    def _gained(
         self, index: int, piece: str, choice: ChoiceBuilder, finish: Finish | None
-    ) -> ChatCompletionChunk:
-        return self._chunk_of(
-            ChunkChoice(
-                index=index,
-                delta=Delta(content=piece) if piece else Delta(),
-                logprobs=choice.logprobs and choice.logprobs.chat(),
-                finish_reason=finish,
-            )
-        )
-
-    def _empty(self) -> ChatCompletionChunk:
-        return self._chunk_of()
-
-    def _chunk_of(self, *choices: ChunkChoice) -> ChatCompletionChunk:
-        return ChatCompletionChunk(
-            **self.head, object="chat.completion.chunk", choices=list(choices)
+    ) -> ChunkChoice:
+        return ChunkChoice(
+            index=index,
+            delta=Delta(content=piece) if piece else Delta(),
+            logprobs=choice.logprobs and choice.logprobs.chat(),
+            finish_reason=finish,
         )
 
 
 class CompletionBuilder(Builder[Completion]):
     """Builds completions of one prompt or several."""
 
-    prefix = "cmpl"
+    prefix, chunk_type = "cmpl", "text_completion"
 
     def _whole(self) -> Completion:
         choices = [
-            self._choice(index, choice.detokenizer.text, choice, choice.finish)
+            self._gained(index, choice.detokenizer.text, choice, choice.finish)
             for index, choice in enumerate(self.choices)
         ]
-        return Completion(
-            **self.head, object="text_completion", choices=choices, usage=self.usage()
-        )
+        return Completion(**self.head, choices=choices, usage=self._usage())
 
-    def _openings(self) -> list[Completion]:
-        return []
-
-    def _chunk(
+    def _gained(
         self, index: int, piece: str, choice: ChoiceBuilder, finish: Finish | None
-    ) -> Completion:
-        choices = [self._choice(index, piece, choice, finish)]
-        return Completion(**self.head, object="text_completion", choices=choices)
-
-    def _empty(self) -> Completion:
-        return Completion(**self.head, object="text_completion", choices=[])
-
-    @staticmethod
-    def _choice(
-        index: int, text: str, choice: ChoiceBuilder, finish: Finish | None
     ) -> CompletionChoice:
         return CompletionChoice(
             index=index,
-            text=text,
+            text=piece,
             logprobs=choice.logprobs and choice.logprobs.completion(),
             finish_reason=finish,
         )

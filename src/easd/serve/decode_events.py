@@ -29,10 +29,8 @@ class TraceEvents:
     """Streams the trace of one text while it is being decoded.
 
     Args:
-        pair: the models.
-        config: the server's, with the request's own settings.
+        config: the server's, with the request's settings.
         provenance: from `easd.engine.pair.provenance`.
-        texts: spells single tokens.
     """
 
     def __init__(
@@ -52,7 +50,7 @@ class TraceEvents:
         )
 
     def observe(self, record: StepRecord, place: int) -> _Seen:
-        """Trace rows of a step and the spelling of their tokens; runs in the decoding thread."""
+        """Returns a step's trace rows and their tokens' texts; runs in the decoding thread."""
         alone = record.of([place])
         names = outcomes(alone)
         self._recorder.add(alone)
@@ -65,7 +63,7 @@ class TraceEvents:
         return table.drop_columns(_KEYS).to_pylist(), texts
 
     async def events(self, job: Job) -> AsyncIterator[bytes]:
-        """Server-sent events `run`, `rows` for every step, and `end`."""
+        """Yields server-sent events: `run`, `rows` for every step, and `end`."""
         detokenizer = Detokenizer(self._pair.tokenizer, job.settings.stop)
         known: set[int] = set()
         num_tokens = 0
@@ -78,12 +76,9 @@ class TraceEvents:
                 num_tokens += len(update.tokens)
                 detokenizer.add(update.tokens, update.finished)
                 yield event({"type": "rows", "tokens": rows, "vocabulary": new})
+            summary = self._recorder.total.summary()
             yield event(
-                {
-                    "type": "end",
-                    "sample": self._sample(job, detokenizer),
-                    "summary": self._recorder.total.summary(),
-                }
+                {"type": "end", "sample": self._sample(job, detokenizer), "summary": summary}
             )
         except Refusal as refusal:
             yield event({"type": "error", **refusal.body.model_dump()})

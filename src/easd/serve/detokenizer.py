@@ -13,17 +13,17 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from easd.engine.request import FinishReason
 
-_PART = "\ufffd"  # Bytes that are no character decode to this, and so does this character.
-_MOST_BYTES = 4  # Of a character.
+_INVALID = "\ufffd"  # What invalid bytes decode to; a model may also write it.
+_MOST_BYTES = 4  # Of a character in UTF-8.
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 class Detokenizer:
-    """The text of a growing list of tokens.
+    """Decodes a growing list of tokens.
 
-    Text that a later token could change is held back: incomplete characters and possible beginnings
-    of a stop string. A stop string and what follows it are never released.
+    Holds back text that a later token could change: incomplete characters and possible beginnings
+    of a stop string. Never releases a stop string or what follows it.
 
     Attributes:
         text: all decoded text, up to a stop string.
@@ -65,15 +65,15 @@ class Detokenizer:
 
     @property
     def num_released(self) -> int:
-        """The number of tokens whose whole text has been released."""
+        """Number of tokens whose text has been released completely."""
         return bisect_right(self._ends, self._released)
 
     def offset(self, token: int) -> int:
-        """The offset of a token in the text."""
+        """Returns the offset of a token in the text."""
         return self._starts[token]
 
     def _extend(self, *, whole: bool) -> None:
-        """Adds what the tokens up to the last whole character say; or all of them say."""
+        """Decodes new tokens up to the last complete character, or with `whole` all of them."""
         end = len(self._ids) if whole else len(self._ids) - self._num_partial()
         if end <= self._decoded:
             return
@@ -90,13 +90,16 @@ class Detokenizer:
         return str(self._tokenizer.decode(self._ids[first:end], skip_special_tokens=True))
 
     def _num_partial(self) -> int:
-        """How many tokens at the end belong to a character that is not whole yet.
+        """Returns how many tokens at the end belong to an incomplete character.
 
-        Told from their bytes: the text cannot tell, since a model may write U+FFFD itself.
+        It reads their bytes, because a model may write U+FFFD itself.
         """
         tail, places = b"", []
         for place in range(len(self._ids) - 1, self._decoded - 1, -1):
-            piece = self._bytes_of(self._ids[place])
+            token = self._ids[place]
+            if token not in self._known:
+                self._known[token] = self._bytes_of(token)
+            piece = self._known[token]
             if piece is None or len(tail) >= _MOST_BYTES:
                 break
             tail = piece + tail
@@ -107,16 +110,11 @@ class Detokenizer:
         return len(self._ids) - places[pending - 1] if pending else 0
 
     def _bytes_of(self, token: int) -> bytes | None:
-        """The bytes of a token that is no text by itself; None of one that is."""
-        if token not in self._known:
-            self._known[token] = self._find_bytes(token)
-        return self._known[token]
-
-    def _find_bytes(self, token: int) -> bytes | None:
+        """Returns the bytes of a token that is not valid text by itself, else None."""
         text = str(self._tokenizer.decode([token], skip_special_tokens=True))
         if not text:
             return b""
-        if _PART not in text:
+        if _INVALID not in text:
             return None
         name: Any = self._tokenizer.convert_ids_to_tokens(token)
         if isinstance(name, bytes):
@@ -128,7 +126,7 @@ class Detokenizer:
         return None
 
     def _beginning_of_stop(self) -> int:
-        """The length of the longest suffix that may be the beginning of a stop string."""
+        """Returns the length of the longest suffix that may begin a stop string."""
         longest = max(map(len, self._stop), default=1) - 1
         for length in range(min(longest, len(self.text)), 0, -1):
             if any(string.startswith(self.text[-length:]) for string in self._stop):

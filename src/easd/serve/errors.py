@@ -29,7 +29,7 @@ _TYPES = {
 
 
 class ErrorBody(BaseModel):
-    """What went wrong."""
+    """The error in a response."""
 
     message: str
     type: str
@@ -51,7 +51,7 @@ class Refusal(Exception):
         message: one line for the client: value, limit, way out.
         param: the field of the request that is at fault.
         code: machine-readable name of the error.
-        headers: of the response.
+        headers: additional headers of the response.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Refusal(Exception):
 
     @classmethod
     def of(cls, error: Exception) -> Refusal:
-        """The refusal for any error; a client is never told internals."""
+        """Returns the refusal for any error, without details of internal ones."""
         if isinstance(error, Refusal):
             return error
         if isinstance(error, _CLIENTS):
@@ -91,7 +91,7 @@ class Refusal(Exception):
         return cls(500, "the server failed at this request; its log says why")
 
     def response(self) -> Response:
-        """The HTTP response."""
+        """Returns the HTTP response."""
         return Response(
             to_json(self.body.model_dump()),
             self.status,
@@ -107,7 +107,7 @@ def to_json(value: Any) -> bytes:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Turns every error of an app into a `Refusal`."""
+    """Makes the app answer every error with a `Refusal`."""
 
     async def refused(request: Request, error: Exception) -> Response:
         return Refusal.of(error).response()
@@ -133,10 +133,10 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _unfit(errors: Sequence[Any]) -> Refusal:
-    """The refusal for the first error in a body."""
+    """Returns the refusal for the first error in a body."""
     first = errors[0]
     kind, where = first["type"], [str(part) for part in first["loc"] if part != "body"]
-    # What stands in angle brackets tells which of a field's types was meant.
+    # Parts in angle brackets only name the type that a union chose.
     where = [_shorten(part) for part in where if not re.fullmatch("<[a-z_]+>", part)]
     param = ".".join(where) or None
     if kind == "json_invalid":

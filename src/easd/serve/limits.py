@@ -1,4 +1,4 @@
-"""Limits on connections and request bodies: idle or stalled clients, keys, sizes and times."""
+"""Limits on connections and request bodies: hosts, keys, sizes, and idle or stalled clients."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ _GUARDED = ("/v1/", "/easd/")
 
 
 class Guard:
-    """Middleware that checks host and API key, and the size and duration of the body's upload.
+    """Middleware that checks host, API key, and the size and duration of the body's upload.
 
-    A page of another site can have its name resolved to this machine and would then read what the
-    server answers; the request's Host still names that site.
+    The host check is against DNS rebinding: a page of another site can have its name resolved to
+    this machine and then read the server's answers, but the request's Host still names that site.
 
     Args:
-        app: the application to protect.
-        hosts: names for this server beside those of loopback; None lets any pass.
+        hosts: names for this server beside those of loopback; None admits any.
         api_key: bearer token required under /v1 and /easd, if any.
         max_body: maximum size of a body in bytes.
-        body_seconds: maximum duration of its upload.
     """
 
     def __init__(
@@ -171,7 +169,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
-        """Runs a timer between requests and stops it while one is served."""
+        """Runs the timer between requests and stops it while one is served."""
         idle = self.cycle is None or self.cycle.response_complete
         if not idle and self._timer is not None:
             self._timer.cancel()
@@ -181,7 +179,7 @@ class Connection(H11Protocol):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's to itself."""
+    """Returns whether a name or an address is a loopback one."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -189,7 +187,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """The name or address in a Host header: without port, brackets and a dot at its end."""
+    """Returns the name or address in a Host header, without port, brackets and final dot."""
     name = host.strip().lower()
     if name.startswith("["):
         return name[1:].partition("]")[0]
@@ -197,5 +195,5 @@ def _host_name(host: str) -> str:
 
 
 def most_connections() -> int:
-    """The number of connections there are file descriptors for."""
+    """Returns the number of connections that there are file descriptors for."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OWN_FILES

@@ -1,6 +1,6 @@
-"""Log-probabilities of a text's tokens.
+"""Log-probabilities of a text's tokens, under the target.
 
-They are the target's at temperature 1 without truncation, with penalties and biases applied. After
+They are taken at temperature 1 without truncation, with penalties and biases applied. After
 temperature and truncation, every token of a greedy text would have log-probability 0.
 """
 
@@ -27,37 +27,21 @@ class Logprob:
     top: list[tuple[int, float]]
 
 
-class LogprobReader:
-    """Reads log-probabilities from step records.
-
-    Args:
-        top: number of most probable tokens to report for each position.
-    """
-
-    def __init__(self, top: int) -> None:
-        self._top = top
-
-    def __call__(self, record: StepRecord, place: int) -> list[Logprob]:
-        """Log-probabilities of the tokens that row `place` gained."""
-        tokens = record.committed[place]
-        assert record.step.raw_target_probs is not None, "the request wants raw probabilities"
-        logs = record.step.raw_target_probs[place, : len(tokens)].log().clamp_min(_LEAST)
-        own = logs.gather(1, torch.tensor(tokens, device=logs.device)[:, None])[:, 0].tolist()
-        values, best = logs.topk(self._top)
-        tops = [
-            list(zip(*pair, strict=True))
-            for pair in zip(best.tolist(), values.tolist(), strict=True)
-        ]
-        return [Logprob(*found) for found in zip(tokens, own, tops, strict=True)]
+def read_logprobs(record: StepRecord, place: int, *, top: int) -> list[Logprob]:
+    """Returns a `Logprob` for each token that row `place` gained, with the `top` best tokens."""
+    tokens = record.committed[place]
+    assert record.step.raw_target_probs is not None, "the request wants raw probabilities"
+    logs = record.step.raw_target_probs[place, : len(tokens)].log().clamp_min(_LEAST)
+    own = logs.gather(1, torch.tensor(tokens, device=logs.device)[:, None])[:, 0].tolist()
+    values, best = logs.topk(top)
+    tops = [
+        list(zip(*pair, strict=True)) for pair in zip(best.tolist(), values.tolist(), strict=True)
+    ]
+    return [Logprob(*found) for found in zip(tokens, own, tops, strict=True)]
 
 
 class LogprobFormatter:
-    """Formats a text's log-probabilities, only for tokens whose text has been released.
-
-    Args:
-        detokenizer: of the text.
-        texts: spells single tokens.
-    """
+    """Formats a text's log-probabilities, only for tokens whose text has been released."""
 
     def __init__(self, detokenizer: Detokenizer, texts: TokenTexts) -> None:
         self._detokenizer = detokenizer
@@ -66,11 +50,10 @@ class LogprobFormatter:
         self._reported = 0
 
     def add(self, found: list[Logprob]) -> None:
-        """Adds a step's tokens."""
         self._found += found
 
     def chat(self) -> ChatLogprobs:
-        """New log-probabilities, as in a chat completion."""
+        """Returns new log-probabilities in the layout of a chat completion."""
         return ChatLogprobs(
             content=[
                 TokenLogprob(
@@ -82,7 +65,10 @@ class LogprobFormatter:
         )
 
     def completion(self) -> CompletionLogprobs:
-        """New log-probabilities, as in a completion; `top_logprobs` always has the token itself."""
+        """Returns new log-probabilities in the layout of a completion.
+
+        Its `top_logprobs` always include the token itself.
+        """
         new = self._new()
         return CompletionLogprobs(
             tokens=[self._text(entry.token) for _, entry in new],

@@ -1,4 +1,4 @@
-"""Prometheus metrics: vLLM's names where they mean the same, and `easd_` ones of our own."""
+"""Prometheus metrics: vLLM's names where they mean the same, and names beginning with `easd_`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Metrics:
         ).labels(model)
 
     def add_step(self, tokens: int, step: Counts, *, seconds_to_first: float | None) -> None:
-        """Counts the new tokens of one text in a step, and what became of its draft tokens."""
+        """Counts one text's new tokens and draft tokens in a step."""
         self._new_tokens.inc(tokens)
         self._examined.inc(step.examined)
         self._penalised.inc(step.penalised)
@@ -83,5 +83,5 @@ class Metrics:
         self._whole.observe(seconds)
 
     def page(self) -> bytes:
-        """All metrics in Prometheus's text format."""
+        """Returns all metrics in Prometheus's text format."""
         return generate_latest(self._registry)

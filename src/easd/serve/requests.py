@@ -1,7 +1,7 @@
-"""Request bodies: OpenAI's fields by OpenAI's names, and this engine's own.
+"""Request bodies: OpenAI's fields by OpenAI's names, and fields of this engine.
 
 Unknown fields are refused, so that nothing a client relies on is silently dropped. Fields that are
-null, or that ask for what happens anyway, are ignored.
+null or ask for nothing are ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_BIASES = 1024
 _LARGEST = 2**31 - 1
 _COLDEST = 0.01  # Logits divided by less would overflow.
 
-# Unsupported fields that are accepted with these values, which ask for nothing.
+# Unsupported fields are accepted with these values, which ask for nothing.
 _NOTHING: dict[str, Any] = {
     "annotations": [],
     "best_of": 1,
@@ -51,7 +51,7 @@ def _encodable(text: str) -> str:
 
 
 def _few_biases(given: Any) -> Any:
-    """Counts before anything is read."""
+    """Checks the number before any entry is parsed."""
     if isinstance(given, dict) and len(given) > _MOST_BIASES:
         raise ValueError(f"{len(given)} entries are more than {_MOST_BIASES}")
     return given
@@ -64,11 +64,9 @@ def _zero_or_warm(value: float) -> float:
 
 
 def _one_of(use: str, **kinds: Any) -> Any:
-    """A field of several types, chosen by what a value looks like, so that one type is checked.
+    """Returns a union of types, by `_looks`, of which only the one a value resembles is checked.
 
-    Args:
-        use: what an error tells to use.
-        kinds: types by `_looks`.
+    `use` is the error message for a value that resembles none of them.
     """
     names = {looks: f"<{looks}>" for looks in kinds}
     union: Any = None
@@ -111,7 +109,7 @@ Prompt: TypeAlias = _one_of(  # type: ignore[valid-type]
     id_lists=Annotated[list[TokenIds], Field(max_length=MOST_TEXTS, fail_fast=True)],
 )
 
-# What all texts of an engine share, or what a request says in another way.
+# Settings that all texts of an engine share, or that a request gives in another way.
 _NOT_SAMPLING = ("rule", "gamma", "least_block_prob", "drafter", "batch_size", "n")
 # Settings by the names that they have in a request.
 SAMPLING = {
@@ -136,7 +134,7 @@ _SAID = {
 
 
 def _sampling_fields() -> dict[str, Any]:
-    """Fields of a body: the settings that a request may say, each absent unless it does."""
+    """Returns a body's fields for the settings of a request, each None unless given."""
     hints, about = get_type_hints(Settings), described(Settings)
     found: dict[str, Any] = {}
     for setting, name in SAMPLING.items():
@@ -155,7 +153,7 @@ def _bounded(hint: Any, field: Described) -> Any:
 
 
 class Body(BaseModel):
-    """A JSON object that may have no other fields."""
+    """A JSON object that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -202,23 +200,23 @@ class Message(Body):
 
 
 class _SamplingFields(Body):
-    """How to decode; the defaults are the settings the server was started with."""
+    """Sampling fields; unless given, the settings that the server was started with hold."""
 
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: Annotated[dict[str, Bias], BeforeValidator(_few_biases)] = Field(
         default_factory=dict, max_length=_MOST_BIASES, description="Added to logits, by token id."
     )
-    user: str | None = Field(None, description="Taken, and used for nothing.")
+    user: str | None = Field(None, description="Accepted and unused.")
     speculative: dict[str, Any] = Field(
         default_factory=dict,
         description="`rule` and any of its fields, as GET /easd/rules lists them; without "
-        "`rule`, fields of the server's own.",
+        "`rule`, fields of the server's rule.",
         examples=[{"rule": "easd", "tau_h": 1.5}],
     )
 
     def asked(self) -> dict[str, Any]:
-        """The settings that the body names."""
+        """Returns the settings that the body gives."""
         found = {setting: getattr(self, name) for setting, name in SAMPLING.items()}
         several = {setting for setting, field in described(Settings).items() if field.several}
         for setting in found.keys() & several:
@@ -232,7 +230,7 @@ class _SamplingFields(Body):
 
     @property
     def max_new_tokens(self) -> int | None:
-        """Maximum number of new tokens, where the body says one."""
+        """Maximum number of new tokens, where the body gives one."""
         return getattr(self, SAMPLING["max_new_tokens"])
 
 
@@ -262,7 +260,7 @@ class ChatCompletionRequest(OpenAIRequest):
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(
-        None, ge=1, le=_LARGEST, description="Goes before max_tokens."
+        None, ge=1, le=_LARGEST, description="Takes precedence over max_tokens."
     )
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
@@ -281,7 +279,7 @@ class CompletionRequest(OpenAIRequest):
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
 
-# As JSON Schema has it: one of both, and not empty.
+# JSON Schema of a body with exactly one of the two, not empty.
 _ONE_OF_BOTH: Any = {
     "oneOf": [
         {

@@ -10,12 +10,11 @@ Finish = Literal["stop", "length"]
 
 
 class TokensDetails(BaseModel):
-    """What became of draft tokens; `prediction` fields are OpenAI's, the others this engine's.
+    """Counts of draft tokens; `prediction` fields are OpenAI's, the others this engine's.
 
     Attributes:
         accepted_prediction_tokens: draft tokens in the texts.
-        rejected_prediction_tokens: draft tokens that were proposed and are not in the texts.
-        drafted_tokens, accepted_tokens: proposed, and accepted.
+        rejected_prediction_tokens: proposed draft tokens that are not in the texts.
         examined_tokens: draft tokens up to and including the first refusal of each block.
         penalised_tokens: refused by the rule's gate.
         target_forwards: verification steps, counted for each text.
@@ -48,7 +47,7 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the text, and the most probable tokens at its position."""
+    """A token of the text and the most probable tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
@@ -60,7 +59,7 @@ class ChatLogprobs(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Log-probabilities of the tokens of a completion, in that endpoint's older layout."""
+    """Log-probabilities of the tokens of a completion, in OpenAI's older layout."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -69,7 +68,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """The model's turn."""
+    """The model's turn of a conversation."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -92,7 +91,7 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """What one choice gained."""
+    """New text of one choice of a streamed chat completion."""
 
     index: int
     delta: Delta
@@ -101,7 +100,7 @@ class ChunkChoice(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One choice of a completion, or what it gained."""
+    """One choice of a completion, or in a stream its new text."""
 
     index: int
     text: str
@@ -123,20 +122,12 @@ class ChatCompletion(_Response):
     usage: Usage
 
 
-class ChatCompletionChunk(_Response):
-    """An event of a streamed chat completion."""
-
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-
-
 class Completion(_Response):
-    """A completion, or an event of its stream."""
+    """A completion of one prompt or several."""
 
     object: Literal["text_completion"] = "text_completion"
     choices: list[CompletionChoice]
-    usage: Usage | None = None
+    usage: Usage
 
 
 class Model(BaseModel):

@@ -27,10 +27,7 @@ def serve(
 ) -> None:
     """Loads the models and serves them until SIGINT or SIGTERM.
 
-    Args:
-        serving: what to serve.
-        host, port: where to listen.
-        check: raises where the settings do not fit these models.
+    `check` raises where the settings do not fit the models.
 
     Raises:
         EasdError: The models cannot be loaded, the settings do not fit, or the address is taken.
@@ -46,13 +43,13 @@ def serve(
             console.print(Text("note: anyone who reaches this address can use it; see --api-key"))
         host, port = taken.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        taken.listen()  # Whoever reads the address can connect from here on.
+        taken.listen()  # Before the address is printed, so that its reader can connect.
         console.print(Text(f"{pair.name} at http://{where}"), soft_wrap=True)
         server.run([taken])
 
 
 def http_server(app: App, *, grace: float = GRACE_SECONDS) -> uvicorn.Server:
-    """A uvicorn server; texts that still run `grace` seconds after a signal are ended."""
+    """Returns a uvicorn server that ends texts which still run `grace` seconds after a signal."""
     config = uvicorn.Config(
         app.asgi(),
         http=Connection,
@@ -75,7 +72,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            # No clean-up: a forward under way could hold up any, for as long as it takes.
+            # Without clean-up, which would wait for the forward under way.
             os._exit(128 + sig)
         self.should_exit = True
 
@@ -85,7 +82,7 @@ class _Server(uvicorn.Server):
 
 
 def _hosts(serving: Serving, host: str, *, local: bool) -> tuple[str, ...] | None:
-    """Names that requests may have as their host; any where the server is open to others."""
+    """Returns the host names that requests may use; None for any, on a public address."""
     if serving.hosts or local:
         return (*(serving.hosts or ()), host)
     return None

@@ -18,18 +18,17 @@ from easd.engine.settings import Settings
 from easd.serve.errors import Refusal
 from easd.serve.metrics import Metrics
 
-_LONGEST_WAIT = 60  # Seconds that a refused client is told to wait at most.
+_LONGEST_WAIT = 60  # Maximum of Retry-After, in seconds.
 
 Observe = Callable[[StepRecord, int], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one text of a job gained in a step.
+    """New tokens of one text of a job in a step.
 
     Attributes:
         index: which of the job's texts.
-        tokens: its new tokens.
         finished: why it ended, if it did.
         counts: its draft tokens so far.
         seen: what the job's observer returned for the step.
@@ -48,10 +47,10 @@ class Job:
 
     Attributes:
         requests: one for each text.
-        settings: decide which engine they share.
+        settings: of all texts; they determine the engine.
         observe: called in the decoding thread with a step's record and the text's place in it.
         updates: read by the HTTP handler; a refusal is the last one.
-        begun: when the job was created, by `perf_counter`.
+        begun: time of creation, by `perf_counter`.
     """
 
     requests: list[Request]
@@ -78,13 +77,7 @@ async def updates(job: Job) -> AsyncIterator[Update]:
 
 @dataclass(slots=True)
 class _Slot:
-    """A text that was submitted to an engine.
-
-    Attributes:
-        job, index: the job, and which of its texts.
-        kind: key of the engine.
-        counts: its draft tokens, as last seen.
-    """
+    """Text `index` of a job in the engine with key `kind`, and its counts as last seen."""
 
     job: Job
     index: int
@@ -106,11 +99,9 @@ class Scheduler:
 
     Args:
         make_engine: makes an idle engine for settings and a number of rows.
-        num_rows: texts decoded at once.
-        max_waiting: texts that may wait beyond those.
-        prefill_tokens: prompt tokens cached between two steps of the texts that decode, which wait
-            that long for them.
-        metrics: counts what happens.
+        num_rows: maximum number of texts decoded at once.
+        max_waiting: maximum number of texts in the queue.
+        prefill_tokens: maximum number of prompt tokens cached between two steps.
     """
 
     def __init__(
@@ -172,16 +163,16 @@ class Scheduler:
         self._count()
 
     def cancel(self, job: Job) -> None:
-        """Drops what remains of a job; its slots are free before the next step."""
+        """Drops the rest of a job, whose slots are free before the next step."""
         self._waiting = deque(entry for entry in self._waiting if entry[0] is not job)
         for key in [key for key, slot in self._running.items() if slot.job is job]:
             self._cancelled.append(self._running.pop(key))
         self._count()
 
     def close(self, grace: float) -> None:
-        """Refuses new jobs and those whose text has not begun when the running step is over.
+        """Refuses new jobs and those without a token after the running step.
 
-        What still runs after `grace` seconds is ended.
+        Ends the other jobs after `grace` seconds.
         """
         if self._closed:
             return
@@ -228,7 +219,7 @@ class Scheduler:
         self._count()
 
     async def _step(self, kind: Any, engine: Engine) -> None:
-        """Runs one step of an engine; after an error none of its rows can be trusted."""
+        """Runs one step of an engine and drops the engine on an error, which corrupts its rows."""
         cancelled = [slot.request for slot in self._cancelled if slot.kind == kind]
         self._cancelled = [slot for slot in self._cancelled if slot.kind != kind]
         slots = {key: slot for key, slot in self._running.items() if slot.kind == kind}
@@ -284,7 +275,7 @@ class Scheduler:
         return {slot.job for slot in self._running.values()}
 
     def _begun_jobs(self) -> set[Job]:
-        """Jobs of which at least one text has a token."""
+        """Returns jobs of which at least one text has a token."""
         return {slot.job for slot in self._running.values() if slot.counts.blocks}
 
     def _count(self) -> None:
@@ -295,7 +286,7 @@ class Scheduler:
 def _advance(
     engine: Engine, cancelled: list[Request], observers: dict[int, Observe], prefill_tokens: int
 ) -> list[tuple[int, Update | Exception]]:
-    """Runs a step in the decoding thread; returns what came of it by the identity of requests."""
+    """Runs a step in the decoding thread; returns updates or errors by the requests' identity."""
     for request in cancelled:
         engine.cancel(request)
     if not engine.busy:
@@ -312,7 +303,7 @@ def _advance(
 
 
 def _update(record: StepRecord, place: int, observe: Observe | None) -> Update | Exception:
-    """What a text gained, or the error that its observer raises, which fails its own job alone."""
+    """Returns a text's update, or the error of its observer, which must fail only its job."""
     row = record.rows[place]
     try:
         seen = None if observe is None else observe(record, place)

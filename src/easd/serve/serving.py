@@ -30,17 +30,16 @@ _IS_ID = re.compile("[0-9]{1,10}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """Models, defaults and limits.
+    """A server's models, defaults and limits.
 
     Attributes:
-        config: the models, and the settings of requests that leave them out.
+        config: the models, and the settings that hold unless a request gives others.
         lossless_only: refuse rules that change the target's output distribution.
-        served_model_name: what clients call the model; the pair's name unless given.
-        hosts: names that clients may call the server by, beside those of this machine to itself;
-            None lets any name pass.
+        served_model_name: the model's name for clients; the pair's unless given.
+        hosts: names that clients may use for the server, beside those of loopback; None admits any.
         api_key: required of clients, if any.
         max_queue: maximum number of texts that wait for a slot.
-        prefill_tokens: prompt tokens that are cached between two steps of running texts.
+        prefill_tokens: maximum number of prompt tokens cached between two steps of running texts.
         max_body: maximum size of a request body in bytes.
         max_model_len: maximum length of a prompt and its text in tokens; the models' context
             window unless given.
@@ -72,7 +71,7 @@ class Serving:
 
     @property
     def num_rows(self) -> int:
-        """Texts decoded at once."""
+        """Maximum number of texts decoded at once."""
         return self.config.settings.batch_size
 
     def check_lossless(self, rule: Rule) -> None:
@@ -105,7 +104,7 @@ class Reader:
         self._check_models(serving.config.settings)
 
     def example(self) -> dict[str, Any]:
-        """A prompt to try, whether it is sent as a chat, and how many tokens there is room for."""
+        """Returns a prompt to try, whether it is sent as a chat, and the room for new tokens."""
         info = PAIRS.get(self._pair.name)
         chat = self._serving.config.chat
         chat = bool(self._pair.tokenizer.chat_template) if chat is None else chat
@@ -116,7 +115,7 @@ class Reader:
         return {"prompt": prompt, "chat": chat, "room": max(self.limit - len(ids), 1)}
 
     def settings(self, body: SamplingFields, **more: Any) -> Settings:
-        """The settings that a body asks for.
+        """Returns the settings that a body asks for.
 
         Raises:
             EasdError: The settings or the rule do not fit.
@@ -139,7 +138,7 @@ class Reader:
         max_new_tokens: int | None,
         wants_raw: bool = False,
     ) -> list[Request]:
-        """The engine's requests, `settings.n` for each prompt.
+        """Returns the engine's requests, `settings.n` for each prompt.
 
         Raises:
             Refusal: There are too many texts, or a prompt does not fit.
@@ -165,7 +164,7 @@ class Reader:
         ]
 
     def conversation(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, up to where the answer begins."""
+        """Returns token ids of a conversation, up to the beginning of the answer."""
         turns = [
             {"role": "system" if m.role == "developer" else m.role, "content": m.text}
             for m in messages
@@ -173,10 +172,10 @@ class Reader:
         return encode_turns(turns, self._pair.tokenizer, chat=self._serving.config.chat)
 
     def prompts(self, given: str | Sequence[Any]) -> list[list[int]]:
-        """Token ids of one prompt or several.
+        """Returns token ids of one prompt or several.
 
         Raises:
-            Refusal: One is longer than the context window, found before any text is tokenized.
+            Refusal: A prompt of ids is longer than the context window; no text is tokenized then.
         """
         several = isinstance(given, list) and not isinstance(given[0], int)
         prompts = given if several else [given]
@@ -242,7 +241,7 @@ class Reader:
         if max(request.prompt) >= self._vocab_size:
             raise InputError(
                 f"the prompt has token id {max(request.prompt)} and the vocabulary "
-                f"{self._vocab_size} tokens; use the model's own tokenizer"
+                f"{self._vocab_size} tokens; use the model's tokenizer"
             )
         if self.limit is None:
             return asked or request.max_new_tokens
@@ -262,7 +261,7 @@ class Reader:
 
 
 class OccurrencePenalty:
-    """OpenAI's presence and frequency penalties, on decoded tokens but not on the prompt.
+    """OpenAI's penalties on decoded tokens, which leave the prompt out.
 
     Args:
         prompt_length: number of ids before the first decoded token.
@@ -284,11 +283,7 @@ class OccurrencePenalty:
 
 
 class LogitBias:
-    """OpenAI's logit bias.
-
-    Args:
-        biases: added to logits, by token id.
-    """
+    """OpenAI's logit bias: adds `biases` to logits, by token id."""
 
     def __init__(self, biases: Mapping[int, float]) -> None:
         self._tokens = list(biases)

@@ -1,4 +1,4 @@
-"""Server-sent events, for as long as the client stays connected."""
+"""Server-sent events, which stop when the client disconnects."""
 
 from __future__ import annotations
 
@@ -21,12 +21,9 @@ def event(value: object) -> bytes:
 
 
 class EventStream(Response):
-    """A response of server-sent events that stops when the client disconnects.
+    """Response of encoded server-sent events that stops when the client disconnects.
 
-    Args:
-        events: encoded events.
-        request: the client's.
-        at_end: called however the stream ends.
+    `at_end` is called however the stream ends.
     """
 
     media_type = "text/event-stream"

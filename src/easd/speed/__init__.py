@@ -1,1 +1,1 @@
-"""How fast a pair decodes, measured and forecast."""
+"""A pair's speed: measured by `bench` and forecast by `plan`."""

@@ -1,4 +1,4 @@
-"""Data sets to decode: where they come from, how they are asked, how answers are graded.
+"""Data sets: their sources, prompts and graders.
 
 `load_task` turns a hub data set, a local file or a generator into a `Task`: items with prompts,
 gold answers and, where one exists, a written solution. Neither loading nor grading needs a model;

@@ -1,7 +1,7 @@
-"""The known tasks. Each function is one: where a set comes from, and a row of it in our keys.
+"""The known tasks, each a function that translates a row of the hub's data set to our keys.
 
-A function takes one row as `datasets` gives it and raises KeyError where a column is missing. Its
-name is the task's and the first line of its docstring the summary in listings.
+A function takes one row as `datasets` yields it and raises KeyError where a column is missing. Its
+name is the task's, and the first line of its docstring is the summary in listings.
 """
 
 from __future__ import annotations
@@ -26,17 +26,13 @@ _FUNCTION_NAME = re.compile(r"^def\s+(\w+)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInfo:
-    """What is known of a task before it is loaded.
+    """A task's description, known before it is loaded.
 
     Attributes:
-        summary: One line for listings.
         kind: How items are prompted and graded.
-        hub: Id on the hub; None for generated problems and for a user's own file.
-        config: The hub set's configuration.
-        split: The hub set's split.
+        hub: Id on the hub; None for generated problems and for a user's file.
         translate: Turns the hub's columns into the keys of a row.
         files: File names to look for in a data folder, in this order.
-        licence: As far as it is known.
         max_new_tokens: Usual length budget.
     """
 
@@ -63,7 +59,7 @@ def _hub(
     also: str | None = None,
     **fields: Any,
 ) -> Callable[[Translation], Translation]:
-    """Registers a task of the hub; `also` is one more name of its file in a data folder."""
+    """Registers a task of the hub; `also` is another name of its file in a data folder."""
 
     def register(translate: Translation) -> Translation:
         task = name or translate.__name__.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Graders of lab problems, multiple choice, short answers, and code (in the sandbox)."""
+"""Graders of lab problems, multiple choice, short answers, and code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from easd.tasks.task import Grade, Item, after_reasoning
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = set(string.punctuation) | set("\u2018\u2019\u201c\u201d\u00b4\u2013\u2014")
 _LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|mbox|bf)\s*\{([^{}]*)\}")
-_NESTED = 3  # as in \textbf{\text{(C)}}
+_NESTED = 3  # Levels, as in \textbf{\text{(C)}}.
 _LATEX_SPACE = re.compile(r"\\[ ,;:!]|~")
 _MARKUP = re.compile(r"[$`\"\u201c\u201d]|\*+|__|\\[()\[\]]")
 _NOUN = r"(?:(?:option|choice|letter)\s*:?\s+)"
@@ -25,7 +25,7 @@ _LETTER_AND_MORE = re.compile(
     r"(?i:(?:option|choice)\s+)?(?:[(\[]([A-Z])[)\]][.:,]?|([A-Z])(?:[).:]|\s+[-\u2013\u2014]))\s"
 )
 _SAYS = r"(?:is|was|(?:must|should|would|will|has\s+to)(?:\s+\w+ly|\s+therefore|\s+thus)?\s+be|:|=)"
-# Without one of these a line announces nothing.
+# A line that announces an answer has one of these.
 _CUE = re.compile(
     "answer|option|choice|letter|correct|right|best|must|choose|select|pick|go"
     "|so[ ,]|thus|hence|therefore"
@@ -52,7 +52,7 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z])")
 
 
 def grade_lab(item: Item, text: str) -> Grade:
-    """The last token before the end must be the last running total."""
+    """Compares the last token before the end with the last running total."""
     problem = lab.Problem(
         id=item.id,
         prompt=item.prompt,
@@ -72,15 +72,14 @@ def grade_choice(item: Item, text: str) -> Grade:
 def grade_exact(item: Item, text: str) -> Grade:
     """Compares a short answer with every gold one after SQuAD's normalisation.
 
-    The answer is what is boxed, else what follows "the answer is", else the first line. A
-    sentence may follow it.
+    The answer is boxed, or follows "the answer is", or is the first line. A sentence may follow.
     """
     answer = _short_answer(after_reasoning(text))
     if answer is None:
         return Grade(answer=None, correct=False)
     ends = [found.start() for found in _SENTENCE_END.finditer(answer)]
-    said = [normalise(answer[:end]) for end in [len(answer), *ends]]
-    correct = any(normalise(gold) in said for gold in item.answers)
+    readings = [normalise(answer[:end]) for end in [len(answer), *ends]]
+    correct = any(normalise(gold) in readings for gold in item.answers)
     return Grade(answer=answer, correct=correct)
 
 
@@ -98,20 +97,20 @@ def _short_answer(text: str) -> str | None:
 
 
 def normalise(answer: str) -> str:
-    """Lower case, without articles, punctuation and extra spaces (SQuAD, TriviaQA)."""
+    """Lowers case and drops articles, punctuation and extra spaces (SQuAD, TriviaQA)."""
     kept = "".join(c for c in answer.lower().replace("_", " ") if c not in _PUNCTUATION)
-    # An answer that consists of what is left out, such as the band "The The", stays as it is.
+    # An answer of which nothing would be left, such as the band "The The", is kept.
     return " ".join(_ARTICLES.sub(" ", kept).split()) or answer.lower().strip(" .")
 
 
 def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
-    """The letter of the option that a text chooses; None where it chooses none."""
+    """Returns the letter of the option that a text chooses, if any."""
     letters = ascii_uppercase[: len(choices)]
     boxed = last_boxed(text)
     if boxed is not None:
         said = boxed if boxed.isalpha() else _unmarked(boxed)
         chosen = _named(said, boxed, choices)
-        # A formula may stand in a box of its own, a letter or several are an answer.
+        # A box with a formula need not be the answer; one with letters is.
         if chosen is not None or _LETTER.fullmatch(said) or not _is_formula(said, letters):
             return chosen
     plain = _unmarked(text)
@@ -127,7 +126,7 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
 
 
 def _announced(lines: list[str], letters: str) -> str | None:
-    """The letter that is named as the answer last, perhaps on the line after."""
+    """Returns the letter that is last announced as the answer, perhaps on the next line."""
     after = ""
     for line in reversed(lines):
         lower = line.lower()
@@ -141,7 +140,7 @@ def _announced(lines: list[str], letters: str) -> str | None:
 
 
 def _unmarked(text: str) -> str:
-    """A text without Markdown's and LaTeX's marks around letters and words."""
+    """Removes Markdown's and LaTeX's marks around letters and words."""
     bare = text
     if "\\" in text:
         bare = _LATEX_SPACE.sub(" ", text)
@@ -155,12 +154,13 @@ def _is_formula(said: str, letters: str) -> bool:
 
 
 def _named(said: str, raw: str, choices: tuple[str, ...]) -> str | None:
-    """The letter that an expression is, begins with, or whose option it repeats."""
+    """Returns the letter that an expression is, begins with, or whose option it repeats."""
     letters = ascii_uppercase[: len(choices)]
     if alone := _LETTER.fullmatch(said):
         return alone[1].upper() if alone[1].upper() in letters else None
     options = list(zip(letters, choices, strict=True))
-    named = [x for x, option in options if _same(raw, option) or _same(said, option)]
+    repeats = {_plain(raw), _plain(said)}
+    named = [x for x, option in options if _plain(option) in repeats]
     if named:
         return named[0] if len(named) == 1 else None
     opening = _LETTER_AND_MORE.match(said)
@@ -168,17 +168,13 @@ def _named(said: str, raw: str, choices: tuple[str, ...]) -> str | None:
     return letter if letter is not None and letter in letters else None
 
 
-def _same(said: str, option: str) -> bool:
-    """Whether a text repeats an option; signs and operators count."""
-    return _plain(said) == _plain(option)
-
-
 def _plain(text: str) -> str:
+    """Normalises case and spaces for comparison, but keeps signs and operators."""
     return " ".join(text.casefold().split()).strip("$. ")
 
 
 def check_code_execution(name: str, allowed: bool) -> None:
-    """Refuses to load a task whose grading may not, or cannot safely, run here.
+    """Refuses a task that is graded by running code, where that is not allowed or not safe.
 
     Raises:
         ConfigError: Code execution was not allowed, or this system cannot confine it.
@@ -205,7 +201,7 @@ def grade_code(item: Item, text: str) -> Grade:
     text, name = after_reasoning(text), item.data["entry_point"]
     code = extract(text, name)
     if code is None:
-        # No definition of its own: the text continues the given head.
+        # The text does not define the function: it continues the given head.
         code = continuation(text)
         parts = [item.data["head"] + code, item.data["tests"]]
     else:

@@ -43,7 +43,7 @@ DATA_FOLDER = "EASD_DATA"
 _MOST_ITEMS = 1_000_000
 LAB_COUNT = 1000
 
-# How each kind is turned into items and graded, and the system message of its chats.
+# Builder of items, grader and system message of each kind.
 _KINDS: dict[Kind, tuple[Callable[[DataRow, str], Item], Grader, str | None]] = {
     "mathematics": (mathematics_item, grade_mathematics, REASON_AND_BOX),
     "choice": (choice_item, grade_choice, REASON_AND_BOX),
@@ -65,9 +65,9 @@ def load_task(
 ) -> Task:
     """Loads a task by its name in `TASKS`.
 
-    Rows come from `data`: a file, or a folder of files with the names in `TaskInfo.files`; without
-    it from the folder that the environment variable EASD_DATA names, where that has the set; else
-    from the hub.
+    Rows come from `data`: a file, or a folder of files with the names in `TaskInfo.files`. Without
+    `data` they come from the folder in the environment variable EASD_DATA, where it has the set,
+    else from the hub.
 
     Args:
         name: The task.
@@ -119,7 +119,7 @@ def load_task(
 
 
 def _kind(name: str, info: TaskInfo, options: dict[str, Any]) -> Kind:
-    """The task's kind, for a user's own file as its `grader` says.
+    """Returns the task's kind; a user's file has the one of its `grader`.
 
     Raises:
         ConfigError: An option that the task does not have, or an unknown grader.
@@ -138,11 +138,11 @@ def _kind(name: str, info: TaskInfo, options: dict[str, Any]) -> Kind:
 
 
 def _rows(name: str, info: TaskInfo, data: str | Path | None) -> tuple[Iterable[DataRow], str]:
-    """Rows of the task and a description of where they come from."""
+    """Returns rows of the task and a description of their source."""
     path = _file(name, info, data)
     if path is not None:
         rows = list(read_file(path))
-        # Files of a set that mix splits say so; the task is one of them.
+        # A file that mixes splits has a key for them; the task is one of the splits.
         used = [row for row in rows if row.values.get("split", info.split) == info.split]
         if len(used) == len(rows):
             return used, path.name
@@ -154,7 +154,7 @@ def _rows(name: str, info: TaskInfo, data: str | Path | None) -> tuple[Iterable[
 
 
 def _file(name: str, info: TaskInfo, data: str | Path | None) -> Path | None:
-    """The local file to read; None where the hub is to be asked.
+    """Returns the local file to read; None for the hub.
 
     Raises:
         InputError: `data` was given and does not exist or does not hold the set.
@@ -179,7 +179,7 @@ def _in_folder(folder: Path, info: TaskInfo) -> Path | None:
 def _build(
     rows: Iterable[DataRow], build: Callable[[DataRow, str], Item], name: str, source: str
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    """Items, and a line for every row that is none.
+    """Returns items, and a line for every unusable row.
 
     Raises:
         InputError: Two rows have one id, or a row lacks a key.
@@ -212,7 +212,7 @@ def _lab_task(
     split: lab.Split = "test",
     **unknown: Any,
 ) -> Task:
-    """Generated problems; the prompt is continued as it stands."""
+    """Returns a task of generated problems, whose prompts are continued as text."""
     if unknown or data is not None:
         given = ", ".join([*unknown, *(["data"] if data is not None else [])])
         raise ConfigError(f"task {name} is generated, with options seed and split; not {given}")
@@ -220,13 +220,8 @@ def _lab_task(
         raise ConfigError(f"split = {split!r}; choose one of {', '.join(get_args(lab.Split))}")
     problems = islice(lab.stream(name, seed, split), first, first + limit)
     generated = tuple(
-        Item(
-            id=problem.id,
-            prompt=problem.prompt,
-            answers=(problem.answer,),
-            reference=problem.solution,
-        )
-        for problem in problems
+        Item(id=each.id, prompt=each.prompt, answers=(each.answer,), reference=each.solution)
+        for each in problems
     )
     return Task(
         name=name,
@@ -241,7 +236,7 @@ def _lab_task(
 
 
 def _hash(used: tuple[Item, ...]) -> str:
-    """SHA-256 over all fields of the items."""
+    """Returns the SHA-256 over all fields of the items."""
     digest = hashlib.sha256()
     for item in used:
         digest.update(json.dumps(asdict(item), sort_keys=True).encode())

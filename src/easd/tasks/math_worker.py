@@ -1,10 +1,9 @@
-"""A process of its own that compares mathematical answers with math-verify.
+"""The program of a process that compares mathematical answers with math-verify.
 
-Run as a program, it never imports this package. It reads one JSON object a line (`gold`: texts,
-`answers`: readings of one answer, `boxed`: whether they stand in a box, `tolerance`) and
-answers each with one line (`answer`, `correct`). Its parent ends it when an answer takes too long:
-math-verify's own time-outs need the main thread of the caller, and cannot interrupt every
-computation.
+It runs without importing this package. It reads one JSON object per line (`gold`: texts, `answers`:
+readings of one answer, `boxed`: whether they were in a box, `tolerance`) and replies to each with
+one line (`answer`, `correct`). Its parent kills it when a reply takes too long: math-verify's
+time-outs need the main thread of the caller and cannot interrupt every computation.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import logging
 import sys
 from typing import Any
 
-MEMORY = 4 << 30  # bytes
-PLACES = 6  # after the point, to which decimals have to agree
-RELATIVE = 1.01e-5  # and how far they may differ for their size: 0.033333 is 1/30
+MEMORY = 4 << 30  # Bytes.
+PLACES = 6  # Decimal places in which decimals must agree.
+RELATIVE = 1.01e-5  # Relative difference that is allowed besides: 0.033333 is 1/30.
 
 
 def main() -> None:
-    """Serves requests until standard input ends."""
+    """Replies to requests until standard input ends."""
     _limit_memory()
     logging.disable(logging.CRITICAL)
     from math_verify import grader, parse, verify
@@ -28,10 +27,10 @@ def main() -> None:
     numeric_eq = grader.sympy_numeric_eq
 
     def near(gold: Any, said: Any, *args: Any, **options: Any) -> bool:
-        """The library's comparison up to six places, in which all small numbers are equal."""
+        """Adds a relative test to the library's comparison, for which small numbers are equal."""
         return numeric_eq(gold, said, *args, **options) and not _far(gold, said)
 
-    # Numbers inside of sets, tuples, intervals and matrices are compared by the same function.
+    # The library also calls it for numbers in sets, tuples, intervals and matrices.
     grader.sympy_numeric_eq = near
 
     def right(gold: str, said: list[Any], tolerance: str | None) -> bool:
@@ -57,16 +56,16 @@ def main() -> None:
 
 
 def _far(gold: Any, said: Any) -> bool:
-    """Whether two numbers differ by more than rounding, measured by their size."""
+    """Returns whether two numbers differ by more than rounding, relative to their size."""
     try:
         of_gold, of_said = complex(gold.doit()), complex(said.doit())
-    except (TypeError, ValueError, AttributeError, OverflowError):  # No numbers.
+    except (TypeError, ValueError, AttributeError, OverflowError):  # They are not numbers.
         return False
     return abs(of_gold - of_said) > RELATIVE * abs(of_gold)
 
 
 def _within(gold: str, said: list[Any], tolerance: str | None) -> bool:
-    """Whether a number is as near to the gold one as the set allows."""
+    """Returns whether a number is within the data set's tolerance of the gold one."""
     if tolerance is None or not said:
         return False
     try:
@@ -78,7 +77,7 @@ def _within(gold: str, said: list[Any], tolerance: str | None) -> bool:
 def _limit_memory() -> None:
     try:
         import resource
-    except ImportError:  # Not on this platform.
+    except ImportError:  # This platform has no such limits.
         return
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 

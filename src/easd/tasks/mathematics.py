@@ -1,6 +1,6 @@
 """Finds the final answer of a mathematical text and grades it with math-verify.
 
-math-verify runs in a process of its own (`math_worker`), which can be killed when it hangs.
+math-verify runs in a separate process (`math_worker`), which can be killed when it hangs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from easd.errors import ConfigError
 from easd.tasks.numbers import Number, read_number, same_number, spell_out, without_signs
 from easd.tasks.task import INSTALL, Grade, Item, after_reasoning
 
-TIMEOUT = 10.0  # seconds
-TAIL = 2000  # characters; where the answer of a text without a box is looked for
-START_TIMEOUT = 120.0  # seconds; the library is slow to import on a busy machine
+TIMEOUT = 10.0  # Seconds.
+TAIL = 2000  # Characters at the end of a text without a box, in which the answer is searched.
+START_TIMEOUT = 120.0  # Seconds; the library is slow to import on a busy machine.
 
 
 def check_math_verify(name: str) -> None:
@@ -40,7 +40,7 @@ def check_math_verify(name: str) -> None:
 def grade_mathematics(item: Item, text: str) -> Grade:
     """Compares the last boxed expression, or without a box what math-verify finds in the text.
 
-    Equal spelling is right at once; so are answers that no parser reads, such as sentences.
+    Equal spelling is right without parsing, which also covers sentences.
     """
     text = after_reasoning(text)
     boxed = last_boxed(text)
@@ -61,7 +61,7 @@ def grade_mathematics(item: Item, text: str) -> Grade:
 
 
 def _equal(gold: str, said: str) -> bool:
-    """Equal in spelling, or the same number."""
+    """Returns whether both are spelled alike or the same number."""
     if _spelling(gold) == _spelling(said):
         return True
     known, number = read_number(gold), _number(said)
@@ -73,30 +73,30 @@ def _number(said: str) -> Number | None:
 
 
 def _plain_number(expression: str) -> bool:
-    """Whether it can only be read as one number."""
+    """Returns whether an expression can only be read as one number."""
     number = _number(expression)
     return number is not None and not number.scientific
 
 
 def _compare(answers: tuple[str, ...], boxed: str, tolerance: str | None) -> dict[str, Any]:
-    """Asks math-verify for each gold answer, which says how the other one's dots are read."""
+    """Compares with each gold answer by math-verify."""
     reply: dict[str, Any] = {"correct": False}
     for gold in answers:
         known, said = _aligned(without_signs(gold), without_signs(without_words(boxed)))
-        request = {
+        readings = {
             "gold": _readings(_as_variable(known)),
             "answers": _readings(_without_unit(said)),
         }
-        reply = _worker.ask({**request, "boxed": True, "tolerance": tolerance})
+        reply = _worker.ask({**readings, "boxed": True, "tolerance": tolerance})
         if reply.get("correct") or "failure" in reply:
             break
     return {key: reply[key] for key in ("correct", "failure") if key in reply}
 
 
 def _readings(expression: str) -> list[str]:
-    """An exact number in a form that every parser reads alike; else the expression.
+    """Returns an exact number in a form that every parser reads alike, else the expression.
 
-    What is like `2e-1` may be a number as programs write it, or a difference.
+    `2e-1` has two readings: a number in scientific notation, and a difference.
     """
     number = read_number(expression)
     if number is None or number.percent or not (number.exact or number.scientific):
@@ -109,7 +109,7 @@ _SHORT_UNITS = {"mm", "cm", "km", "mg", "kg", "ml", "mL", "ft", "lb", "hr"}
 
 
 def _as_variable(expression: str) -> str:
-    """Braces around letters at the end, which math-verify would take for a unit: `3 t`, `2ab`."""
+    """Puts braces around letters at the end, else units for math-verify: `3 t`, `2ab`."""
     found = _LETTERS_AT_END.search(expression, max(0, len(expression) - 8))
     if found is None or (found[2] and found[3] in _SHORT_UNITS):
         return expression
@@ -117,7 +117,7 @@ def _as_variable(expression: str) -> str:
 
 
 def _without_unit(expression: str) -> str:
-    """The number in front of a unit of one or two letters; else these letters are variables."""
+    """Returns the number before a unit of one or two letters; else the letters are variables."""
     found = _UNIT.fullmatch(expression)
     return found[1] if found else _as_variable(expression)
 
@@ -137,9 +137,9 @@ _GAP = r"\xi "  # The variable that stands for what dots leave out.
 
 
 def _aligned(gold: str, said: str) -> tuple[str, str]:
-    """Both with a variable for dots, and with as many terms before them as both spell out.
+    """Replaces dots by a variable in both, after as many terms as both spell out.
 
-    math-verify drops dots, and a sequence is then as good as its last terms.
+    math-verify drops dots and would then compare only the last terms of two sequences.
     """
     gold, said = (_DOTS_OF_DECIMAL.sub(r"\1", each) for each in (gold, said))
     if _DOTS.search(gold) and _DOTS.search(said):
@@ -162,7 +162,7 @@ class _Worker:
         self._owner = 0
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Sends a request and waits for its reply, a `failure` where none comes in time."""
+        """Sends a request and returns its reply, or a `failure` if none comes in time."""
         with self._lock:
             if self._process is None or self._owner != os.getpid():
                 self._start()
@@ -214,12 +214,12 @@ class _Worker:
 
 
 def _pump(process: subprocess.Popen[str], replies: Queue[str]) -> None:
-    """Moves lines into a queue, which, unlike a pipe, can be read with a timeout."""
+    """Moves lines from a pipe to a queue, which can be read with a timeout."""
     assert process.stdout is not None
     try:
         for line in process.stdout:
             replies.put(line)
-    except ValueError:  # The pipe was closed under it.
+    except ValueError:  # The pipe was closed meanwhile.
         return
     replies.put("")
 
@@ -240,7 +240,7 @@ _JOINT = re.compile(r"[\s$]*(?:,|;|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}`, joined with those it is listed with; None without one.
+    r"""Returns the content of the last `\boxed{...}`, or of the list of boxes that it ends, if any.
 
     "\boxed{1} and \boxed{2}" is one answer of two values.
     """
@@ -256,7 +256,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _is_joint(between: str) -> bool:
-    """Whether only a comma, an `and` or both stand between two boxes."""
+    """Returns whether the text between two boxes is a comma, an `and` or both."""
     rest, joints = between, 0
     while match := _JOINT.match(rest):
         rest, joints = rest[match.end() :], joints + 1
@@ -264,7 +264,10 @@ def _is_joint(between: str) -> bool:
 
 
 def without_words(answer: str) -> str:
-    """A bare number where the answer is a number and what it counts; else the answer itself."""
+    """Returns the number of an answer that is a number and the words for what it counts.
+
+    Any other answer is returned unchanged.
+    """
     while wrapped := _WRAPPED.fullmatch(answer):
         answer = wrapped[1].strip()
     counted = _COUNTED.fullmatch(answer)
@@ -272,7 +275,7 @@ def without_words(answer: str) -> str:
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of every box whose braces close, outer boxes only."""
+    """Returns start, end and content of every outer box whose braces close."""
     boxes: list[tuple[int, int, str]] = []
     open_groups: list[re.Match[str]] = []
     for token in _BRACES.finditer(text):

@@ -1,6 +1,6 @@
-r"""Numbers as people write them: `1,234.`, `\$18`, `1\,234`, `1.87e6`, `1 1/4`, `50\%`.
+r"""Reads numbers as people write them: `1,234.`, `\$18`, `1\,234`, `1.87e6`, `1 1/4`, `50\%`.
 
-They are read exactly, so that two numbers can be compared by value, at any size.
+Values are exact, so that numbers of any size can be compared.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from fractions import Fraction
 
 from easd.tasks.math_worker import PLACES, RELATIVE
 
-_LONGEST = 400  # characters
-_SPELLED_OUT = 100  # exponents up to which running text gets all digits
-_LARGEST = 5000  # exponents beyond are not computed
+_LONGEST = 400  # Characters of a number.
+_SPELLED_OUT = 100  # Largest exponent for which all digits are spelled out in running text.
+_LARGEST = 5000  # Largest exponent of a number that is computed.
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
@@ -21,7 +21,7 @@ _SIGNS = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u00b7": "*", "\u22c5": "*", "\u00a0": " "}
 )
 
-# Between groups of three digits.
+# Separators of groups of three digits.
 _GROUP = r"(?:,\\!|\{,\}|,|\\[,;:! ]|~|[ \u2009\u202f])"
 _DIGITS = rf"(?:[1-9]\d{{0,2}}(?:{_GROUP}\d{{3}})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
@@ -38,7 +38,7 @@ _NUMBER = re.compile(
 )
 _MONEY = re.compile(r"\\?\$|\\(?:text|mathrm)\{\s*\\?\$\s*\}|[€£]")
 
-# In running text, where only these shapes are not read as what they are.
+# Forms that math-verify misreads in running text.
 _MIXED_IN_TEXT = re.compile(r"(?<![\d./^_,}])(\d+)\s+(\d+)/(\d+)(?![\d/]|\.\d)(\.?)")
 _SCIENTIFIC_IN_TEXT = re.compile(
     rf"(?<![\w.^,])(\d+(?:\.\d+)?)(?:[eE]([-+]?\d+)|{_TIMES}10{_POWER})(?![\w.]*\w)(?P<stop>\.?)"
@@ -53,7 +53,7 @@ class Number:
     """A number that was read.
 
     Attributes:
-        value: What stands there, a percent sign left out.
+        value: Its value without the percent sign.
         exact: Whether it is an integer or a fraction, not a decimal that may be rounded.
         percent: Whether a percent sign follows.
         scientific: Whether it is written as `1e6`, which could also be a product with Euler's e.
@@ -72,7 +72,7 @@ class Number:
 
 
 def read_number(text: str) -> Number | None:
-    """The number that a whole expression is; None where it is anything else."""
+    """Reads an expression that is one number; returns None for any other."""
     if len(text) > _LONGEST:
         return None
     bare = _MONEY.sub("", without_signs(text)).strip().rstrip(".,;: ").strip()
@@ -100,10 +100,10 @@ def _fraction(found: re.Match[str], sign: int, percent: bool) -> Number | None:
 
 
 def same_number(gold: Number, said: Number) -> bool:
-    """Whether two numbers are equal, up to the rounding of a decimal.
+    """Returns whether two numbers are equal, up to the rounding of a decimal.
 
-    A percentage is equal to its hundredth. It is equal to the same number without the sign as well,
-    unless it was said of a fraction below one: 0.5 % is not a half.
+    A percentage equals its hundredth. It also equals the same number without the sign, unless the
+    answer is below one: 0.5 % is not a half.
     """
     if gold.percent == said.percent:
         return _near(gold, said.value)
@@ -123,13 +123,13 @@ def _near(gold: Number, value: Fraction) -> bool:
 
 
 def without_signs(text: str) -> str:
-    """Raised digits as powers, and signs of multiplication and minus in ASCII."""
+    """Writes superscripts as powers, and signs of multiplication and minus in ASCII."""
     raised = _RAISED.sub(lambda found: f"^({found[0].translate(_SUPERSCRIPTS)})", text)
     return raised.translate(_SIGNS)
 
 
 def spell_out(text: str) -> str:
-    """A text whose mixed and scientific numbers stand as plain arithmetic."""
+    """Writes a text's mixed and scientific numbers as plain arithmetic."""
 
     def improper(found: re.Match[str]) -> str:
         whole, above, below = map(int, found.groups()[:3])

@@ -1,4 +1,4 @@
-"""Finds the program in a text: fenced blocks of Markdown, as models really write them."""
+"""Extracts the program from a text, with fenced blocks of Markdown as models write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 _OPENING = re.compile(r"([ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?)(`{3,}|~{3,})([^`]*)$")
 _LANGUAGE = re.compile(r"\{?\.?[\w.+#-]*\}?(?:[\s{].*=.*)?")
 _PYTHON = re.compile(r"\s*\{?\.?(?:py|python|ipython)?[\d.]*\b", re.I)
-# What may hide a quotation mark, or begins a string in triple quotes.
+# Strings and comments, which may contain quotation marks, and the beginnings of triple quotes.
 _QUOTED = re.compile(r"""\"{3}|'{3}|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|\#[^\n]*""")
 _STRING_ENDS = {mark: re.compile(rf"(?:[^\\]|\\.)*?{mark}", re.S) for mark in ('"""', "'''")}
 _TRAILING = re.compile(r"(?<=[^`~\s])(?:`{3,}|~{3,})\s*\Z")
@@ -20,7 +20,7 @@ _CODE_BEGINS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block: its code, what its opening fence says, and the lines that it takes."""
+    """A fenced block: its code, the info of its opening fence, and its first and last line."""
 
     code: str
     info: str
@@ -29,9 +29,9 @@ class Block:
 
 
 def extract(text: str, entry_point: str) -> str | None:
-    """The program in a text: the last block that defines the function, else what defines it.
+    """Returns the last block, or else the text, that defines the function, or the last block.
 
-    None where the text continues a given head instead (`continuation`).
+    Returns None where the text continues a given head instead (`continuation`).
     """
     defines = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(entry_point)}\b", re.M)
     found = list(blocks(text))
@@ -49,7 +49,7 @@ def extract(text: str, entry_point: str) -> str | None:
 
 
 def continuation(text: str) -> str:
-    """The rest of a function whose head was given: up to the first fence, or in a block."""
+    """Returns the rest of a function whose head was given: up to the first fence, or in a block."""
     found = list(blocks(text))
     before = _before(text, found)
     if not found or _is_body(before):
@@ -58,7 +58,7 @@ def continuation(text: str) -> str:
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """Fenced blocks in their order; one that is not closed ends with the text."""
+    """Yields fenced blocks in order; an unclosed one ends with the text."""
     lines = text.splitlines(keepends=True)
     number = 0
     while number < len(lines):
@@ -70,16 +70,16 @@ def blocks(text: str) -> Iterator[Block]:
         width = len(opening[1])
         code = "".join(_dedented(line, width) for line in lines[number + 1 : last]) + ending
         yield Block(code, opening[3].strip(), number, min(last, len(lines) - 1))
-        # A fence that names a language opens the next block, whatever it closes.
+        # A closing fence that names a language also opens the next block.
         again = last < len(lines) and _OPENING.match(lines[last].rstrip())
         names = again and again[3].strip() and _LANGUAGE.fullmatch(again[3].strip())
         number = last if names else last + 1
 
 
 def _closing(lines: list[str], begin: int, opening: re.Match[str]) -> tuple[int, str]:
-    """The line that ends a block, and the code in front of a fence at that line's end.
+    """Returns the line that ends a block, and the code before a fence at that line's end.
 
-    A fence within a string, such as a docstring's example, ends nothing, unless nothing else does.
+    A fence within a string, such as a docstring's example, counts only if no other fence follows.
     """
     mark, most = opening[2], len(opening[1].expandtabs()) + 3
     closing = re.compile(rf"([ \t>]*){re.escape(mark)}")
@@ -99,7 +99,7 @@ def _closing(lines: list[str], begin: int, opening: re.Match[str]) -> tuple[int,
 
 
 def _open_string(line: str, inside: str | None) -> str | None:
-    """The triple quotes of the string that is open behind a line; `inside`: before it."""
+    """Returns the triple quotes of the string open after a line, `inside` being those before it."""
     position = 0
     while True:
         if inside is None:
@@ -116,15 +116,12 @@ def _open_string(line: str, inside: str | None) -> str | None:
 
 
 def _dedented(line: str, width: int) -> str:
-    """The line without the fence's own indentation, or as much of it as there is."""
-    taken = 0
-    while taken < min(width, len(line)) and line[taken] in " \t>":
-        taken += 1
-    return line[taken:]
+    """Removes up to `width` characters of the fence's indentation from a line."""
+    return re.sub(rf"\A[ \t>]{{0,{width}}}", "", line)
 
 
 def _chosen(found: list[Block]) -> str:
-    """The last block of Python, or of no language; else the last."""
+    """Returns the last block of Python or of no language, else the last."""
     python = [block for block in found if not block.info or _PYTHON.match(block.info)]
     return (python or found)[-1].code
 
@@ -135,7 +132,7 @@ def _before(text: str, found: list[Block]) -> str:
 
 
 def _outside(text: str, found: list[Block]) -> Iterator[str]:
-    """The text between blocks; an unclosed last one may be a stray fence, with text behind."""
+    """Yields the text between blocks."""
     lines, begin = text.splitlines(keepends=True), 0
     for block in found:
         yield "".join(lines[begin : block.first])
@@ -144,6 +141,6 @@ def _outside(text: str, found: list[Block]) -> Iterator[str]:
 
 
 def _is_body(code: str) -> bool:
-    """Whether its first line is indented, as the body of a function is."""
+    """Returns whether the first line is indented, as in the body of a function."""
     first = next((line for line in code.splitlines() if line.strip()), "")
     return first[:1] in (" ", "\t")

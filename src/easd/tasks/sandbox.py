@@ -1,19 +1,19 @@
-"""Runs untrusted Python in a confined process of its own.
+"""Runs untrusted Python in a confined process.
 
-The kernel refuses (see `sandbox_program`) to let the process start or signal another process or
+The kernel (see `sandbox_program`) does not let the process start or signal another process or
 thread, use the network, read files other than Python's, write outside its temporary folder, change
-file attributes, or exceed its limits on memory, CPU time, open files and file size. This side kills
-it after a timeout and discards its output.
+file attributes, or exceed its limits on memory, CPU time, open files and file size. This module
+kills it after a timeout and discards its output.
 
-Success is a random number that the process can read only after the tests, so code that exits
-early does not pass, whatever its exit code. Nor does code that replaces `exec` and `compile`, or
-returns objects that are equal to everything.
+The process reports success by a random number that it reads only after the tests. Code that exits
+early therefore does not pass, whatever its exit code. Nor does code that replaces `exec` and
+`compile`, or returns objects that are equal to everything.
 
-Not covered: the number of files in the folder is unlimited, so only the timeout bounds disk use.
-And a deliberate cheat can still pass without solving the task, since it shares the interpreter with
-the tests: it can look for the pipe and read the number itself, change what the tests call (`abs`, a
-library's functions), or find the tests' answers in their frames. Read the programs of a model that
-may have been trained against this grader.
+Two things are not covered. The number of files in the folder is unlimited, so only the timeout
+bounds disk use. And a deliberate cheat can still pass without solving the task, since it shares the
+interpreter with the tests: it can find the pipe and read the number, change what the tests call
+(`abs`, a library's functions), or find the tests' answers in their frames. Read the programs of a
+model that may have been trained against this grader.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Outcome:
     Attributes:
         passed: All parts ran to their end.
         error: What the code raised, if it did.
-        failure: Why the code had to be stopped, or stopped without a word.
+        failure: Why the code had to be stopped, or how it ended without a report.
     """
 
     passed: bool
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def missing() -> str | None:
-    """What this system lacks to confine code; None where nothing is."""
+    """Returns what this system lacks to confine code, if anything."""
     if not sys.platform.startswith("linux"):
         return f"{platform.system()} has none of the needed kernel features"
     if platform.machine() not in sandbox_program.FORBIDDEN_CALLS:
@@ -81,10 +81,10 @@ def run(
 
     Args:
         parts: Source code; the tests last.
-        judged: Name of the function that the tests call. Its results must not be objects that the
-            program made with comparisons of their own.
-        cpu_time: Seconds of processor time.
-        timeout: Seconds until it is stopped.
+        judged: Name of the function that the tests call. Its results must not be objects with
+            comparisons that the program defines.
+        cpu_time: Limit on processor time, in seconds.
+        timeout: Limit on wall time, in seconds.
 
     Raises:
         OSError: The process cannot be started.
@@ -123,7 +123,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 def _start(request: dict[str, Any], nonce: str, report_to: int) -> subprocess.Popen[bytes]:
-    """Starts the process and tells it what to do; closes this side's end of the report."""
+    """Starts the process and sends it the request; closes the writing ends of its pipes."""
     nonce_from, nonce_to = os.pipe()
     try:
         os.write(nonce_to, nonce.encode())
@@ -149,7 +149,7 @@ def _start(request: dict[str, Any], nonce: str, report_to: int) -> subprocess.Po
 
 
 def _listen(process: subprocess.Popen[bytes], report: int, timeout: float) -> bytes | None:
-    """What the process reports before it ends; None if it does not end in time."""
+    """Returns what the process reports before it ends; None if it does not end in time."""
     said = b""
     deadline = time.monotonic() + timeout
     poll = select.poll()
@@ -173,11 +173,11 @@ def _ends(process: subprocess.Popen[bytes], deadline: float) -> bool:
 
 
 def _reported(said: bytes, code: int) -> Outcome:
-    """What the process said of its failure, or how it ended without a word."""
+    """Returns the process's report of its failure, or how it ended without one."""
     try:
         report = json.loads(said)
         error, failure = report.get("error"), report.get("failure")
-    except (ValueError, AttributeError, RecursionError):  # The code wrote there itself.
+    except (ValueError, AttributeError, RecursionError):  # The code itself wrote to the pipe.
         error = failure = None
     if error is None and failure is None:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -186,5 +186,5 @@ def _reported(said: bytes, code: int) -> Outcome:
 
 
 def _text(said: object) -> str | None:
-    """What may be anything as text that every file can hold."""
+    """Converts an untrusted value to short text that can be encoded as UTF-8."""
     return None if said is None else str(said)[:500].encode(errors="replace").decode()

@@ -1,9 +1,9 @@
-"""The program inside the sandbox: drops its privileges, then runs the code that it is given.
+"""The program in the sandbox, which drops its privileges and then runs the given code.
 
-Run with `python -I`; standard library only. It reads one JSON object from standard input. Once
-every part has run, it copies a random number from one pipe to its report pipe; else it reports the
-error. Privileges are dropped in this order: resource limits, the user (if root), files (Landlock),
-system calls (seccomp).
+It runs with `python -I` and the standard library only, and reads one JSON object from standard
+input. Once every part has run, it copies a random number from one pipe to its report pipe; else it
+reports the error. It drops privileges in this order: resource limits, the user (if root), files
+(Landlock), system calls (seccomp).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
-# The functions below keep their built-in functions, whatever the code puts in their place.
+# The functions below keep these built-in functions, whatever the code replaces.
 globals()["__builtins__"] = dict(vars(builtins))
 
-_PART = "<part"  # File names of what is run begin so.
+_PART = "<part"  # Prefix of the file names of code that is run.
 _COMPARISONS = [
     f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "sub", "rsub", "abs")
 ]
@@ -54,7 +54,7 @@ _NUMBER_AT, _ARCHITECTURE_AT, _SECOND_ARGUMENT_AT = 0, 4, 24
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_CALLS = 0x40000000
 
-# What Landlock leaves open, by architecture; refused as if for want of permission.
+# System calls that Landlock leaves open, by architecture; they fail with EPERM.
 _NEW_CALLS = {
     "pidfd_send_signal": 424,
     "io_uring_setup": 425,
@@ -115,8 +115,8 @@ FORBIDDEN_CALLS = {
     },
 }
 # fmt: on
-# Ways to have the kernel signal another process: fcntl F_SETOWN and F_SETOWN_EX, ioctl FIOSETOWN
-# and SIOCSPGRP.
+# Second arguments that make the kernel signal another process: fcntl F_SETOWN and F_SETOWN_EX,
+# ioctl FIOSETOWN and SIOCSPGRP.
 FORBIDDEN_ARGUMENTS = {
     "x86_64": {72: (8, 15), 16: (0x8901, 0x8902)},
     "aarch64": {25: (8, 15), 29: (0x8901, 0x8902)},
@@ -125,12 +125,12 @@ FORBIDDEN_ARGUMENTS = {
 
 @cache
 def _libc() -> ctypes.CDLL:
-    """The C library; not at import, which other systems do as well."""
+    """Loads the C library, not at import, which must also work on other systems."""
     return ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Confines itself, runs the parts, reports."""
+    """Confines the process, runs the parts, and reports."""
     request = json.load(sys.stdin)
     report, nonce = request["report"], request["nonce"]
     try:
@@ -141,11 +141,11 @@ def main() -> None:
         return
     try:
         _run(request["parts"], request["judged"])
-    except BaseException as error:  # An exit is a failure as well.
+    except BaseException as error:  # SystemExit is a failure, too.
         _say(report, {"error": f"{type(error).__name__}: {error}"[:500]})
     else:
         os.write(report, os.read(nonce, 64))
-    os._exit(0)  # Without running what the code registered for the end.
+    os._exit(0)  # Without exit handlers that the code registered.
 
 
 def _say(report: int, what: dict[str, str]) -> None:
@@ -153,22 +153,22 @@ def _say(report: int, what: dict[str, str]) -> None:
 
 
 def _run(parts: list[str], judged: str | None) -> None:
-    """Runs the parts in one module that is not `__main__`.
+    """Runs the parts in one module other than `__main__`.
 
-    The last part, the tests, calls the function named `judged` by way of `_checked`.
+    The last part, the tests, calls the function named `judged` through `_checked`.
     """
     module = ModuleType("solution")
     sys.modules["solution"] = module
     names = module.__dict__
     for number, part in enumerate(parts):
         if judged and number == len(parts) - 1 and callable(names.get(judged)):
-            # Not for the solution itself, which may call the function a million times.
+            # Only for the tests, as the solution may call the function a million times.
             names = {**names, judged: _checked(names[judged])}
         exec(compile(part, f"{_PART} {number}>", "exec", dont_inherit=True), names)
 
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with results refused that decide themselves what they are equal to."""
+    """Wraps the function to refuse results that define their own comparisons."""
     kinds = list, tuple, set, frozenset, dict
 
     @wraps(function)
@@ -219,7 +219,7 @@ def _limit(request: dict[str, Any]) -> None:
 
     limits = {
         resource.RLIMIT_AS: (request["memory"], request["memory"]),
-        # A warning that can be ignored, and a second later the end.
+        # The soft limit sends a signal that can be ignored; the hard one kills a second later.
         resource.RLIMIT_CPU: (request["cpu_time"], request["cpu_time"] + 1),
         resource.RLIMIT_FSIZE: (request["file_size"], request["file_size"]),
         resource.RLIMIT_NOFILE: (64, 64),
@@ -247,12 +247,12 @@ def _become_nobody(folder: str) -> None:
 
 
 def landlock_version() -> int:
-    """Version of Landlock that the kernel offers; 0 or less where it offers none."""
+    """Returns the kernel's version of Landlock; 0 or less where it has none."""
     return _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_PLEASE)
 
 
 def _file_rules(folder: str) -> int:
-    """Read Python and the system's libraries, write in the folder, and nothing else."""
+    """Returns rules to read only Python and system libraries, and write only in the folder."""
     version = landlock_version()
     handled = (1 << _NUM_RIGHTS[min(version, len(_NUM_RIGHTS)) - 1]) - 1
     attributes = struct.pack("=Q", handled)
@@ -298,7 +298,7 @@ def _confine_calls() -> None:
 
 
 def _filter(machine: str) -> Iterator[bytes]:
-    """A classic BPF program over the system call's number and second argument."""
+    """Yields a classic BPF program over the system call's number and second argument."""
     yield _instruction(_LOAD, _ARCHITECTURE_AT)
     yield _instruction(_EQUAL, _ARCHITECTURES[machine], then=1)
     yield _instruction(_RETURN, _KILL)
@@ -320,7 +320,7 @@ def _filter(machine: str) -> Iterator[bytes]:
 
 
 def _instruction(code: int, value: int, *, then: int = 0, otherwise: int = 0) -> bytes:
-    """One instruction; `then` and `otherwise` are how many to skip."""
+    """Encodes one instruction; `then` and `otherwise` are how many to skip."""
     return struct.pack("=HBBI", code, then, otherwise, value)
 
 

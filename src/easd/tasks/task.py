@@ -1,7 +1,7 @@
-"""Tasks and items, and how rows of a file or of the hub become items.
+"""Tasks and items, and the conversion of rows of a file or of the hub to items.
 
-A row has `problem`, `answer` or `answers`, and what its kind needs besides: `solution`, `choices`,
-`test`, `entry_point`. `id` may be missing; the item is then named after the task and the line.
+A row has `problem`, `answer` or `answers`, and further keys by its kind: `solution`, `choices`,
+`test`, `entry_point`. Without an `id` the item is named after the task and the line.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Item:
     Attributes:
         id: Unique within the task.
         prompt: The user's message; the text to continue where the task is no chat.
-        answers: Gold answers; any one of them is right.
-        reference: A written gold solution that could follow the prompt, where the set brings one.
-        data: Whatever else the grader needs: choices, tests, ...
+        answers: Gold answers; each of them is right.
+        reference: A written gold solution that could follow the prompt, where the set has one.
+        data: Further data for the grader: choices, tests, ...
     """
 
     id: str
@@ -38,20 +38,20 @@ class Item:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the prompt's words, which tells the problem in any file and under any id."""
+        """A hash of the prompt's words, which identifies the problem in any file."""
         words = " ".join(self.prompt.split())
         return blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grade:
-    """What grading says of one text.
+    """The grade of one text.
 
     Attributes:
-        answer: What was read from the text; None where nothing could be.
+        answer: The answer that was read from the text, if any.
         correct: Whether it is right.
-        failure: Why grading itself did not finish (a time-out, code that had to be stopped). Such
-            an item counts as wrong and as failed.
+        failure: Why grading did not finish (a time-out, code that had to be stopped). Such an item
+            counts as wrong and as failed.
     """
 
     answer: str | None
@@ -73,12 +73,11 @@ class Task:
         chat: Whether prompts go through the chat template; else they are continued as text.
         max_new_tokens: Usual length budget of an answer.
         stop: Texts that end an answer.
-        source: Where the rows came from: hub id, configuration and split, or file.
-        data_hash: SHA-256 over the items, which tells whether two runs used the same.
+        source: Source of the rows: hub id, configuration and split, or file.
+        data_hash: SHA-256 over the items.
         skipped: One line for every unusable row, with its place and the reason.
         unique_solution: Whether the reference is the only right text, so that the probability of
             solving an item is the product of the law over its tokens.
-        grader: Reads and judges a text.
     """
 
     name: str
@@ -94,7 +93,7 @@ class Task:
     grader: Grader
 
     def grade(self, item: Item, text: str) -> Grade:
-        """Judges a generated text; never raises for what the text says."""
+        """Grades a generated text; no text makes it raise."""
         return self.grader(item, text)
 
 
@@ -104,7 +103,7 @@ _REASONING_BEGINS = re.compile(rf"<{_REASONING}>|\[THINK\]|\u25c1think\u25b7", r
 
 
 def after_reasoning(text: str) -> str:
-    """What follows the last reasoning block of a text; an unclosed block is left out as well.
+    """Returns the text after its last reasoning block, without an unclosed block.
 
     The opening tag may be missing, since many chat templates end the prompt with it.
     """
@@ -120,14 +119,14 @@ INSTALL = "pip install 'easd[study]'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRow:
-    """One row, with its place for messages, such as `gsm8k.jsonl:17`."""
+    """One row, with its `place` for error messages, such as `gsm8k.jsonl:17`."""
 
     place: str
     number: int
     values: dict[str, Any]
 
     def text(self, key: str) -> str:
-        """A required string.
+        """Returns a required string.
 
         Raises:
             InputError: The key is missing, or its value is not a string.
@@ -138,7 +137,7 @@ class DataRow:
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A required list of strings.
+        """Returns a required list of strings.
 
         Raises:
             InputError: The key is missing, or its value is not a list of strings.
@@ -149,7 +148,7 @@ class DataRow:
         return tuple(value)
 
     def required(self, key: str) -> Any:
-        """A required value.
+        """Returns a required value.
 
         Raises:
             InputError: The key is missing.
@@ -159,15 +158,15 @@ class DataRow:
         return self.values[key]
 
     def optional_text(self, key: str) -> str | None:
-        """A string, or None where the key is missing or empty."""
+        """Returns a string, or None where the key is missing or empty."""
         return self.text(key) if self.values.get(key) else None
 
 
 def read_file(path: Path) -> Iterator[DataRow]:
-    """Rows of a file with one JSON object a line; blank lines do not count as rows.
+    """Yields rows of a file with one JSON object per line, without blank lines.
 
     Raises:
-        InputError: The file cannot be read, or a line holds no JSON object; names the line.
+        InputError: The file cannot be read, or a line holds no JSON object.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -189,7 +188,7 @@ def read_file(path: Path) -> Iterator[DataRow]:
 def read_hub(
     name: str, hub: str, config: str | None, split: str, translate: Callable[[Any], dict[str, Any]]
 ) -> Iterator[DataRow]:
-    """Rows of a hub data set, translated from its columns.
+    """Yields rows of a hub data set, translated from its columns.
 
     Raises:
         ConfigError: `datasets` is not installed, or the hub cannot be reached or refuses the set.
@@ -213,7 +212,7 @@ def read_hub(
 def translated(
     table: Any, title: str, translate: Callable[[Any], dict[str, Any]]
 ) -> Iterator[DataRow]:
-    """Rows of a table that iterates over mappings.
+    """Yields rows of a table that iterates over mappings.
 
     Raises:
         InputError: A column that `translate` asks for is missing.
@@ -243,7 +242,7 @@ class Unusable(Exception):
 
 
 def mathematics_item(row: DataRow, name: str) -> Item:
-    """A problem whose answer is an expression."""
+    """Builds a problem whose answer is an expression."""
     # Dollar signs inside would split an expression in two when it is read.
     answers = tuple(_DOLLAR.sub("", answer) for answer in _answers(row))
     problem = row.text("problem")
@@ -259,7 +258,7 @@ def mathematics_item(row: DataRow, name: str) -> Item:
 
 
 def choice_item(row: DataRow, name: str) -> Item:
-    """A problem with lettered options; the answer is a letter."""
+    """Builds a problem with lettered options, whose answer is a letter."""
     choices = row.texts("choices")
     letters = ascii_uppercase[: len(choices)]
     answers = _answers(row)
@@ -275,18 +274,13 @@ def choice_item(row: DataRow, name: str) -> Item:
 
 
 def question_item(row: DataRow, name: str) -> Item:
-    """A question with a short answer, known under one or several names."""
-    answers = _answers(row)
-    return Item(
-        id=_identity(row, name),
-        prompt=row.text("problem"),
-        answers=answers,
-        reference=answers[0],
-    )
+    """Builds a question with a short answer, known under one or several names."""
+    answers, prompt = _answers(row), row.text("problem")
+    return Item(id=_identity(row, name), prompt=prompt, answers=answers, reference=answers[0])
 
 
 def completion_item(row: DataRow, name: str) -> Item:
-    """A function to write, given its head and its docstring (HumanEval)."""
+    """Builds a function to write, given its head and its docstring (HumanEval)."""
     head, body, entry_point = row.text("prompt"), row.text("answer"), row.text("entry_point")
     return Item(
         id=_identity(row, name),
@@ -302,7 +296,7 @@ def completion_item(row: DataRow, name: str) -> Item:
 
 
 def program_item(row: DataRow, name: str) -> Item:
-    """A function to write, given a sentence and its tests (MBPP)."""
+    """Builds a function to write, given a sentence and its tests (MBPP)."""
     tests = "\n".join(row.texts("test_list"))
     answers = _answers(row)
     return Item(
@@ -323,7 +317,7 @@ def _identity(row: DataRow, name: str) -> str:
 
 
 def _answers(row: DataRow) -> tuple[str, ...]:
-    """Gold answers without repetitions.
+    """Returns gold answers without repetitions.
 
     Raises:
         Unusable: There is none.
@@ -340,7 +334,7 @@ def _answers(row: DataRow) -> tuple[str, ...]:
 
 
 def _boxed_solution(solution: str | None, answer: str) -> str | None:
-    """The solution as the prompt asks for it: with the answer in a box at its end."""
+    """Returns the solution as the prompt asks for it, with the answer in a box at its end."""
     if solution is None or "\\boxed" in solution:
         return solution
     plain = _GSM8K_ENDING.sub("", _CALCULATOR_NOTE.sub("", solution)).rstrip()

@@ -17,12 +17,7 @@ _FLOAT32 = 4
 
 
 def check_window(pair: Pair, prompt: int, tokens: int) -> None:
-    """Refuses texts longer than the context window.
-
-    Args:
-        pair: whose window it is.
-        prompt: tokens of the prompt.
-        tokens: new tokens.
+    """Refuses texts of `prompt` + `tokens` tokens that are longer than the context window.
 
     Raises:
         ConfigError: They do not fit.
@@ -39,9 +34,9 @@ def check_memory(pair: Pair, batch: int, length: int, drafted: int) -> None:
     """Refuses batches that need more memory than there is.
 
     Args:
-        pair: the models, already loaded.
+        pair: the loaded models.
         batch: texts decoded at once.
-        length: tokens of a text.
+        length: tokens per text.
         drafted: draft tokens per block.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Turns timings into ratios with intervals, compared with what theory allows, and plots them."""
+"""Computes ratios with intervals from timings, compares them with theory, and plots them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from easd.runs.schema import PARTS
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[str, str] = {"wall": "seconds", "cpu": "cpu_seconds"}
-BASES = ("target", "speculative", "generate", "assisted")  # Kinds that others are compared with.
+BASES = ("target", "speculative", "generate", "assisted")  # Kinds with which others are compared.
 _AXES = ("texts at once", "tokens of a prompt", "gamma")
 
 
@@ -44,7 +44,6 @@ class Line:
     """Results of a system in a cell; None where a field does not apply.
 
     Attributes:
-        batch, context, system: the cell, and the system's name.
         speed: tokens per second.
         over: one of `BASES` -> ratio to that system with the same gamma, else to its fastest.
         acceptance: accepted / examined.
@@ -75,17 +74,12 @@ class Line:
     bound: float | None
 
     def efficiency(self, against: float | None) -> float | None:
-        """Returns the share reached of a theoretical improvement in decoding."""
+        """Returns the reached share of a theoretical improvement in decoding."""
         return None if against is None or self.decoding is None else self.decoding / against
 
 
 def lines(timings: pd.DataFrame, clock: Clock = "wall") -> Iterator[Line]:
-    """Yields a line per system and cell.
-
-    Args:
-        timings: see `read_timings`.
-        clock: for speeds and ratios; parts and costs always use wall time.
-    """
+    """Yields a line per system and cell; parts and costs always use wall time."""
     timings = timings.assign(clock=timings[CLOCKS[clock]])
     for (batch, context), cell in timings.groupby(["batch", "context"], dropna=False, sort=False):
         rows = {str(n): found.set_index("round") for n, found in cell.groupby("system")}
@@ -156,7 +150,7 @@ def _line(batch: int, context: Any, name: str, rows: dict[str, pd.DataFrame], cl
 
 
 def _base(kind: str, name: str, rows: dict[str, pd.DataFrame]) -> str | None:
-    """Returns the system of a kind that `name` is compared with."""
+    """Returns the system of a kind with which `name` is compared."""
     own, _, gamma = name.partition(" ")
     known = [each for each in rows if each.partition(" ")[0] == kind]
     if own == kind or not known:
@@ -170,7 +164,7 @@ def _limits(own: pd.DataFrame, target: pd.DataFrame | None) -> tuple[float | Non
     if target is None or not total["full_proposed"] or not total["examined"]:
         return None, None
     alone = target.sum(numeric_only=True)
-    one = alone["full_target"] / alone["full"]  # A forward over one token.
+    one = alone["full_target"] / alone["full"]  # Seconds of a forward over one token.
     gamma = total["full_proposed"] / total["full"]
     cost = total["full_draft"] / total["full_proposed"] / one
     scoring = total["full_target"] / total["full"] / one
@@ -208,7 +202,7 @@ def _ratio(own: pd.DataFrame, base: pd.DataFrame) -> Ratio:
 
 
 def _logs(values: pd.Series[float]) -> NDArray[np.float64]:
-    """Returns logarithms by round, leaving out rounds that only one of two systems has reached."""
+    """Returns logarithms by round, without rounds that only one of two systems has reached."""
     return np.log(values.dropna().to_numpy(dtype=float))
 
 

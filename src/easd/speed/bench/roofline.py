@@ -1,4 +1,4 @@
-"""Compares measured forwards and steps with the least time this machine could take (roofline)."""
+"""Compares measured forwards and steps with the machine's roofline, the least possible time."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def rooflines(timings: pd.DataFrame, costs: CostModel, batch: int, context: int)
     """Returns forwards and steps of the target alone and of each speculative system in a cell.
 
     Args:
-        timings: rows of that cell.
+        timings: rows of the cell.
         costs: of the pair on the measured machine.
         batch: batch size.
-        context: tokens of a text, averaged over the run.
+        context: tokens per text, averaged over the run.
     """
     found = []
     for name, rows in timings.groupby("system", sort=False):

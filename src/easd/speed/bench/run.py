@@ -1,4 +1,4 @@
-"""The interleaved run, and the folder it leaves."""
+"""Interleaved runs of several systems, and their run folder."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from easd.speed.bench.systems import (
 
 T = TypeVar("T")
 
-_WARM_UP = 8  # Tokens of each text.
+_WARM_UP = 8  # New tokens per text.
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Texts at once, and tokens of a prompt (None: as the prompts are)."""
+    """Batch size, and tokens of a prompt; None keeps the prompts' lengths."""
 
     batch: int
     context: int | None
@@ -41,15 +41,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """Which systems decode what, how often.
+    """A benchmark of every system in every cell.
 
     Attributes:
         prompts: token ids; a cell takes the first of them, cut or repeated to its context.
-        cells, systems: every system decodes in every cell.
-        rounds: how often; within a round every cell and system takes its turn, and each round
-            begins with another one.
-        tokens: of each text.
-        texts: a cell decodes, for each text of its batch.
+        rounds: number of rounds, in each of which every cell and system has one turn; each round
+            begins with a different one.
+        tokens: new tokens per text.
+        texts: texts per row of the batch.
     """
 
     pair: Pair
@@ -65,10 +64,10 @@ class Bench:
     tau_h: float = 1.5
 
     def run(self) -> Iterator[tuple[int, Cell, System, Timing | None]]:
-        """Decodes and yields every run of a system, with None where an earlier session timed it.
+        """Yields every turn, with its timing or None where an earlier session timed it.
 
-        Each is written when it is timed, so that a run which was stopped goes on where it was. With
-        more rounds than before it gets those that are missing.
+        Each timing is written at once, so a run that was stopped continues where it was, and one
+        with more rounds than before adds them.
 
         Raises:
             ConfigError: Texts do not fit the models' window or the memory.
@@ -95,7 +94,7 @@ class Bench:
         done = {(row["round"], row["batch"], row["context"], row["system"]) for row in rows}
         turns = list(self._turns())
         missing = {turn for turn in turns if (turn[0], *astuple(turn[1]), turn[2].name) not in done}
-        # This warms up caches, packed weights and allocators, too.
+        # Counting operations also warms up caches, packed weights and allocators.
         operations = {
             (cell, system): self._run(count_operations, cell, system, _WARM_UP)
             for cell, system in dict.fromkeys(turn[1:] for turn in turns if turn in missing)
@@ -115,7 +114,7 @@ class Bench:
             yield *turn, timing
 
     def _run(self, run: Callable[..., T], cell: Cell, system: System, tokens: int, *rest: int) -> T:
-        """Has a system decode a cell's prompts."""
+        """Calls `run` with a system and a cell's prompts."""
         try:
             return run(system, self.pair, self._prompts(cell), self._load(cell, tokens), *rest)
         except NumericsError as error:
@@ -151,34 +150,24 @@ class Bench:
         ]
 
     def _begin(self, out: RunFolder) -> list[dict[str, Any]]:
-        """Describes the run in its folder; returns the rows of what is timed already."""
-        run = self._describe()
+        """Writes the run's description to its folder; returns the rows that are timed already."""
+        plain = ("rounds", "tokens", "texts", "temperature", "draft_temperature", "tau_h")
+        config = {
+            **{name: getattr(self, name) for name in plain},
+            "cells": [asdict(cell) for cell in self.cells],
+            "systems": [asdict(system) for system in self.systems],
+            "prompts": blake2b(json.dumps(self.prompts).encode(), digest_size=12).hexdigest(),
+        }
+        run = describe("bench", config, **provenance(self.pair))
         if out.earlier is not None:
             out.check_same(_must_agree(out.earlier), _must_agree(run))
             run["config"]["rounds"] = max(out.earlier["config"]["rounds"], self.rounds)
         out.begin(run)
         return out.rows("timings")
 
-    def _describe(self) -> dict[str, Any]:
-        return describe(
-            "bench",
-            {
-                "rounds": self.rounds,
-                "tokens": self.tokens,
-                "texts": self.texts,
-                "temperature": self.temperature,
-                "draft_temperature": self.draft_temperature,
-                "tau_h": self.tau_h,
-                "cells": [asdict(cell) for cell in self.cells],
-                "systems": [asdict(system) for system in self.systems],
-                "prompts": blake2b(json.dumps(self.prompts).encode(), digest_size=12).hexdigest(),
-            },
-            **provenance(self.pair),
-        )
-
 
 def read_timings(folder: Path) -> pd.DataFrame:
-    """One row for each timed run of a folder.
+    """Reads a folder's timings, one row per turn.
 
     Raises:
         TraceError: It holds no benchmark.
@@ -187,7 +176,7 @@ def read_timings(folder: Path) -> pd.DataFrame:
 
 
 def _must_agree(run: dict[str, Any]) -> dict[str, Any]:
-    """What cannot change within a run, by name; rounds can be added."""
+    """Returns what cannot change within a run, by name; rounds can be added."""
     groups = {"config": "", "models": "models ", "versions": "versions ", "hardware": "hardware "}
-    found = {f"{say}{n}": v for group, say in groups.items() for n, v in run[group].items()}
+    found = {f"{prefix}{n}": v for group, prefix in groups.items() for n, v in run[group].items()}
     return {name: value for name, value in found.items() if name != "rounds"}

@@ -1,4 +1,4 @@
-"""The systems that a benchmark compares, and how one run of each is timed."""
+"""The systems that a benchmark compares, and the timing of one turn of a system."""
 
 from __future__ import annotations
 
@@ -38,22 +38,17 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 UNDRAFTED: tuple[Kind, ...] = ("target", "generate")
-ADAPTIVE: tuple[Kind, ...] = ("adaptive", "easd-adaptive")  # Decide how long their blocks are.
-THEIRS: tuple[Kind, ...] = ("generate", "assisted")  # transformers' own.
+ADAPTIVE: tuple[Kind, ...] = ("adaptive", "easd-adaptive")  # Decide the length of their blocks.
+THEIRS: tuple[Kind, ...] = ("generate", "assisted")  # Decoded by transformers.
 TEMPERED: tuple[Kind, ...] = ("tempered", "block-tempered")  # Need a draft temperature.
-LONGEST = 8  # Maximum draft tokens of an adaptive block.
+LONGEST = 8  # Maximum number of draft tokens in an adaptive block.
 LEAST_BLOCK_PROB = 0.4  # See docs/speed.md.
 _PROFILE_ROWS = 15
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A way to decode.
-
-    Attributes:
-        kind: one of `KINDS`.
-        gamma: draft tokens per block; 0 where `kind` drafts none or decides itself.
-    """
+    """A way to decode; `gamma` is 0 where `kind` drafts nothing or is adaptive."""
 
     kind: Kind
     gamma: int = 0
@@ -65,7 +60,7 @@ class System:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What every system decodes.
+    """Settings of decoding that all systems share.
 
     Attributes:
         batch: texts decoded at once.
@@ -84,18 +79,16 @@ class Load:
 
 @dataclass(slots=True, kw_only=True)
 class Timing:
-    """Measurements of one run of one system.
-
-    All seconds are wall time except `cpu_seconds`.
+    """Measurements of one turn of one system, in wall time except `cpu_seconds`.
 
     Attributes:
-        seconds, cpu_seconds: of the whole run, prefill included; `cpu_seconds` sums the processor
+        seconds, cpu_seconds: of the whole turn, prefill included; `cpu_seconds` sums the processor
             time of this process's threads.
         tally: tokens, draft tokens, and seconds by part of the step.
         forwards: target forwards of the batch; the tally's `blocks` counts them per text.
         operations: torch operations of a step; None where they are not counted.
-        full: steps with every row in use, the only ones whose forwards are comparable;
-            `full_draft`, `full_target` and `full_proposed` are their seconds and draft tokens.
+        full: steps with every row in use, the only ones with comparable forwards; `full_draft`,
+            `full_target` and `full_proposed` are their seconds and draft tokens.
     """
 
     seconds: float = 0.0
@@ -142,9 +135,9 @@ class _Counting(TorchDispatchMode):
 def count_operations(
     system: System, pair: Pair, prompts: Sequence[Sequence[int]], load: Load
 ) -> float | None:
-    """Decodes every prompt; returns the torch operations of a step, their median without the first.
+    """Decodes every prompt; returns the median number of torch operations in a step.
 
-    A step of small models takes little but calls of operations. None for other engines' systems.
+    It leaves out the first step, and is None for systems that transformers decodes.
     """
     if system.kind in THEIRS:
         _theirs(system, pair, prompts, load, 0)
@@ -229,7 +222,7 @@ def _theirs(
 ) -> Timing:
     """Runs transformers' `generate`: the target alone, or with an assistant one prompt at a time.
 
-    Prompts of a batch are padded on the left; the assistant drafts `gamma` tokens, always.
+    Prompts of a batch are padded on the left; the assistant always drafts `gamma` tokens.
     """
     set_seed(seed)
     size, options = load.batch, {}
@@ -268,6 +261,6 @@ def _theirs(
 
 
 def _lengths(texts: Tensor, ends: Sequence[int]) -> int:
-    """How many tokens of texts [B, T] stand before padding: up to each one's first end."""
+    """Counts tokens of texts [B, T] without padding: up to each text's first end token."""
     ended = torch.isin(texts, torch.tensor(ends, device=texts.device)).long()
     return int(((ended.cumsum(1) - ended) == 0).sum())

@@ -1,4 +1,4 @@
-"""Seconds of forwards and steps of a pair, predicted from bytes and arithmetic."""
+"""Predicts seconds of a pair's forwards and steps from bytes and arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from easd.errors import ModelError
 from easd.speed.plan.hardware import Hardware
 
 _FLOAT32 = 4
-_USABLE = 0.9  # Share of the memory, vLLM's default.
+_USABLE = 0.9  # Share of the memory; vLLM's default.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +114,7 @@ class CostModel:
     draft: Shape | None = None
 
     def forward_seconds(self, shape: Shape, texts: int, tokens: int, context: int) -> float:
-        """Returns seconds of one forward over `tokens` new tokens per text.
-
-        Args:
-            shape: of the model.
-            texts: batch size.
-            tokens: new tokens per text.
-            context: cached tokens per text.
-        """
+        """Returns seconds of one forward over `tokens` new and `context` cached tokens per text."""
         on = self.hardware
         rows = texts * tokens
         products = on.product_seconds(shape.matrices or (shape.products,), shape.width, rows)
@@ -157,13 +150,13 @@ class CostModel:
         return max(0, int(free // (per_text + step * devices)))
 
     def missing_bytes(self, texts: int, gamma: int, context: int) -> float:
-        """Returns by how much that many texts exceed the memory; 0 or less where they fit."""
+        """Returns how many bytes the texts exceed the memory by; 0 or less where they fit."""
         models, per_text, step = self._memory(gamma, context)
         devices = self.hardware.devices
         return models + texts * (per_text + step * devices) - self.usable_bytes * devices
 
     def devices_needed(self, texts: int, gamma: int, context: int) -> int | None:
-        """Returns on how many such devices that many texts fit; None where no number does."""
+        """Returns how many such devices the texts need; None where no number is enough."""
         models, per_text, step = self._memory(gamma, context)
         each = self.usable_bytes - texts * step
         return math.ceil((models + texts * per_text) / each) if each > 0 else None
@@ -174,7 +167,7 @@ class CostModel:
         return self.hardware.memory_gb * 1e9 * _USABLE
 
     def _memory(self, gamma: int, context: int) -> tuple[int, int, int]:
-        """Bytes of the weights, of a text's cache, and of a text's step on every device."""
+        """Returns bytes of the weights, of a text's cache, and of a text's step on every device."""
         models = [self.target, *([self.draft] if self.draft and gamma else [])]
         weights = sum(shape.weight_bytes for shape in models)
         cache = sum(context * shape.cached * shape.width for shape in models)

@@ -15,12 +15,7 @@ from easd.speed.plan.cost_model import CostModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """Acceptance rates by position in the block.
-
-    Attributes:
-        rates: `rates[i]` is the share of tokens accepted at position i of those examined there;
-            positions past the end have the last rate.
-    """
+    """Acceptance rates by position in the block; positions past the end have the last rate."""
 
     rates: tuple[float, ...]
 

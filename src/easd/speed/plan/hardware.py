@@ -13,7 +13,7 @@ import numpy as np
 from easd.errors import ConfigError
 from easd.parsing import parse_yaml
 
-# Over float32 entries: softmax, entropy, top tokens, noise, acceptance, residual.
+# Passes over float32 entries: softmax, entropy, top tokens, noise, acceptance, residual.
 _PASSES = 12
 
 
@@ -116,19 +116,13 @@ class Hardware:
     def __post_init__(self) -> None:
         for name in ("memory_gb", "bandwidth_gbs", "tflops", "devices"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} = {getattr(self, name)} is none; use more than 0")
+                raise ConfigError(f"{name} = {getattr(self, name)} is too small; use more than 0")
         for name in ("bandwidth_share", "flops_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}; use a share in (0, 1]")
 
     def product_seconds(self, matrices: Iterable[int], width: float, rows: float) -> float:
-        """Returns seconds to multiply `rows` vectors with each matrix.
-
-        Args:
-            matrices: entries of each matrix.
-            width: bytes per entry.
-            rows: vectors of the whole batch.
-        """
+        """Returns seconds to multiply `rows` vectors with matrices of entries of `width` bytes."""
         if self.products is not None:
             sizes = Counter(matrices)
             seconds = sum(n * self.products.product(size, rows) for size, n in sizes.items())
@@ -159,11 +153,7 @@ class Hardware:
         return self.read_seconds(numbers * width)
 
     def layer_seconds(self, entries: float) -> float:
-        """Returns seconds of a layer outside its matrix products and attention.
-
-        Args:
-            entries: hidden-state entries of the whole batch.
-        """
+        """Returns seconds of a layer outside products and attention; `entries` of hidden states."""
         exchanges = 2 * self.exchange_us if self.devices > 1 else 0.0
         return (self.layer_us + exchanges) * 1e-6 + entries * self.entry_ns * 1e-9
 

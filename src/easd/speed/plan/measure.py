@@ -30,7 +30,7 @@ from easd.speed.plan.hardware import Hardware, ProductTable
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SIDES = (64, 256, 512, 1024, 2048)
 _WEIGHTS = 2**25  # 128 MB of float32, far more than a cache holds.
-_MOST = 256  # Matrices at most; so small ones do fit in a cache, as they do in a model.
+_MOST = 256  # Maximum number of matrices: small ones fit in a cache, as they do in a model.
 _NARROW, _WIDE = 64, 512  # Hidden sizes.
 _LAYERS = 10
 _TEXTS, _TOKENS = 8, 3
@@ -42,7 +42,7 @@ _TIMING_SECONDS = 0.2  # Spent on each timing.
 
 @torch.inference_mode()
 def measure_here(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Hardware:
-    """Measures this machine, in about half a minute, with the number of threads torch has now."""
+    """Measures this machine in about half a minute, with torch's current number of threads."""
     products = _products(dtype, device)
     memory = torch.randn(_WEIGHTS, device=device)
     hardware = Hardware(
