@@ -139,7 +139,6 @@ def test_counts_follow_from_the_steps(pair):
         assert counts.steps_rewritten == len(rewritten)
         assert counts.tokens == len(text.token_ids) == counts.draft_kept + counts.target_tokens
         assert counts.draft_tokens - counts.draft_kept == sum(len(s.drafted) for s in rewritten)
-        assert counts.scored_tokens == sum(s.start + len(s.drafted) for s in text.steps)
         if rewritten:
             assert counts.block_efficiency == counts.tokens / counts.target_tokens
     assert StepCounts().block_efficiency is None

@@ -142,7 +142,7 @@ def test_a_lone_surrogate_in_a_prompt():
 
 @pytest.mark.parametrize("delta", [float("nan"), float("inf"), -0.1])
 def test_a_threshold_that_is_none(delta):
-    with pytest.raises(ConfigError, match=rf"delta = {delta} is no threshold"):
+    with pytest.raises(ConfigError, match=rf"delta = {delta} is not a threshold"):
         Reward(delta=delta)
 
 
@@ -157,7 +157,10 @@ def test_more_items_than_any_task_has():
         (["generate", "--pair", "lab-a", "--device", "meta", "1 + 2 ?"], "shapes without weights"),
         (["generate", "--pair", "lab-a", "--device", "cpu", "1 + 2 \udc80"], "lone surrogate"),
         (["eval", "--pair", "lab-a", "--task", "lab-a:99999999999999999999"], "is too large"),
-        (["eval", "--pair", "lab-a", "--system", "rsd:delta=nan"], "delta = 'nan' is no threshold"),
+        (
+            ["eval", "--pair", "lab-a", "--system", "rsd:delta=nan"],
+            "delta = 'nan' is not a threshold",
+        ),
     ],
 )
 def test_the_command_line_refuses_in_one_line(options, reason, capsys, tmp_path, monkeypatch):
