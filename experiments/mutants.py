@@ -49,7 +49,7 @@ ROOMS = {
         ["unit/test_rules.py", "unit/test_signals.py", "unit/test_noise.py", "laws", "properties"],
     ),
     "engine": (
-        ["engine/*.py", "engine/models/*.py", "core/reference.py", "core/scope.py"],
+        ["engine/*.py", "engine/models/*.py", "core/scope.py"],
         ["unit/test_packing.py", "unit/test_int8.py", "unit/test_trace.py",
          "unit/test_stopping.py", "end_to_end/test_engine.py", "end_to_end/test_slots.py",
          "end_to_end/test_isolation.py", "end_to_end/test_prefill.py",

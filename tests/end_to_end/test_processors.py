@@ -18,7 +18,8 @@ from transformers.generation import logits_process as hf
 from easd.core.rules import EASD, Speculative, TargetOnly
 from easd.engine.generate import decode
 from easd.engine.pair import Pair
-from easd.engine.sampling import NoEndBefore, Processing, raised
+from easd.engine.processing import NoEndBefore, Processing
+from easd.engine.sampling import raised
 from easd.engine.settings import Settings
 from easd.errors import NumericsError
 

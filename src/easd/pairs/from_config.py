@@ -1,4 +1,4 @@
-"""The models that a config names."""
+"""Loads the models of a config."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(config: RunConfig, report: Report = silent) -> Pair:
 
 
 def load_with_status(config: RunConfig, console: Console) -> Pair:
-    """Loads a config's pair behind a status line that says what takes long, and nothing else.
+    """Loads a config's pair with a status line as the only output.
 
     Raises:
         EasdError: The device cannot be used, or a model cannot be loaded.
