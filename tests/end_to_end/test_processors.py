@@ -183,3 +183,22 @@ def test_probabilities_to_a_power_are_finite_and_sum_to_one(power):
     assert found[1].tolist() == [1, 0, 0, 0]
     expected = [(each / 0.5) ** power for each in (0.5, 0.3, 0.2, 0.0)]
     assert found[0].tolist() == pytest.approx([each / sum(expected) for each in expected])
+
+
+def test_settings_ask_for_transformers_own_processors_in_its_order():
+    asked = {
+        "repetition_penalty": (1.5, hf.RepetitionPenaltyLogitsProcessor),
+        "temperature": (0.5, hf.TemperatureLogitsWarper),
+        "top_k": (3, hf.TopKLogitsWarper),
+        "top_p": (0.9, hf.TopPLogitsWarper),
+        "min_p": (0.1, hf.MinPLogitsWarper),
+    }
+
+    def kinds(**options):
+        return [type(one) for one in processing(**options).processors]
+
+    assert kinds() == []
+    for name, (value, kind) in asked.items():
+        assert kinds(**{name: value}) == [kind]
+    every = {name: value for name, (value, _) in asked.items()}
+    assert kinds(**every) == [kind for _, kind in asked.values()]
