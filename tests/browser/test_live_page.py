@@ -57,7 +57,7 @@ def live(visit, address):
 
 def decode(page, prompt="List three colours.", tokens=24, compare=()):
     page.get_by_role("textbox", name="Prompt").fill(prompt)
-    page.get_by_label("Most tokens").fill(str(tokens))
+    page.get_by_label("Maximum new tokens").fill(str(tokens))
     for name in compare:
         page.get_by_role("checkbox", name=name, exact=True).check()
     page.get_by_role("button", name="Decode").click()
@@ -194,15 +194,15 @@ def test_a_small_pair_decodes_its_own_prompt_at_once(visit, lab_address):
 def test_after_an_error_the_page_is_as_before(visit, lab_address):
     page = visit(lab_address)
     expect(page.locator("#ask select")).not_to_be_empty()
-    page.get_by_label("Most tokens").fill("999")
+    page.get_by_label("Maximum new tokens").fill("999")
     page.get_by_role("button", name="Decode").click()
     expect(page.locator("#problem")).to_contain_text("context window")
     expect(page.locator("#shown")).to_be_hidden()
-    page.get_by_label("Most tokens").fill("")  # As many as there is room for.
+    page.get_by_label("Maximum new tokens").fill("")  # As many as there is room for.
     page.get_by_role("button", name="Decode").click()
     finished(page)
     shown = page.locator("#panels").inner_text()
-    page.get_by_label("Most tokens").fill("999")
+    page.get_by_label("Maximum new tokens").fill("999")
     page.get_by_role("button", name="Decode").click()
     expect(page.locator("#problem")).to_contain_text("context window")
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()

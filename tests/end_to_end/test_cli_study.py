@@ -93,7 +93,7 @@ def test_eval_report_power_and_replay(easd, refused, folder):
     assert "1 points:" in text
     assert "no system of lab-a" in refused("power", out, "--system", "eads")
     assert "needs those of" in refused("sweep", "--replay", out)
-    assert "holds no evaluation" in refused("report", folder)
+    assert "holds no run" in refused("report", folder)
 
 
 def test_sweep_replays_a_calibration_without_decoding(easd, calibration, folder):

@@ -105,12 +105,26 @@ def test_a_benchmark_is_shown_by_system(bench):
     assert f"{100 * total['accepted'] / total['examined']:.1f} %" in line
 
 
+def test_a_report_says_what_other_runs_hold(bench, evaluation, tmp_path):
+    trace = tmp_path / "trace"
+    asked = ("generate", "--pair", "lab-a", "--trace", trace, "-q", "3 + 4 + 5 - 6 * 7 ?")
+    assert easd(*asked).exit_code == 0
+    found = easd("report", trace)
+    assert found.exit_code == 0
+    assert "a trace of lab-a" in found.output
+    accepted = Tally.of(open_run(trace)).acceptance_rate
+    assert f"{100 * accepted:.1f} %" in found.output
+    assert f"easd inspect {trace}" in found.output
+    assert easd("report", bench).output == easd("inspect", bench).output
+    found = easd("report", trace, evaluation, "--out", tmp_path / "report")
+    assert "a trace of lab-a" in found.output
+    assert (tmp_path / "report" / "report.html").exists()
+
+
 def test_what_a_run_does_not_hold_is_one_clear_error(bench, evaluation, tmp_path):
     for asked in (["--sample", "0"], ["--html", tmp_path / "page.html"]):
         found = easd("inspect", bench, *asked)
         assert found.exit_code == 2
         assert "recorded" in found.output
-    found = easd("report", bench)
-    assert "holds a benchmark, not an evaluation" in found.output
     found = easd(*BENCH, "--out", evaluation)
     assert "holds an evaluation, not a benchmark" in found.output

@@ -1,20 +1,25 @@
 """Drafts with another tokenizer: opinions by brute force, and texts that are the target's."""
 
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pytest
 import torch
 from enumeration import emitted
 from models import processing, requests, uncached
+from rich.console import Console
 from vocabularies import TEXTS, by_hand, byte_fallback, byte_level, model_of, pair_of
 
 from easd.core.rules import EASD, Speculative
 from easd.core.rules.pool import Pool
 from easd.diagnose import reference_pass, tuning_pass
+from easd.diagnose.diagnosis import diagnose
 from easd.diagnose.other_vocabulary_pass import OtherVocabularyPass
+from easd.diagnose.printing import render
 from easd.diagnose.reference_pass import read_positions, read_steps
 from easd.diagnose.tuning import tune
+from easd.diagnose.wording import percent
 from easd.engine.chat import encode_turns
 from easd.engine.generate import decode, make_engine, make_requests
 from easd.engine.pair import Pair
@@ -250,6 +255,15 @@ def test_a_diagnosis_reads_a_text_once_and_asks_anew_where_it_must(kinds):
     assert counted.aligned + counted.anew + counted.silent == sum(len(r) for _, r, _ in texts)
     table = read_positions(pair, texts)
     assert len(table) == counted.aligned + counted.anew
+    words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+    found = diagnose(table, tau_h=1.5).draft_vocabulary
+    assert (found.coverage, found.one_to_one) == (words.coverage, words.one_to_one)
+    assert found.aligned + found.anew == len(table)
+    console = Console(file=StringIO(), width=500)
+    render(diagnose(table, tau_h=1.5), console)
+    said = console.file.getvalue()
+    assert f"{percent(words.one_to_one)} to exactly one" in said
+    assert f"{found.silent:,} are left out" in said
 
 
 def test_tuning_reads_such_pairs_too():

@@ -105,7 +105,7 @@ def test_signals_are_those_of_emitted_tokens_that_both_models_saw():
     assert found.draft_entropy.tolist() == [1.0, 2.0, 0.5]
     assert found.shared.tolist() == [4, 3, 2]
     assert found.text.tolist() == [0, 0, 1]
-    with pytest.raises(InputError, match="no positions with both entropies"):
+    with pytest.raises(InputError, match="no position has both entropies"):
         signals(table.slice(3, 2))
 
 
@@ -153,7 +153,7 @@ def test_a_file_that_is_no_artefact_is_one_clear_error(artefact, tmp_path):
     with pytest.raises(ConfigError, match="is damaged"):
         read_calibration(path)
     path.write_text("{}")
-    with pytest.raises(ConfigError, match="is no calibration"):
+    with pytest.raises(ConfigError, match="is not a calibration"):
         read_calibration(path)
     artefact.save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 7}))
@@ -185,7 +185,7 @@ def test_values_that_no_calibration_has_are_one_clear_error(artefact, tmp_path, 
     artefact.save(path)
     text = values if isinstance(values, str) else {**json.loads(path.read_text()), **values}
     path.write_text(text if isinstance(text, str) else json.dumps(text))
-    with pytest.raises(ConfigError, match=r"nested too deeply|is no calibration"):
+    with pytest.raises(ConfigError, match=r"nested too deeply|is not a calibration"):
         read_calibration(path)
 
 

@@ -35,7 +35,7 @@ def folder(tmp_path):
     ("config", "reason"),
     [
         ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder models are not supp"),
-        ({"model_type": "own", "auto_map": {"AutoModel": "x.Y"}}, "brings Python code of its own"),
+        ({"model_type": "own", "auto_map": {"AutoModel": "x.Y"}}, "contains Python code"),
         ({"model_type": "gpt2", "n_layer": 10**9}, "n_layer = 1000000000 .* more than any model"),
         ({"model_type": "llama", "num_hidden_layers": 10**30}, "num_hidden_layers = .* than any"),
     ],
@@ -142,7 +142,7 @@ def test_a_lone_surrogate_in_a_prompt():
 
 @pytest.mark.parametrize("delta", [float("nan"), float("inf"), -0.1])
 def test_a_threshold_that_is_none(delta):
-    with pytest.raises(ConfigError, match=rf"delta = {delta} is no threshold"):
+    with pytest.raises(ConfigError, match=rf"delta = {delta} is not a threshold"):
         Reward(delta=delta)
 
 
@@ -157,7 +157,10 @@ def test_more_items_than_any_task_has():
         (["generate", "--pair", "lab-a", "--device", "meta", "1 + 2 ?"], "shapes without weights"),
         (["generate", "--pair", "lab-a", "--device", "cpu", "1 + 2 \udc80"], "lone surrogate"),
         (["eval", "--pair", "lab-a", "--task", "lab-a:99999999999999999999"], "is too large"),
-        (["eval", "--pair", "lab-a", "--system", "rsd:delta=nan"], "delta = 'nan' is no threshold"),
+        (
+            ["eval", "--pair", "lab-a", "--system", "rsd:delta=nan"],
+            "delta = 'nan' is not a threshold",
+        ),
     ],
 )
 def test_the_command_line_refuses_in_one_line(options, reason, capsys, tmp_path, monkeypatch):

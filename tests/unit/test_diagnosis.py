@@ -17,7 +17,7 @@ from easd.diagnose import pool_fit
 from easd.diagnose.diagnosis import diagnose
 from easd.diagnose.pool_fit import fit_pool
 from easd.diagnose.positions import TOP_N, Positions, gate, positions_schema, threshold_for
-from easd.diagnose.printing import markdown, render, verdicts
+from easd.diagnose.printing import render, verdicts
 from easd.diagnose.reference_pass import judged_rules
 from easd.errors import ConfigError, InputError
 
@@ -78,7 +78,7 @@ def everywhere(positions):
     [
         (1.0, 1.4, "second opinion"),
         (1.5, -2.4, "warning"),
-        (0.7, 0.0, "nothing that shows"),
+        (0.7, 0.0, "no effect detected"),
     ],
 )
 def test_fit_recovers_the_powers(a, b, meaning):
@@ -133,7 +133,7 @@ def test_fit_falls_back_with_the_reason():
     one_text = positions.texts < 9
     for is_open, reason in ((closed, "never opens"), (few, "49 gated"), (one_text, "9 texts")):
         fit = fit_pool(positions, is_open)
-        assert (fit.a, fit.b, fit.b_error, fit.meaning) == (1, 0, None, "not known")
+        assert (fit.a, fit.b, fit.b_error, fit.meaning) == (1, 0, None, "unknown")
         assert reason in fit.fallback
 
 
@@ -147,7 +147,7 @@ def test_fit_falls_back_where_the_choices_tell_nothing():
         positions = Positions.of(table)
         fit = fit_pool(positions, everywhere(positions))
         assert (fit.a, fit.b) == (1, 0)
-        assert "do not tell the powers" in fit.fallback
+        assert "do not determine the powers" in fit.fallback
 
 
 def test_standard_errors_are_those_of_clusters_and_the_interval_students():
@@ -204,7 +204,7 @@ def test_powers_that_run_away_are_not_fitted(monkeypatch):
         pool_right=(rng.random(count) < odds).astype(int),
     )
     positions = Positions.of(table)
-    assert "do not tell the powers" in fit_pool(positions, everywhere(positions)).fallback
+    assert "do not determine the powers" in fit_pool(positions, everywhere(positions)).fallback
     monkeypatch.setattr(pool_fit, "MOST_POWER", 1000)
     assert fit_pool(positions, everywhere(positions)).a > 100
 
@@ -317,7 +317,7 @@ def test_rules_that_change_nothing_are_never_best():
     same = {name: certain for name in POSITIONS.names if name.startswith(("open_", "law_"))}
     found = diagnose(make_table(target_prob=certain, **same), tau_h=1.5)
     assert found.verdict.best is None
-    assert found.verdict.advice == "No rule with a gate gains beyond doubt."
+    assert found.verdict.advice == "No rule with a gate has a significant gain."
     assert {effect.p_value for effect in found.thresholds[0].effects} == {1.0}
 
 
@@ -327,7 +327,7 @@ def test_a_rule_that_can_give_zero_has_no_likelihood():
     effect = found.thresholds[0].effects[1]
     assert (effect.rule, effect.log_likelihood) == ("easd-draft-top", None)
     assert effect.can_be_zero
-    assert "| easd-draft-top | 100.0 % | -5.00 ± 0.00 | -inf |" in markdown(found)
+    assert effect.where_it_acts.value == pytest.approx(-0.05)
 
 
 def test_tokens_the_target_cannot_write_are_left_out_of_likelihoods_and_told():
@@ -361,10 +361,10 @@ def test_no_gated_position_is_no_error():
     at = found.thresholds[0]
     assert (at.gated, at.gated_texts, at.criterion) == (0, 0, None)
     assert at.effects[0].where_it_acts is None
-    assert "the gate never opens" in markdown(found)
+    assert "the gate never opens" in printed(render, found)
 
 
-def test_report_is_the_same_on_paper_and_as_data():
+def test_what_is_printed_is_what_the_data_says():
     found = diagnose(make_table(open_easd=uneven(0.4)), tau_h=1.5)
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert told["thresholds"][0]["verdict"]["outcome"] == "hurt"
@@ -372,7 +372,6 @@ def test_report_is_the_same_on_paper_and_as_data():
     render(found, console)
     printed = console.file.getvalue()
     for sentence in (found.verdict.sentence, *found.caveats):
-        assert sentence in markdown(found)
         assert " ".join(sentence.split()) in " ".join(printed.split())
     wide = 100 * found.thresholds[0].effects[0].change.value
     assert re.search(rf"^easd +{wide:.0f} ±\d+\* ", printed, re.MULTILINE)
@@ -419,7 +418,6 @@ def test_a_new_rule_is_judged_without_being_listed(monkeypatch):
     effects = {effect.rule: effect for effect in found.thresholds[0].effects}
     assert effects["gated one"].gated
     assert not effects["other one"].gated
-    assert "| other one | 100.0 % |" in markdown(found)
 
 
 def printed(show, found):

@@ -13,7 +13,7 @@ from evaluations import EASD, Evaluation, graded, rule_of
 from easd.errors import ConfigError
 from easd.report import metrics
 from easd.report.metrics import POOLED, frames
-from easd.report.metrics.accuracy import equal_lists, part
+from easd.report.metrics.accuracy import equal_lists, split
 from easd.report.metrics.columns import Kind
 from easd.stats import paired_difference
 
@@ -267,13 +267,13 @@ def test_flips_go_both_ways_and_part_at_the_first_different_token():
 
 
 def test_texts_of_unknown_tokens_part_at_the_first_different_character():
-    place, shared, ends = part([1, 2], [1, 3], ("the sum", "the rest"), {1: "the"})
+    place, shared, ends = split([1, 2], [1, 3], ("the sum", "the rest"), {1: "the"})
     assert (place, shared) == (1, "the ")
     assert ends == [("", "sum"), ("", "rest")]
 
 
 def test_a_text_that_ends_early_parts_where_it_ends():
-    place, shared, ends = part([1], [1, 2], ("a", "a b"), {1: "a", 2: " b"})
+    place, shared, ends = split([1], [1, 2], ("a", "a b"), {1: "a", 2: " b"})
     assert (place, shared, ends) == (1, "a", [("", ""), (" b", "")])
 
 
@@ -297,7 +297,7 @@ def test_the_baseline_is_target_only_unless_named():
     made = graded({"easd": [RIGHT] * 2, "speculative": [RIGHT] * 2, "target": [RIGHT] * 2})
     assert frames(made.run()).baseline == "target"
     assert frames(made.run(), "easd").baseline == "easd"
-    with pytest.raises(ConfigError, match=r"'taget' is no system.*easd, speculative, target"):
+    with pytest.raises(ConfigError, match=r"'taget' is not a system.*easd, speculative, target"):
         frames(made.run(), "taget")
 
 

@@ -33,7 +33,9 @@ def grid(opens):
 def test_the_verdict_over_a_grid_says_where_nothing_was_done(opens, shut, tmp_path):
     write_report([grid(opens).run()], tmp_path)
     said = verdict(tmp_path)
-    assert f"the gate never opens in {shut} of 3 cells. They do nothing" in said
+    assert (
+        f"the gate never opens in {shut} of 3 cells, so their accuracy is that of no gate" in said
+    )
     assert ("cells whose gate opens (1): " in said) == opens
     assert "accuracy is 50.0 % in all 3 cells" in (tmp_path / "report.md").read_text()
 
@@ -53,7 +55,7 @@ def test_an_interval_that_the_adjustment_takes_back_is_explained(tmp_path):
     systems = {f"easd {n}": right for n in range(8)}
     hurt = [grade and index >= 6 for index, grade in enumerate(right)]
     write_report([graded({"target": right, **systems, "pool": hurt}).run()], tmp_path)
-    assert "an interval leaves out zero although the adjusted p is above 0.05" in verdict(tmp_path)
+    assert "an interval excludes zero although the adjusted p is above 0.05" in verdict(tmp_path)
     write_report([graded({"target": right, "pool": hurt}).run()], tmp_path)
     assert "although the adjusted p" not in verdict(tmp_path)
 

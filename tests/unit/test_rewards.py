@@ -60,7 +60,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tmp_path):
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="no classifier"):
+    with pytest.raises(ModelError, match="not a classifier"):
         load_reward_model(str(lab.folder("lab", "target")))
     with pytest.raises(ModelError, match="cannot load the reward model"):
         load_reward_model(str(tmp_path / "nothing"))

@@ -96,7 +96,7 @@ def run_json_with(folder, change):
         (lambda text: text.replace('"systems"', '"sistems"'), "changed by hand"),
         (lambda text: text[:-40], "is damaged"),
         (lambda text: "", "is damaged"),
-        (lambda text: "3", "describes no run"),
+        (lambda text: "3", "does not describe a run"),
         (lambda text: '{"format": "\\u001b[31m"}', r"format '\x1b[31m'"),
         (lambda text: '{"format": ' + "9" * 5000 + "}", "damaged"),
     ],
@@ -145,7 +145,7 @@ def test_a_report_says_which_items_a_calibration_was_fitted_on(tmp_path):
     fitted = [{"kind": "diagnosis", "data": [], "overlap": {"sums": 2}}]
     run = open_run(write(tmp_path / "run", fitted=fitted))
     (line,) = overlaps(run.run)
-    assert line.startswith("2 of the 2 items of sums are among those that the diagnosis")
+    assert line.startswith("the diagnosis was fitted on 2 of the 2 items of sums")
     write_report([run], tmp_path / "report")
     assert "2 of the 2 items of sums" in (tmp_path / "report/report.html").read_text()
     unknown = {**run.run, "fitted": [{**fitted[0], "overlap": {"sums": None}}]}

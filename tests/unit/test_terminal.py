@@ -100,8 +100,8 @@ def test_every_penalty_has_its_line():
     line = next(line for line in shown(ROWS).splitlines() if line.strip().startswith("11 "))
     for part in ("one", "four", "[b]two[/]", "1.50", "0.8", "0.125", "0.250"):
         assert part in line
-    assert "the target's favourites" in shown(ROWS)
-    assert "the target's favourites" not in shown(ROWS, width=80)
+    assert "the target's top tokens" in shown(ROWS)
+    assert "the target's top tokens" not in shown(ROWS, width=80)
     assert "no token was penalised" in shown(ROWS[:1])
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -342,7 +343,7 @@ def test_a_full_disk_is_one_clear_line(pair, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     config = RunConfig(pair="lab")
-    monkeypatch.setattr(pq, "write_table", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     trace = TraceWriter(tmp_path / "run", pair, config)
     with pytest.raises(TraceError, match=r"No space left on device.*stays readable"), trace:
         decode_one(pair, config, trace.add)

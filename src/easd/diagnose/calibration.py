@@ -1,7 +1,7 @@
 """Thresholds from the entropies of a pair's own texts, as arXiv:2512.23765 calibrates tau_h.
 
-Everything here is a function of a tokens table (`easd.runs.schema`), decoded losslessly
-with the draft evaluated at bonus positions too, so that every token of a text has both entropies.
+Everything here is a function of a tokens table (`easd.runs.schema`). Decoding must be lossless and
+evaluate the draft at bonus positions too, so that every token of a text has both entropies.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ from easd.stats import Estimate, bootstrap, share, top_mean
 Source = Literal["pooled", "draft", "target"]
 SOURCES: tuple[Source, ...] = ("pooled", "draft", "target")
 TOP_SHARE = 0.05
-NO_OP_RATE = 0.001  # A gate that opens at a smaller share of positions does next to nothing.
+NO_OP_RATE = 0.001  # a gate that opens less often does next to nothing
 
 _RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """The gate's signals at every emitted position: arrays [N].
+    """The gate's signals at every emitted position, [N] each.
 
     Attributes:
-        text: which text a position belongs to, 0 to T - 1.
-        draft_entropy, target_entropy: nats.
-        shared: top tokens in common.
-        top_n: how many top tokens were compared.
+        text: number of the position's text, from 0.
+        shared: number of top tokens in common.
+        top_n: number of top tokens compared.
     """
 
     text: np.ndarray
@@ -50,7 +49,7 @@ class Signals:
         return int(self.text.max()) + 1
 
     def met(self, tau_h: float, tau_o: float) -> dict[str, np.ndarray]:
-        """Where each condition is met, and where all are (`gate`); bool [N] each."""
+        """Whether each condition is met, and whether all are (`gate`); bool [N] each."""
         signals = {
             "draft_entropy": self.draft_entropy,
             "target_entropy": self.target_entropy,
@@ -65,7 +64,7 @@ def signals(tokens: pa.Table, *, top_n: int = 5) -> Signals:
 
     Args:
         tokens: of one lossless system.
-        top_n: how many top tokens the rule that wrote them counted.
+        top_n: number of top tokens that the system's rule compared.
 
     Raises:
         InputError: There is no such position.
@@ -75,8 +74,7 @@ def signals(tokens: pa.Table, *, top_n: int = 5) -> Signals:
     )
     if not seen.num_rows:
         raise InputError(
-            "there are no positions with both entropies; record tokens (trace) of a system that "
-            "drafts"
+            "no position has both entropies; record tokens (trace) of a system that drafts"
         )
     keys = [name for name in ("task", "seed", "request") if name in seen.column_names]
     frame = seen.select(keys).to_pandas()
@@ -91,11 +89,9 @@ def signals(tokens: pa.Table, *, top_n: int = 5) -> Signals:
 
 
 def paper_threshold(found: Signals, source: Source) -> Estimate:
-    """The mean of the top 5 % highest entropies, in nats: the paper's rule.
+    """The paper's rule: the mean of the highest 5 % of entropies on a validation set, in nats.
 
-    Args:
-        found: signals of a validation set.
-        source: whose entropies; the paper does not say.
+    The paper does not say of which model; `source` chooses.
     """
     entropies = {
         "draft": found.draft_entropy,
@@ -110,7 +106,7 @@ def rate_threshold(found: Signals, rate: float, tau_o: float) -> Estimate:
     """The tau_h, in nats, at which the gate is open at a share `rate` of positions.
 
     Raises:
-        InputError: The overlap alone is met more rarely than that.
+        InputError: The overlap condition alone is met less often.
     """
     highest = np.minimum(found.draft_entropy, found.target_entropy)
     highest = np.where(found.met(0.0, tau_o)["overlap"], highest, 0.0)
@@ -136,7 +132,7 @@ def rate_threshold(found: Signals, rate: float, tau_o: float) -> Estimate:
 
 
 def firing(found: Signals, tau_h: float, tau_o: float) -> dict[str, Estimate]:
-    """Share of positions at which the gate is open (`gate`) and each condition is met."""
+    """Shares of positions at which the gate is open (`gate`) and at which each condition is met."""
     whole = np.bincount(found.text)
     return {
         name: share(np.bincount(found.text, weights=met), whole)
@@ -147,7 +143,7 @@ def firing(found: Signals, tau_h: float, tau_o: float) -> dict[str, Estimate]:
 def firing_grid(found: Signals, tau_h: Sequence[float], tau_o: Sequence[float]) -> pd.DataFrame:
     """The gate's opening rate for every pair of thresholds: columns tau_h, tau_o, rate.
 
-    Replayed from recorded signals, so changes that a threshold makes to the text are not seen.
+    It is computed from recorded signals, so the effect of a threshold on the text is left out.
     """
     return pd.DataFrame(
         [
@@ -159,7 +155,7 @@ def firing_grid(found: Signals, tau_h: Sequence[float], tau_o: Sequence[float]) 
 
 
 def warnings_of(rates: Mapping[str, Estimate]) -> list[str]:
-    """Warnings for users of a threshold with these rates."""
+    """Warnings about a threshold with these rates of `firing`."""
     gate = rates["gate"]
     if gate.value >= NO_OP_RATE:
         return []

@@ -1,4 +1,4 @@
-"""Files with fields of rules that a calibration, a diagnosis or tuning found."""
+"""Files with fields of rules that a calibration, a diagnosis or tuning fitted."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class CalibrationFile:
     """Fields of rules, and the models, settings and data they were found with.
 
     Attributes:
-        kind: which command wrote it.
-        fields: values of a rule's fields: tau_h, tau_o, top_n, entropy_of; a diagnosis has the
-            pool's a and b too. Tuning has a rule's `name`, and all that was fitted of it.
+        kind: the command that wrote it.
+        fields: of a rule: tau_h, tau_o, top_n, entropy_of; a diagnosis adds the pool's a and b.
+            Tuning has a rule's `name` and everything fitted for it.
         pair: names of the models.
         fingerprints: hashes of the weights and of the tokenizer.
-        sampling: temperature and truncation.
-        data: of each task its name, source, hash and number of items, and each item's fingerprint.
-        estimates: everything that was measured.
+        sampling: the settings in `SAMPLING`.
+        data: `data_of` each task.
+        estimates: all measurements.
         decoding: settings that tuning found, used unless others are given.
-        easd_version: of the library that wrote it.
+        easd_version: version that wrote it.
     """
 
     kind: Kind
@@ -50,7 +50,7 @@ class CalibrationFile:
     format: int = FORMAT
 
     def save(self, path: Path) -> None:
-        """Writes a JSON file; the folder must be there.
+        """Writes a JSON file into an existing folder.
 
         Raises:
             TraceError: It cannot be written.
@@ -59,7 +59,7 @@ class CalibrationFile:
         write_json(path, values)
 
     def check(self, fingerprints: Mapping[str, str | None], settings: Settings) -> None:
-        """Refuses another pair, tokenizer, temperature or truncation.
+        """Refuses another pair, tokenizer, temperature or truncation than it was made for.
 
         Raises:
             ConfigError: One of them differs.
@@ -67,21 +67,22 @@ class CalibrationFile:
         for name, found in self.fingerprints.items():
             if fingerprints.get(name) != found:
                 raise ConfigError(
-                    f"this {self.kind} was made for {self.pair} and the {name} here is another one "
-                    f"({fingerprints.get(name)}, not {found}); make one for this pair, or --force"
+                    f"this {self.kind} was made for {self.pair}, and the {name} here is another "
+                    f"one ({fingerprints.get(name)}, not {found}); make one for this pair, or use "
+                    "--force"
                 )
         now = sampling(settings)
         for name, value in self.sampling.items():
             if now[name] != value:
                 raise ConfigError(
                     f"this {self.kind} was made at {name} = {value} and this run has {now[name]}; "
-                    "make one for these settings, or --force"
+                    "make one for these settings, or use --force"
                 )
 
     def fill(self, rule: Mapping[str, Any]) -> dict[str, Any]:
         """Adds the fields that the rule has and the mapping does not set.
 
-        Tuned fields hold for their own rule alone, which is the rule where none is named.
+        Tuned fields are for one rule, which is also the default where the mapping names none.
         """
         if "name" in self.fields:
             own = rule.get("name", self.fields["name"]) == self.fields["name"]
@@ -91,9 +92,9 @@ class CalibrationFile:
         return {**{n: v for n, v in self.fields.items() if n in known}, **rule}
 
     def fitted_on(self, tasks: Sequence[Task]) -> dict[str, Any]:
-        """What run.json says of it: its data, and how many items of `tasks` are among them.
+        """The entry in run.json: its data, and the number of items of `tasks` among them.
 
-        The number is None where the file does not tell its items.
+        The number is None where the file does not list its items.
         """
         known = all("fingerprints" in data for data in self.data)
         fitted = {each for data in self.data for each in data.get("fingerprints", ())}
@@ -121,9 +122,9 @@ def read_calibration(path: str | Path) -> CalibrationFile:
         raise ConfigError(f"{str(path)!r} is damaged ({error}); calibrate again") from None
     names = {f.name for f in fields(CalibrationFile)}
     if isinstance(values, dict):
-        values.setdefault("decoding", {})  # Files from before tuning have none.
+        values.setdefault("decoding", {})  # absent from files older than `easd tune`
     if not isinstance(values, dict) or values.keys() != names or not _fits(values):
-        raise ConfigError(f"{str(path)!r} is no calibration; give a file of `easd calibrate`")
+        raise ConfigError(f"{str(path)!r} is not a calibration; give a file of `easd calibrate`")
     if values["format"] != FORMAT:
         raise ConfigError(
             f"{str(path)!r} has format {values['format']!r}, this version reads {FORMAT}; "
@@ -133,7 +134,7 @@ def read_calibration(path: str | Path) -> CalibrationFile:
 
 
 def _fits(values: Mapping[str, Any]) -> bool:
-    """Whether the values are of the kinds that a calibration has."""
+    """Whether the values have a calibration's types."""
     mappings = ("fields", "fingerprints", "sampling", "estimates", "decoding")
     data = values["data"]
     return (

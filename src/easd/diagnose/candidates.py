@@ -1,6 +1,7 @@
-"""Candidates for the best rule of a pair: what each is fitted with, and what it does to a position.
+"""Candidates for the best rule of a pair.
 
-A candidate is a function of where it is fitted, which answers for any other positions.
+A candidate is a function of the positions to fit on; it returns a function of the positions to
+judge.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from easd.diagnose.pool_fit import fit_pool, pool_choices
+from easd.diagnose.pool_fit import Choices, fit_pool
 from easd.diagnose.positions import Mask, Positions, Values, gate, threshold_for
 
 LEAST_PLAUSIBLE = 0.02
@@ -24,17 +25,16 @@ TARGET = "target at its best"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What tuning knows of N positions.
+    """N positions as tuning needs them, with D draft temperatures and T temperatures.
 
     Attributes:
-        positions: with the target's tokens of `LEAST_PLAUSIBLE` of its best one's probability or
-            more, and the values `target_entropy`, `draft_entropy`, `shared_top`.
-        draft_top: the place of the draft's best token among all plausible ones, [N]; -1 where it
-            is not plausible.
+        positions: with the gate's signals as values; a token is plausible from `LEAST_PLAUSIBLE`
+            times the probability of the target's best one.
+        draft_top: index of the draft's best token among all plausible ones, [N]; -1 where it is
+            not plausible.
         draft_scale: log of the sum of q^(1/d) over the vocabulary by draft temperature d, [N, D].
-        right_at: the target's probability of the right token at each of `TEMPERATURES`, [N, T].
-        accepted_at: probability that lossless speculation accepts a draft token there, by
-            `DRAFT_TEMPERATURES`, [N, T, D].
+        right_at: the target's probability of the right token by temperature, [N, T].
+        accepted_at: probability that lossless speculation accepts a draft token, [N, T, D].
         easd: EASD's probability of the right token at an open gate, greedy and at T = 1, [N, 2].
     """
 
@@ -48,13 +48,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """A candidate with its fitted values, at some positions.
+    """A fitted candidate at n positions.
 
     Attributes:
         right: probability of the right token, [n].
-        accepted: probability that a draft token is accepted by draft temperature, [n, D].
-        rule: mapping of the rule's name and fields.
-        temperature: what tokens are drawn at.
+        accepted: probability that a draft token is accepted, by draft temperature, [n, D].
+        rule: its name and fields.
+        temperature: at which tokens are drawn.
     """
 
     right: Values
@@ -64,18 +64,17 @@ class Judged:
 
 
 Fit = Callable[[Mask], Callable[[Mask], Judged]]
-"""Fitted where the first mask says; what is returned judges where the second one says."""
+"""Fits at the positions of the first mask; the result judges those of the second."""
 
 
 Score = Callable[[Values], Values]
-"""From each position's probability of the right token to each text's worth, [N] -> [T]."""
+"""From each position's probability of the right token to each text's score, [N] -> [texts]."""
 
 
 def candidates(reading: Reading, score: Score) -> dict[str, Fit]:
     """Every candidate by name."""
     positions = reading.positions
     by_cut = {each: cut(positions, each) for each in CUTS}
-    everywhere = np.ones(len(positions), dtype=bool)
 
     def at_temperature(chosen: Mask, place: int) -> Judged:
         temperature = TEMPERATURES[place]
@@ -87,18 +86,18 @@ def candidates(reading: Reading, score: Score) -> dict[str, Fit]:
         )
 
     def best_target(fitted: Mask) -> Callable[[Mask], Judged]:
-        worth = [_worth(score, fitted, reading.right_at[:, t]) for t in range(len(TEMPERATURES))]
-        return lambda chosen: at_temperature(chosen, int(np.argmax(worth)))
+        means = [_mean_score(score, fitted, right) for right in reading.right_at.T]
+        return lambda chosen: at_temperature(chosen, int(np.argmax(means)))
 
     def pool(*, drawn: bool, gated: bool) -> Fit:
         def fit(fitted: Mask) -> Callable[[Mask], Judged]:
             height = _threshold(positions, fitted) if gated else np.inf
-            is_open = gate(positions, height) if gated else ~everywhere
+            is_open = gate(positions, height) if gated else ~positions.everywhere
             found = []
             for plausible, (narrowed, place) in by_cut.items():
                 closed = fit_pool(narrowed, fitted & ~is_open)
                 opened = fit_pool(narrowed, fitted & is_open) if gated else closed
-                if opened.fallback:  # Too few positions: then the gate makes no difference.
+                if opened.fallback:  # too few positions, so the gate makes no difference
                     opened = closed
                 powers = np.where(is_open[:, None], (opened.a, opened.b), (closed.a, closed.b))
                 right, accepted = _pooled(reading, narrowed, place, powers, drawn=drawn)
@@ -108,7 +107,7 @@ def candidates(reading: Reading, score: Score) -> dict[str, Fit]:
                     rule = {"name": "pool-by-gate", **rule, **own}
                 else:
                     rule = {"name": "pool-everywhere", **rule}
-                found.append((_worth(score, fitted, right), right, accepted, rule))
+                found.append((_mean_score(score, fitted, right), right, accepted, rule))
             _, right, accepted, rule = max(found, key=lambda each: each[0])
             return lambda chosen: Judged(
                 right=right[chosen],
@@ -126,12 +125,11 @@ def candidates(reading: Reading, score: Score) -> dict[str, Fit]:
             height = _threshold(positions, fitted)
             is_open = gate(positions, height)
             right = np.where(is_open, reading.easd[:, int(drawn)], reading.right_at[:, place])
-            accepted = reading.accepted_at[:, place] * ~is_open[:, None]  # as published
-            own = np.full(len(DRAFT_TEMPERATURES), -1.0)
-            own[DRAFT_TEMPERATURES.index(1.0)] = 0.0  # its procedure draws from the draft itself
+            accepted = reading.accepted_at[:, place] * ~is_open[:, None]
+            accepted *= np.equal(DRAFT_TEMPERATURES, 1.0)  # its procedure drafts at T = 1
             return lambda chosen: Judged(
                 right=right[chosen],
-                accepted=np.maximum(accepted[chosen] + own, 0),
+                accepted=accepted[chosen],
                 rule={"name": "easd", "tau_h": height, "tau_o": 0.8, "draft_at_bonus": True},
                 temperature=float(drawn),
             )
@@ -150,8 +148,8 @@ def candidates(reading: Reading, score: Score) -> dict[str, Fit]:
     }
 
 
-def _worth(score: Score, chosen: Mask, right: Values) -> float:
-    """The mean score of texts at chosen positions; the others count as sure."""
+def _mean_score(score: Score, chosen: Mask, right: Values) -> float:
+    """The mean score of texts, with probability 1 at positions that are not chosen."""
     return float(score(np.where(chosen, right, 1.0)).mean())
 
 
@@ -164,17 +162,17 @@ def _pooled(
     reading: Reading, narrowed: Positions, place: np.ndarray, powers: Values, *, drawn: bool
 ) -> tuple[Values, Values]:
     """Probability of the right token, and acceptance by draft temperature, of a pool."""
-    shares, best, of = pool_choices(narrowed, powers)
+    choices = Choices.at(narrowed, narrowed.everywhere)
+    shares, logs = choices.shares(powers)
+    greedy, right = choices.laws(powers)
     draft_top = place[reading.draft_top]
     if not drawn:
-        accepted = (best == draft_top).astype(np.float64)
-        right = (best == narrowed.right).astype(np.float64)
-        return right, np.repeat(accepted[:, None], len(DRAFT_TEMPERATURES), 1)
-    right = np.where(narrowed.right < 0, 0.0, shares[narrowed.right])
+        accepted = (choices.best(logs) == draft_top).astype(np.float64)
+        return greedy, np.repeat(accepted[:, None], len(DRAFT_TEMPERATURES), 1)
     columns = []
     for at, temperature in enumerate(DRAFT_TEMPERATURES):
         if temperature:
-            logs = narrowed.draft_logs / temperature - reading.draft_scale[of, at]
+            logs = narrowed.draft_logs / temperature - reading.draft_scale[choices.of, at]
             overlap = np.minimum(np.exp(logs), shares)
             columns.append(np.add.reduceat(overlap, narrowed.starts[:-1]))
         else:
@@ -183,10 +181,10 @@ def _pooled(
 
 
 def cut(positions: Positions, plausible: float) -> tuple[Positions, np.ndarray]:
-    """The positions with fewer plausible tokens, and the new place of each old one (-1: gone)."""
+    """The positions with fewer plausible tokens, and the new index of each old token, or -1."""
     best = np.maximum.reduceat(positions.target_logs, positions.starts[:-1])
     of = np.repeat(np.arange(len(positions)), np.diff(positions.starts))
-    # Rounding must not drop a token that stands at the limit.
+    # Rounding must not drop a token exactly at the limit.
     kept = positions.target_logs >= best[of] + np.log(plausible) - 1e-9
     place = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
     return (

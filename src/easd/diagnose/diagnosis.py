@@ -16,8 +16,8 @@ import pyarrow as pa
 from easd.diagnose.calibration import NO_OP_RATE
 from easd.diagnose.effects import LEVEL, Effect, effects, mean, solved
 from easd.diagnose.pool_fit import PoolFit, fit_pool
-from easd.diagnose.positions import Positions, gate, met, threshold_for
-from easd.diagnose.printing import interval, p_text, percent, signed, unit_of
+from easd.diagnose.positions import DraftVocabulary, Positions, gate, met, threshold_for
+from easd.diagnose.wording import interval, p_text, percent, signed, unit_of
 from easd.errors import ConfigError
 from easd.stats import Estimate, share
 
@@ -28,13 +28,13 @@ Outcome = Literal["hurt", "nothing", "help", "cannot tell"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What EASD will do at one threshold, and what would be better.
+    """What EASD will do at one threshold, and which rule is better.
 
     Attributes:
         outcome: of EASD against the target.
-        sentence: the same with its numbers.
-        best: the rule that gains most beyond doubt, None where none does.
-        advice: the same with its numbers.
+        sentence: the outcome with its numbers.
+        best: the rule with the largest significant gain, if any.
+        advice: the best rules with their numbers.
     """
 
     outcome: Outcome
@@ -45,20 +45,20 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtThreshold:
-    """Everything about one threshold.
+    """Results at one threshold.
 
     Attributes:
-        wanted: the firing rate that `tau_h` was chosen for; None where it was given.
+        wanted: firing rate that `tau_h` was chosen for; None where `tau_h` was given.
         fired: share of positions where the gate is open.
         meets: share of positions that meet each condition.
-        gated: open positions.
-        gated_texts: texts that have one.
-        target_right: mean probability the target gives the right token at open positions; None
-            where there are none, as in the next two.
-        draft_right: the same of the draft.
-        criterion: share of open positions where EASD makes the right token likelier.
+        gated: number of positions where the gate is open.
+        gated_texts: number of texts with such a position.
+        target_right: mean probability of the right token there under the target; None where the
+            gate never opens, like the next two.
+        draft_right: the same under the draft.
+        criterion: share of these positions where EASD makes the right token likelier.
         pool: fitted on all texts.
-        effects: every rule's, EASD first; the pool's are cross-fitted by text.
+        effects: of every rule, EASD first; the pool's are cross-fitted by text.
     """
 
     tau_h: float
@@ -77,19 +77,16 @@ class AtThreshold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """Will EASD help on this pair?
+    """Results for a pair on reference texts.
 
     Attributes:
-        texts: reference texts.
-        positions: their tokens.
+        texts, positions: number of reference texts, and of their tokens.
         unique_solution: whether a reference is the only right text.
-        tau_o: the overlap threshold.
-        target_best: share of positions where the right token is the target's best.
-        draft_best: the same of the draft.
-        impossible: share of positions where the target cannot write the right token.
-        target_accuracy: probability that the target writes the reference; None unless it is the
-            only right text.
-        draft_accuracy: the same of the draft.
+        target_best, draft_best: share of positions where the right token is the model's best.
+        impossible: share of positions where the target gives the right token probability 0.
+        target_accuracy, draft_accuracy: probability that sampling from the model writes the
+            reference; None unless it is the only right text.
+        draft_vocabulary: None where draft and target share a tokenizer.
         thresholds: the given one first.
         caveats: limits of these numbers.
     """
@@ -103,6 +100,7 @@ class Diagnosis:
     impossible: float
     target_accuracy: Estimate | None
     draft_accuracy: Estimate | None
+    draft_vocabulary: DraftVocabulary | None
     thresholds: tuple[AtThreshold, ...]
     caveats: tuple[str, ...]
 
@@ -112,7 +110,7 @@ class Diagnosis:
         return self.thresholds[0].verdict
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, ready for JSON."""
+        """Plain values, ready for JSON."""
         return asdict(self)
 
 
@@ -127,16 +125,16 @@ def diagnose(
     """Judges EASD and every other rule by a table of `read_positions`.
 
     Args:
-        table: see `POSITIONS`.
+        table: with the columns of `POSITIONS`.
         tau_h: in nats.
         tau_o: overlap threshold.
-        rates: firing rates whose thresholds are looked at too.
+        rates: firing rates whose thresholds are judged too.
         unique_solution: whether each reference is the only right text; the product of a rule's law
             over it is then the rule's accuracy.
 
     Raises:
         ConfigError: A threshold is out of range.
-        InputError: The table is damaged or has fewer than two texts, or a rate is no share.
+        InputError: The table is damaged or has fewer than two texts, or a rate is not in (0, 1).
     """
     if not tau_h >= 0:
         raise ConfigError(f"tau_h = {tau_h} is not an entropy; use nats, 0 or more")
@@ -146,10 +144,10 @@ def diagnose(
     values = positions.values
     wanted = [(tau_h, None), *((threshold_for(positions, r, tau_o), r) for r in rates)]
     impossible = float((values["target_prob"] == 0).mean())
-    accuracy = [
+    target_accuracy, draft_accuracy = (
         mean(solved(positions, values[f"{model}_prob"])) if unique_solution else None
         for model in ("target", "draft")
-    ]
+    )
     return Diagnosis(
         texts=positions.n_texts,
         positions=len(positions),
@@ -158,8 +156,9 @@ def diagnose(
         target_best=float(values["target_best"].mean()),
         draft_best=float(values["draft_best"].mean()),
         impossible=impossible,
-        target_accuracy=accuracy[0],
-        draft_accuracy=accuracy[1],
+        target_accuracy=target_accuracy,
+        draft_accuracy=draft_accuracy,
+        draft_vocabulary=DraftVocabulary.of(table),
         thresholds=tuple(
             _at(positions, height, tau_o, rate, unique_solution) for height, rate in wanted
         ),
@@ -172,11 +171,11 @@ def _at(
 ) -> AtThreshold:
     values = positions.values
     is_open = gate(positions, tau_h, tau_o)
-    by_text = positions.by_text(is_open.astype(np.float64))
-    fired = share(by_text, positions.by_text(np.ones(len(positions))))
+    open_by_text = positions.by_text(is_open.astype(np.float64))
+    fired = share(open_by_text, positions.by_text(np.ones(len(positions))))
     found = effects(positions, tau_h, tau_o, unique_solution=unique_solution)
 
-    def mean_there(column: Any) -> float | None:
+    def mean_at_gate(column: Any) -> float | None:
         return float(column[is_open].mean()) if is_open.any() else None
 
     return AtThreshold(
@@ -185,10 +184,10 @@ def _at(
         fired=fired,
         meets={name: float(where.mean()) for name, where in met(positions, tau_h, tau_o).items()},
         gated=int(is_open.sum()),
-        gated_texts=int((by_text > 0).sum()),
-        target_right=mean_there(values["target_prob"]),
-        draft_right=mean_there(values["draft_prob"]),
-        criterion=mean_there(values["open_easd"] > values["target_prob"]),
+        gated_texts=int((open_by_text > 0).sum()),
+        target_right=mean_at_gate(values["target_prob"]),
+        draft_right=mean_at_gate(values["draft_prob"]),
+        criterion=mean_at_gate(values["open_easd"] > values["target_prob"]),
         pool=fit_pool(positions, is_open),
         effects=found,
         verdict=_verdict(found, tau_h, fired, unique_solution=unique_solution),
@@ -229,19 +228,18 @@ def _verdict(
     change = effects[0].change
     unit = unit_of(unique_solution)
     pair = f"on this pair at tau_h {tau_h:.2g}"
-    rarely = fired.value < NO_OP_RATE
-    small = max(abs(change.low), abs(change.high)) <= LEAST_CHANGE
     effect = f"{interval(change)} {unit}, its gate open at {percent(fired.value)} of positions"
-    if rarely:
-        outcome: Outcome = "nothing"
+    outcome: Outcome
+    if fired.value < NO_OP_RATE:
+        outcome = "nothing"
         sentence = (
             f"EASD will do nothing {pair}: its gate opens at {percent(fired.value)} of positions, "
             f"below {percent(NO_OP_RATE)}"
         )
-    elif small:
+    elif max(abs(change.low), abs(change.high)) <= LEAST_CHANGE:
         outcome = "nothing"
         limit = f"{100 * LEAST_CHANGE:.2f}"
-        sentence = f"EASD will do nothing {pair}: {effect}, and that is within ±{limit}"
+        sentence = f"EASD will do nothing {pair}: {effect}, which is within ±{limit}"
     elif change.low <= 0 <= change.high:
         outcome = "cannot tell"
         sentence = f"Cannot tell whether EASD will hurt or help {pair}: {effect}; give more texts"
@@ -253,27 +251,20 @@ def _verdict(
 
 
 def _advice(effects: Sequence[Effect], unit: str) -> tuple[str | None, str]:
+    """The rule with the largest significant gain, and the best with and without a gate in words."""
     real = [e for e in effects if e.change.value > 0 and e.p_value < 1 - LEVEL]
-    gated = max((e for e in real if e.gated), key=_gain, default=None)
-    other = max((e for e in real if not e.gated), key=_gain, default=None)
-    best = max((e for e in (gated, other) if e), key=_gain, default=None)
+    real.sort(key=lambda effect: -effect.change.value)
+    gated = next((e for e in real if e.gated), None)
+    ungated = next((e for e in real if not e.gated), None)
 
-    def told(effect: Effect) -> str:
-        adjusted = f"Holm-adjusted p {_equals(p_text(effect.p_value))}"
-        return f"{effect.rule}: {signed(100 * effect.change.value)} {unit}, {adjusted}"
+    def described(effect: Effect) -> str:
+        p = p_text(effect.p_value)
+        p = p if p.startswith("<") else f"= {p}"
+        return f"{effect.rule}: {signed(100 * effect.change.value)} {unit}, Holm-adjusted p {p}"
 
-    gated_advice = (
-        f"Best rule with a gate is {told(gated)}."
-        if gated
-        else "No rule with a gate gains beyond doubt."
-    )
-    without = f" Best without a gate is {told(other)}." if other else ""
-    return (best.rule if best else None), gated_advice + without
-
-
-def _gain(effect: Effect) -> float:
-    return effect.change.value
-
-
-def _equals(text: str) -> str:
-    return text if text.startswith("<") else f"= {text}"
+    advice = "No rule with a gate has a significant gain."
+    if gated:
+        advice = f"Best rule with a gate is {described(gated)}."
+    if ungated:
+        advice += f" Best without a gate is {described(ungated)}."
+    return (real[0].rule if real else None), advice

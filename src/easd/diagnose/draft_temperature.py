@@ -1,8 +1,8 @@
-"""How many draft tokens would be accepted if they were drawn at other temperatures.
+"""The acceptance rate if drafts were drawn at other temperatures.
 
-Speculative sampling towards p accepts a token drawn from r with probability sum of min(p, r). The
-proposal r is the draft's distribution at a temperature of its own, and leaves the law as it is: so
-one pass of both models over texts of the target measures every draft temperature at once.
+Lossless speculation of p accepts a token drawn from r with probability sum of min(p, r). The
+proposal r is the draft's distribution at its own temperature, which does not change the law. So one
+pass of both models over texts of the target measures every draft temperature.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from easd.engine.settings import Settings
 from easd.errors import ConfigError
 from easd.stats import Estimate, bootstrap
 
-# Draft temperatures as shares of the target's.
+# Draft temperatures, divided by the target's.
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.6, 2.0)
 _OWN = SHARES.index(1.0)
 _RESAMPLES = 1000
@@ -33,11 +33,10 @@ class DraftTemperatures:
     """Acceptance by draft temperature, for texts of the target.
 
     Attributes:
-        temperatures: tried, as `Settings.draft_temperature` takes them.
-        acceptance: probability that a draft token is accepted at each.
-        best: the temperature with the highest acceptance; its interval says how sure the choice is.
-        gain: acceptance at the best minus acceptance at the target's own temperature. It was chosen
-            on these texts, so it is a little too high.
+        acceptance: probability that a draft token is accepted, at each of `temperatures`.
+        best: the temperature with the highest acceptance, with an interval.
+        gain: acceptance at the best minus acceptance at the target's own temperature; slightly too
+            high, since the best was chosen on the same texts.
     """
 
     temperatures: tuple[float, ...]
@@ -46,7 +45,7 @@ class DraftTemperatures:
     gain: Estimate
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Plain values, ready for JSON."""
         return asdict(self)
 
 
@@ -61,7 +60,7 @@ def draft_temperatures(
     Args:
         pair: with a draft model.
         texts: two or more texts of the target, with their prompts.
-        settings: what the target is sampled with; its temperature is not 0.
+        settings: of the target.
         on_progress: called with positions done and positions in all.
 
     Raises:
@@ -69,12 +68,12 @@ def draft_temperatures(
     """
     if settings.temperature == 0:
         raise ConfigError(
-            "greedy decoding draws nothing, so drafts have no temperature of their own"
+            "temperature = 0: greedy decoding draws nothing, so the draft's temperature has no "
+            "effect; give a temperature above 0"
         )
     sums = np.zeros((len(texts), len(SHARES)))
     counts = np.zeros(len(texts))
-    total = sum(len(reference) for _, reference, _ in texts)
-    for read in read_steps(pair, texts, settings):
+    for read in read_steps(pair, texts, settings, on_progress):
         target, draft = read.step.target_probs[:, :-1], read.step.draft_probs[:, :-1]
         numbers = read.batch.numbers
         counts[numbers] += read.there.sum(1).cpu().numpy()
@@ -82,13 +81,11 @@ def draft_temperatures(
             proposal = draft if share == 1 else raised(draft, 1 / share if share else inf)
             overlap = torch.minimum(target, proposal).sum(-1) * read.there
             sums[numbers, place] += overlap.sum(1).double().cpu().numpy()
-        if on_progress is not None:
-            on_progress(int(counts.sum()), total)
     return _estimates(sums, counts, settings.temperature)
 
 
 def _estimates(sums: np.ndarray, counts: np.ndarray, temperature: float) -> DraftTemperatures:
-    """From sums of acceptance [texts, temperatures] and positions [texts]."""
+    """Ratios of the sums of acceptance [texts, temperatures] and the positions [texts]."""
     temperatures = np.round(np.asarray(SHARES) * temperature, 6)
 
     def means(weights: np.ndarray) -> np.ndarray:

@@ -22,27 +22,24 @@ ABLATIONS = {
     "easd-without-both": ("target_entropy",),
     "overlap-only": ("overlap",),
 }
-"""EASD with fewer conditions: name and those left."""
+"""EASD with fewer conditions: name, and the conditions that remain."""
 
 EVERYWHERE = {"greedy everywhere": "greedy-p", "half temperature": "sharpened"}
-"""Gated rules that are judged without their gate too: name there and the rule's."""
+"""Gated rules that are judged without their gate too: new name, and the rule's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """One rule against the target.
-
-    All changes are fractions: 0.01 is one point.
+    """The change that one rule makes to the target; 0.01 is one point.
 
     Attributes:
-        rule: its name.
-        acts: share of positions that its law changes: its gate's, or all.
-        gated: whether a gate says where.
-        where_it_acts: mean change of the right token's probability where it acts; None where that
-            happens in fewer than two texts.
-        log_likelihood: mean change of the right token's log-probability there, in nats; None where
-            the rule gives some right token probability 0, and as above.
-        can_be_zero: whether it does.
+        acts: share of positions that the rule's law changes: where its gate is open, or all.
+        gated: whether the rule has a gate.
+        where_it_acts: mean change of the right token's probability there; None with fewer than two
+            texts.
+        log_likelihood: mean change of the right token's log-probability there, in nats; None with
+            fewer than two texts, or if `can_be_zero`.
+        can_be_zero: whether the rule gives some right token probability 0.
         change: mean change per text: of the probability that the text is written, where it is the
             only right one, else of the expected number of right tokens.
         p_value: of no change, Holm-adjusted over the rules of one table.
@@ -65,17 +62,24 @@ def effects(
     found = []
     target = positions.values["target_prob"]
     for rule, gated, acts, law in _laws(positions, tau_h, tau_o):
-        # Where the target itself gives 0, as truncation makes it do, nothing is compared.
+        # Truncation makes the target itself give 0, where a log-ratio is undefined.
         compared = acts & (target > 0)
         can_be_zero = bool((law[compared] <= 0).any())
-        change, p_value = _tested(_by_text(positions, law, unique_solution))
+        by_text = (
+            solved(positions, law) - solved(positions, target)
+            if unique_solution
+            else positions.by_text(law - target)
+        )
+        change, p_value = tested(Clusters.of(by_text, None))
         found.append(
             Effect(
                 rule=rule,
                 acts=float(acts.mean()),
                 gated=gated,
-                where_it_acts=_mean_at(positions, acts, law - target),
-                log_likelihood=None if can_be_zero else _log_change(positions, compared, law),
+                where_it_acts=_mean_at(positions, acts, law[acts] - target[acts]),
+                log_likelihood=None
+                if can_be_zero
+                else _mean_at(positions, compared, np.log(law[compared] / target[compared])),
                 can_be_zero=can_be_zero,
                 change=change,
                 p_value=p_value,
@@ -93,9 +97,18 @@ def solved(positions: Positions, law: Values) -> Values:
         return np.exp(positions.by_text(np.log(law)))
 
 
-def mean(values: Values) -> Estimate:
-    """The mean over texts, [T] values."""
-    return student(Clusters.of(values, None), LEVEL)
+def mean(values: Values, texts: np.ndarray | None = None) -> Estimate:
+    """The mean with its interval: of one value per text, or with `texts` as clusters."""
+    return student(Clusters.of(values, texts), LEVEL)
+
+
+def tested(data: Clusters) -> tuple[Estimate, float]:
+    """The mean with its interval, and the p-value of a mean of 0."""
+    error = math.sqrt(data.variance)
+    if error == 0:
+        return student(data, LEVEL), float(data.mean == 0)
+    freedom = data.freedom(exact_variance=False)
+    return student(data, LEVEL), float(2 * stats.t.sf(abs(data.mean) / error, freedom))
 
 
 def _laws(
@@ -120,7 +133,7 @@ def _laws(
     for name, conditions in ABLATIONS.items():
         where = gate(positions, tau_h, tau_o, conditions)
         yield name, True, where, at(where, values["open_easd"])
-    everywhere = np.ones(len(positions), dtype=bool)
+    everywhere = positions.everywhere
     refused = target + is_open.mean() * (values["open_easd"] - target)
     yield "random refusal", False, everywhere, refused
     for name, rule in EVERYWHERE.items():
@@ -130,32 +143,7 @@ def _laws(
         yield name, False, everywhere, values[UNGATED + name]
 
 
-def _by_text(positions: Positions, law: Values, unique_solution: bool) -> Values:
-    target = positions.values["target_prob"]
-    if unique_solution:
-        return solved(positions, law) - solved(positions, target)
-    return positions.by_text(law - target)
-
-
-def _tested(values: Values) -> tuple[Estimate, float]:
-    """Mean of one value a text, and the p-value of 0."""
-    data = Clusters.of(values, None)
-    error = math.sqrt(data.variance)
-    if error == 0:
-        return student(data, LEVEL), float(data.mean == 0)
-    freedom = data.freedom(exact_variance=False)
-    return student(data, LEVEL), float(2 * stats.t.sf(abs(data.mean) / error, freedom))
-
-
 def _mean_at(positions: Positions, where: Mask, values: Values) -> Estimate | None:
-    """The mean over chosen positions, with texts as clusters."""
+    """The mean of `values` [n] at the n chosen positions, with texts as clusters."""
     texts = positions.texts[where]
-    if len(np.unique(texts)) < 2:
-        return None
-    return student(Clusters.of(values[where], texts), LEVEL)
-
-
-def _log_change(positions: Positions, where: Mask, law: Values) -> Estimate | None:
-    change = np.zeros(len(positions))
-    change[where] = np.log(law[where] / positions.values["target_prob"][where])
-    return _mean_at(positions, where, change)
+    return mean(values, texts) if len(np.unique(texts)) >= 2 else None

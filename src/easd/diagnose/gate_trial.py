@@ -1,7 +1,7 @@
-"""The gate on trial: does EASD's gate tell where the draft's opinion means something else?
+"""Tests whether the draft's probabilities mean something else where EASD's gate is open.
 
-Two models of the right token among the plausible ones are compared on texts that neither was fitted
-on: p^a q^b everywhere, and p^a q^b with other powers where the gate is open.
+Two models of the right token among the plausible ones are compared on held-out texts: p^a q^b
+everywhere, and p^a q^b with other powers where the gate is open.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from easd.diagnose.calibration import TOP_SHARE
-from easd.diagnose.effects import LEVEL
+from easd.diagnose.effects import mean
 from easd.diagnose.pool_fit import FOLDS, best_power, fit_pool, folds_of, has_choice, log_shares
 from easd.diagnose.positions import Mask, Positions, Values, gate, threshold_for
 from easd.stats import Estimate
-from easd.stats.estimates import Clusters, student
 
 RATES = (0.02, 0.08)
 
@@ -26,13 +25,12 @@ Powers = Callable[[Mask, Mask], tuple[float, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateTrial:
-    """What other powers at an open gate add.
+    """Gain from other powers where the gate is open.
 
     Attributes:
         threshold: how tau_h was found.
-        tau_h: in nats.
         fired: share of positions where the gate is open.
-        nats: held-out log-likelihood gained per position; positive where the gate helps.
+        nats: held-out log-likelihood gained per position.
     """
 
     threshold: str
@@ -42,7 +40,12 @@ class GateTrial:
 
 
 def gate_trials(positions: Positions) -> tuple[tuple[GateTrial, ...], Mapping[str, Estimate]]:
-    """The gate by the paper's rule and at firing rates; and nats per position without a gate."""
+    """Tests the gate at several thresholds.
+
+    Returns:
+        A trial by the paper's rule and one for each of `RATES`; and the mean negative
+        log-likelihood per position without a gate, by model.
+    """
     usable = has_choice(positions)
     folds = folds_of(positions)
 
@@ -53,18 +56,21 @@ def gate_trials(positions: Positions) -> tuple[tuple[GateTrial, ...], Mapping[st
             logs[own] = log_shares(positions, own, *powers(others, where))
         return logs
 
+    def mean_of(values: Values) -> Estimate:
+        return mean(values[usable], positions.texts[usable])
+
     def both(others: Mask, where: Mask) -> tuple[float, float]:
         fit = fit_pool(positions, others & where)
-        if fit.fallback:  # Too few positions: then the gate makes no difference.
+        if fit.fallback:  # too few positions, so the gate makes no difference
             fit = fit_pool(positions, others)
         return fit.a, fit.b
 
     def alone(others: Mask, where: Mask) -> tuple[float, float]:
         return best_power(positions, others & where), 0.0
 
-    everywhere = np.ones(len(positions), dtype=bool)
+    everywhere = positions.everywhere
     pooled = held_out(both, everywhere)
-    nats = {
+    log_likelihoods = {
         "target, T = 1": held_out(lambda *_: (1.0, 0.0), everywhere),
         "target, best temperature": held_out(alone, everywhere),
         "pool": pooled,
@@ -83,12 +89,7 @@ def gate_trials(positions: Positions) -> tuple[tuple[GateTrial, ...], Mapping[st
                 threshold=name,
                 tau_h=height,
                 fired=float(is_open.mean()),
-                nats=_mean(positions, usable, gated - pooled),
+                nats=mean_of(gated - pooled),
             )
         )
-    return tuple(trials), {name: _mean(positions, usable, -each) for name, each in nats.items()}
-
-
-def _mean(positions: Positions, usable: Mask, values: Values) -> Estimate:
-    texts = positions.texts[usable]
-    return student(Clusters.of(values[usable], texts), LEVEL)
+    return tuple(trials), {name: mean_of(-each) for name, each in log_likelihoods.items()}

@@ -1,8 +1,8 @@
-"""A draft's opinions along a text of the target, where its tokenizer is another.
+"""A draft's distributions along a text, for a draft whose tokenizer is not the target's.
 
-The draft reads the whole text once. Where what it has read of a part is the beginning of what it
-reads of the whole, that pass has its opinion behind the part, too; elsewhere, as inside a word that
-is one token of the draft and several of the target, it is asked anew.
+The draft reads the whole text once. Where its tokens of the text up to a position are the first of
+its tokens of the whole text, that pass has the distribution for the position. Elsewhere, as inside
+a word that is one token of the draft and several of the target, the position gets its own pass.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from easd.diagnose.positions import DraftVocabulary
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel, context_window
 from easd.engine.other_vocabulary import Reading, common_length
 from easd.engine.pair import Pair
@@ -20,11 +21,7 @@ from easd.engine.vocabulary import vocabulary_map
 
 
 class OtherVocabularyPass:
-    """Reads the rows of a batch side by side.
-
-    Attributes:
-        aligned, anew, silent: positions answered by the pass, asked anew, and without an opinion.
-    """
+    """Reads the rows of a batch side by side and counts positions as `DraftVocabulary` has them."""
 
     def __init__(self, pair: Pair, num_rows: int) -> None:
         assert pair.draft is not None, "checked by the caller"
@@ -38,23 +35,34 @@ class OtherVocabularyPass:
         self._held: list[list[int]] = []
         self.aligned = self.anew = self.silent = 0
 
+    def summary(self) -> DraftVocabulary:
+        """Shares of the vocabulary, and counts of the positions so far."""
+        return DraftVocabulary(
+            coverage=self._words.coverage,
+            one_to_one=self._words.one_to_one,
+            aligned=self.aligned,
+            anew=self.anew,
+            silent=self.silent,
+        )
+
     def start(self, rows: Sequence[Row]) -> None:
-        """Begins with other texts."""
+        """Starts a new batch of texts."""
         self._readings = [Reading.start(self._words, row) for row in rows]
         self._held = [[] for _ in rows]
 
     def logits(
         self, rows: Sequence[Row], right: Tensor, counts: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Logarithms of its opinions at each row's next positions, and where it has one.
+        """Logarithms of the draft's distributions at each row's next positions.
 
         Args:
             rows: the texts so far.
-            right: the tokens that follow, int64 [B, T].
-            counts: how many of them are each row's own.
+            right: the tokens that follow, int64 [B, T], padded.
+            counts: number of following tokens in each row.
 
         Returns:
-            [B, T, V of the target], and bool [B, T].
+            Log-probabilities of the target's tokens, [B, T, V], and where there are any, bool
+            [B, T].
         """
         shape, device = (*right.shape, self._size), right.device
         found = torch.zeros(shape, dtype=self._dtype, device=device)
@@ -65,14 +73,14 @@ class OtherVocabularyPass:
             parts = self._parts(reading.fork(), right[place, :count].tolist())
             if parts:
                 at, opinions = list(parts), self._opinions(place, list(parts.values()))
-                heard[place, at] = opinions.sum(-1) != 0  # NaN is an opinion, and an error later.
+                heard[place, at] = opinions.sum(-1) != 0  # NaN passes, and is an error later
                 found[place, at] = opinions.log()
         found[~heard] = 0
         self.silent += sum(counts) - int(heard.sum())
         return found, heard
 
     def _parts(self, reading: Reading, tokens: Sequence[int]) -> dict[int, list[int]]:
-        """What the draft reads before each of `tokens`, where it can, by their places."""
+        """The draft's ids of the text before each of `tokens`, by place, where it has any."""
         parts = {}
         for place, token in enumerate(tokens):
             ids = reading.ids or []
@@ -82,7 +90,7 @@ class OtherVocabularyPass:
         return parts
 
     def _opinions(self, row: int, parts: Sequence[list[int]]) -> Tensor:
-        """The opinion behind each part, [parts, V of the target]."""
+        """The draft's distribution after each part, [parts, V of the target]."""
         whole, found = parts[-1], {}
         aligned = [at for at, part in enumerate(parts) if whole[: len(part)] == part]
         for at in set(range(len(parts))) - set(aligned):
@@ -95,7 +103,7 @@ class OtherVocabularyPass:
         return torch.stack([found[at] for at in range(len(parts))])
 
     def _forward(self, row: int, ids: list[int], keep: int) -> Tensor:
-        """Opinions behind the last `keep` of `ids`, which the row's slots then hold."""
+        """Distributions after the last `keep` of `ids`, which the row's slots then hold."""
         begin = min(common_length(self._held[row], ids), len(ids) - keep)
         self._model.lengths[row] = begin
         while len(ids) - begin > keep:

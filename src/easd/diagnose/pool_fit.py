@@ -1,13 +1,13 @@
-"""Fits what the draft adds at the gate: the right token as a choice with odds p^a q^b.
+"""Fits the right token as a choice among plausible tokens with odds p^a q^b.
 
-A conditional logit (McFadden 1974) over the plausible tokens of every gated position. With b > 0
-the draft is a second opinion; with b < 0 its preference is a warning.
+A conditional logit (McFadden 1974). With b > 0 the draft is a second opinion; with b < 0 its
+preference is a warning.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -17,14 +17,13 @@ from easd.diagnose.positions import Mask, Positions, Values
 LEAST_CHOICES = 50
 LEAST_TEXTS = 10
 FOLDS = 5
-MOST_POWER = 100  # The pool rule takes no more.
+MOST_POWER = 100  # the pool rule's limit
 
-# A standard error beyond this one says that the powers may be anything.
-_WORST_ERROR = 10.0
+_WORST_ERROR = 10.0  # a larger standard error means that the powers are not identified
 _MOST_STEPS = 100
 _GREEDY = np.array([1.0, 0.0])
 
-Meaning = Literal["second opinion", "warning", "nothing that shows", "not known"]
+Meaning = Literal["second opinion", "warning", "no effect detected", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +31,13 @@ class PoolFit:
     """Powers of the target's and the draft's probability, fitted by maximum likelihood.
 
     Attributes:
-        a, b: the powers; (1, 0), the target's best token, where they could not be fitted.
-        a_error, b_error: standard errors for texts like the ones given, robust to whatever holds
-            within a text (sandwich, clustered by text); None where nothing was fitted.
+        a, b: the powers; (1, 0), the target's best token, where nothing could be fitted.
+        a_error, b_error: sandwich standard errors, clustered by text.
         b_low, b_high: 95 % interval of b.
-        n: gated positions with a choice between plausible tokens, the right one among them.
+        n: gated positions with several plausible tokens, the right one among them.
         n_texts: texts with such a position.
         n_outside: gated positions whose right token is not plausible; the pool never writes it.
-        log_likelihood: of the choices; None where nothing was fitted.
-        fallback: why nothing was fitted, or None.
+        fallback: why nothing was fitted; the optional numbers are then None.
     """
 
     a: float
@@ -57,23 +54,23 @@ class PoolFit:
 
     @property
     def meaning(self) -> Meaning:
-        """What the draft's preference means at the gate."""
+        """What the draft's preference means where the gate is open."""
         if self.b_low is None or self.b_high is None:
-            return "not known"
+            return "unknown"
         if self.b_low > 0:
             return "second opinion"
-        return "warning" if self.b_high < 0 else "nothing that shows"
+        return "warning" if self.b_high < 0 else "no effect detected"
 
 
 @dataclass(frozen=True, slots=True)
-class _Choices:
-    """Alternatives of n positions, M in all.
+class Choices:
+    """The plausible tokens of n positions, M in all.
 
     Attributes:
         logs: log p and log q of each, [M, 2].
-        starts: where each position's alternatives begin, [n].
-        of: the position of each alternative, [M].
-        right: the chosen one, [n]; -1 where it is not among them.
+        starts: index of each position's first token, [n].
+        of: position of each token, [M].
+        right: index of the right token, [n]; -1 where it is not plausible.
         texts: each position's text, [n].
     """
 
@@ -84,7 +81,7 @@ class _Choices:
     texts: np.ndarray
 
     @classmethod
-    def at(cls, positions: Positions, chosen: Mask) -> _Choices:
+    def at(cls, positions: Positions, chosen: Mask) -> Choices:
         index = np.flatnonzero(chosen)
         first, lengths = positions.starts[index], np.diff(positions.starts)[index]
         starts = np.cumsum(lengths) - lengths
@@ -100,47 +97,56 @@ class _Choices:
         )
 
     def best(self, logs: Values) -> np.ndarray:
-        """The alternative with the highest of `logs` [M] at each position, [n]."""
+        """Index of the token with the highest of `logs` [M] at each position, [n]."""
         top = np.flatnonzero(logs == np.maximum.reduceat(logs, self.starts)[self.of])
-        # Of equals the first counts, as in argmax.
+        # The first of equal ones, as argmax has it.
         return top[np.unique(self.of[top], return_index=True)[1]]
 
     def shares(self, powers: Values) -> tuple[Values, Values]:
-        """Normalised p^a q^b of every alternative [M], and its logarithm; powers [2] or [n, 2]."""
+        """Normalised p^a q^b of every token [M], and its logarithm; powers [2] or [n, 2]."""
         scores = self.logs @ powers if powers.ndim == 1 else (self.logs * powers[self.of]).sum(1)
         scores -= np.maximum.reduceat(scores, self.starts)[self.of]
         logs = scores - np.log(np.add.reduceat(np.exp(scores), self.starts))[self.of]
         return np.exp(logs), logs
+
+    def laws(self, powers: Values) -> tuple[Values, Values]:
+        """Probability of the right token under the pool: its best token, or drawn; [n] each."""
+        shares, logs = self.shares(powers)
+        drawn = np.where(self.right < 0, 0.0, shares[self.right])
+        return (self.best(logs) == self.right).astype(np.float64), drawn
 
 
 def fit_pool(positions: Positions, gate: Mask) -> PoolFit:
     """Fits p^a q^b to the right tokens at gated positions."""
     usable = gate & has_choice(positions)
     n, n_texts = int(usable.sum()), len(np.unique(positions.texts[usable]))
-    n_outside = int((gate & (positions.right < 0)).sum())
+    counts: Any = {
+        "n": n,
+        "n_texts": n_texts,
+        "n_outside": int((gate & (positions.right < 0)).sum()),
+    }
 
     def fall_back(reason: str) -> PoolFit:
-        return PoolFit(a=1.0, b=0.0, n=n, n_texts=n_texts, n_outside=n_outside, fallback=reason)
+        return PoolFit(a=1.0, b=0.0, **counts, fallback=reason)
 
     if not gate.any():
         return fall_back("the gate never opens")
     if n < LEAST_CHOICES or n_texts < LEAST_TEXTS:
         return fall_back(
-            f"{n} gated positions with a choice in {n_texts} texts are too few; it takes "
+            f"{n} gated positions with a choice in {n_texts} texts are too few; fitting takes "
             f"{LEAST_CHOICES} in {LEAST_TEXTS} texts"
         )
-    choices = _Choices.at(positions, usable)
+    choices = Choices.at(positions, usable)
     powers = _newton(choices)
     if powers is None:
         return fall_back(
-            "the gated positions do not tell the powers: the two models rank alike there, or one "
-            "ranking is always right"
+            "the gated positions do not determine the powers: the two models rank alike there, or "
+            "one ranking is always right"
         )
     scores, information = _derivatives(choices, powers)
     bread = np.linalg.inv(information)
-    by_text = np.stack(
-        [np.bincount(choices.texts, weights=column, minlength=1) for column in scores.T], 1
-    )
+    by_text = np.zeros((positions.n_texts, 2))
+    np.add.at(by_text, choices.texts, scores)
     covariance = bread @ by_text.T @ by_text @ bread * n_texts / (n_texts - 1)
     a_error, b_error = np.sqrt(np.diag(covariance)).tolist()
     a, b = powers.tolist()
@@ -152,62 +158,41 @@ def fit_pool(positions: Positions, gate: Mask) -> PoolFit:
         b_error=b_error,
         b_low=b - half,
         b_high=b + half,
-        n=n,
-        n_texts=n_texts,
-        n_outside=n_outside,
+        **counts,
         log_likelihood=float(choices.shares(powers)[1][choices.right].sum()),
     )
 
 
 def best_power(positions: Positions, where: Mask) -> float:
-    """The power of the target's probability alone that makes the right tokens most likely.
+    """The inverse of the temperature at which the target makes the right tokens most likely.
 
-    Its inverse is the target's best temperature; 1 where it cannot be fitted.
+    It is 1 where it cannot be fitted.
     """
-    choices = _Choices.at(positions, where & has_choice(positions))
+    choices = Choices.at(positions, where & has_choice(positions))
     powers = _newton(replace(choices, logs=choices.logs[:, :1])) if len(choices.right) else None
     return 1.0 if powers is None else float(powers[0])
 
 
 def has_choice(positions: Positions) -> Mask:
-    """Where the right token is plausible, and not the only plausible one."""
+    """Positions where the right token is plausible, and not the only plausible one."""
     return (positions.right >= 0) & (np.diff(positions.starts) > 1)
 
 
 def log_shares(positions: Positions, where: Mask, a: float, b: float) -> Values:
-    """The logarithm of the right token's share among the plausible ones, [n]; it must be one."""
-    choices = _Choices.at(positions, where)
+    """Log-probability of the right token among the plausible ones, [n]; it must be plausible."""
+    choices = Choices.at(positions, where)
     return choices.shares(np.array([a, b]))[1][choices.right]
 
 
-def pool_choices(positions: Positions, powers: Values) -> tuple[Values, np.ndarray, np.ndarray]:
-    """Each plausible token's share [M], each position's best one [N], and each one's position [M].
-
-    Args:
-        positions: N, with M plausible tokens.
-        powers: a and b at each position, [N, 2].
-    """
-    choices = _Choices.at(positions, np.ones(len(positions), dtype=bool))
-    shares, logs = choices.shares(powers)
-    return shares, choices.best(logs), choices.of
-
-
 def pool_laws(positions: Positions, gate: Mask, a: float, b: float) -> tuple[Values, Values]:
-    """Probability of the right token at gated positions under the pool: its best token, or drawn.
-
-    Both are [n] for n gated positions, as the pool rule's with `pick` argmax and sample.
-    """
+    """`Choices.laws` at gated positions, with one pair of powers."""
     if not gate.any():
         return np.zeros(0), np.zeros(0)
-    choices = _Choices.at(positions, gate)
-    shares, logs = choices.shares(np.array([a, b]))
-    best = choices.best(logs)
-    drawn = np.where(choices.right < 0, 0.0, shares[choices.right])
-    return (best == choices.right).astype(np.float64), drawn
+    return Choices.at(positions, gate).laws(np.array([a, b]))
 
 
 def folds_of(positions: Positions) -> np.ndarray:
-    """Each position's fold, [N]; a text is in one."""
+    """Each position's fold, [N]; all positions of a text have the same."""
     return (np.random.default_rng(0).permutation(positions.n_texts) % FOLDS)[positions.texts]
 
 
@@ -222,8 +207,8 @@ def held_out_laws(positions: Positions, gate: Mask) -> tuple[Values, Values]:
     return best[gate], drawn[gate]
 
 
-def _newton(choices: _Choices) -> Values | None:
-    """The most likely powers, or None where the likelihood has no clear maximum."""
+def _newton(choices: Choices) -> Values | None:
+    """The maximum-likelihood powers, or None where the likelihood has no clear maximum."""
 
     def likelihood(powers: Values) -> float:
         return float(choices.shares(powers)[1][choices.right].sum())
@@ -239,7 +224,7 @@ def _newton(choices: _Choices) -> Values | None:
         if slope @ step < 1e-9:
             errors = np.sqrt(np.diag(np.linalg.inv(information)))
             return powers if errors.max() < _WORST_ERROR else None
-        # The likelihood is concave: a step that is short enough climbs.
+        # The likelihood is concave, so a short enough step increases it.
         while (climbed := likelihood(powers + step)) < reached:
             step = step / 2
             if np.abs(step).max() < 1e-12:
@@ -250,7 +235,7 @@ def _newton(choices: _Choices) -> Values | None:
     return None
 
 
-def _derivatives(choices: _Choices, powers: Values) -> tuple[Values, Values]:
+def _derivatives(choices: Choices, powers: Values) -> tuple[Values, Values]:
     """Each position's slope of the log-likelihood [n, 2], and the information matrix [2, 2]."""
     weights = choices.shares(powers)[0][:, None]
     expected = np.add.reduceat(weights * choices.logs, choices.starts)

@@ -1,14 +1,14 @@
-"""The table a diagnosis starts from: one row for every token of the reference texts.
+"""The table that a diagnosis reads: one row for every token of the reference texts.
 
-With g = 1 where the gate is open and 0 elsewhere, a gated rule's law is (1 - g) p + g * open_law,
-and neither p nor open_law depends on the thresholds. So the probabilities of the reference's
-tokens, stored once, give every rule at every threshold.
+With g = 1 where the gate is open and 0 elsewhere, a gated rule's law is (1 - g) p + g * open_law.
+Neither p nor open_law depends on the thresholds, so one table gives every rule at every threshold.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +54,7 @@ POSITIONS = pa.schema(
 )
 
 GATED, UNGATED = "open_", "law_"
-"""Prefixes of rules' columns: the reference token's probability at an open gate, or without one."""
+"""Prefixes of rules' columns: with a gate, which is taken to be open, and without."""
 
 
 def positions_schema(gated: Iterable[str], ungated: Iterable[str]) -> pa.Schema:
@@ -76,16 +76,15 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """The table as arrays.
+    """The table as arrays: N positions of T texts, with M plausible tokens in all.
 
     Attributes:
         values: columns by name, [N] each, but for the pool's.
-        texts: each position's text as a number below `n_texts`, [N].
-        n_texts: T, all with a position.
-        target_logs: the target's log-probabilities of plausible tokens, all positions in turn, [M].
-        draft_logs: the draft's.
-        starts: where each position's plausible tokens begin, and M at the end, [N+1].
-        right: the right token's place in them, [N]; -1 where it is not plausible.
+        texts: number of each position's text, [N].
+        n_texts: T.
+        target_logs, draft_logs: log-probabilities of plausible tokens, position by position, [M].
+        starts: index of each position's first plausible token, and M at the end, [N+1].
+        right: index of the right token, [N]; -1 where it is not plausible.
     """
 
     values: dict[str, NDArray]
@@ -101,7 +100,7 @@ class Positions:
         """Reads a table of `read_positions`.
 
         Raises:
-            InputError: Columns are missing, or there is not a single position, or text beside it.
+            InputError: Columns are missing, or there are fewer than two texts.
         """
         needed = [*POSITIONS.names, f"{GATED}easd"]
         missing = [name for name in needed if name not in table.column_names]
@@ -117,10 +116,7 @@ class Positions:
             if name not in {"id", "pool_right", *lists}
         }
         names, texts = np.unique(values["text"], return_inverse=True)
-        if len(names) < 2:
-            raise InputError(
-                f"reference texts given: {len(names)}; give two or more, to know of others"
-            )
+        check_count(len(names))
         target, draft = (table[name].combine_chunks() for name in lists)
         lengths = target.value_lengths().to_numpy(zero_copy_only=False)
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -138,6 +134,11 @@ class Positions:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def everywhere(self) -> Mask:
+        """A mask of all positions, [N]."""
+        return np.ones(len(self), dtype=bool)
+
     def rules(self, prefix: str) -> list[str]:
         """Names of the rules with a column of that prefix."""
         return [name.removeprefix(prefix) for name in self.values if name.startswith(prefix)]
@@ -147,13 +148,47 @@ class Positions:
         return np.bincount(self.texts, weights=values).astype(np.float64)
 
 
+def check_count(texts: int) -> None:
+    """Refuses fewer than two texts, which allow no interval."""
+    if texts < 2:
+        raise InputError(f"reference texts given: {texts}; give two or more, for an interval")
+
+
+_VOCABULARY = b"easd.draft_vocabulary"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftVocabulary:
+    """How a draft with a tokenizer of its own was read; stored in the table's metadata.
+
+    Attributes:
+        coverage: share of the draft's tokens that map to tokens of the target.
+        one_to_one: share of the draft's tokens that are exactly one token of the target.
+        aligned: positions answered by the draft's pass over the whole text.
+        anew: positions that needed a pass of their own.
+        silent: positions left out because the draft has no distribution there.
+    """
+
+    coverage: float
+    one_to_one: float
+    aligned: int
+    anew: int
+    silent: int
+
+    @classmethod
+    def of(cls, table: pa.Table) -> DraftVocabulary | None:
+        """The table's entry; None where draft and target share a tokenizer."""
+        stored = (table.schema.metadata or {}).get(_VOCABULARY)
+        return None if stored is None else cls(**json.loads(stored))
+
+    def stored_in(self, table: pa.Table) -> pa.Table:
+        """The table with this entry in its metadata."""
+        return table.replace_schema_metadata({_VOCABULARY: json.dumps(asdict(self))})
+
+
 def met(positions: Positions, tau_h: float, tau_o: float) -> dict[Condition, Mask]:
     """Where each condition of the gate holds, by the names in `ALL_CONDITIONS`."""
-    return _gate(tau_h, tau_o).met(positions.values)
-
-
-def _gate(tau_h: float, tau_o: float) -> Gate:
-    return Gate(tau_h=tau_h, tau_o=tau_o, top_n=TOP_N)
+    return Gate(tau_h=tau_h, tau_o=tau_o, top_n=TOP_N).met(positions.values)
 
 
 def gate(
@@ -170,7 +205,7 @@ def gate(
 def threshold_for(positions: Positions, rate: float, tau_o: float = 0.8) -> float:
     """The `tau_h` at which the gate is open at a share `rate` of positions.
 
-    Where too few positions meet the overlap condition, the rate is out of reach and `tau_h` is 0.
+    It is 0 where too few positions meet the overlap condition for that rate.
 
     Raises:
         InputError: The rate is no share.
@@ -179,5 +214,5 @@ def threshold_for(positions: Positions, rate: float, tau_o: float = 0.8) -> floa
         raise InputError(f"rate = {rate} is not a share of positions; use a number in (0, 1)")
     values = positions.values
     both = np.minimum(values["draft_entropy"], values["target_entropy"])
-    highest = np.sort(np.where(_gate(0.0, tau_o).holds("overlap", values["shared_top"]), both, 0.0))
+    highest = np.sort(np.where(gate(positions, 0.0, tau_o, ("overlap",)), both, 0.0))
     return float(highest[-1 - min(round(rate * len(highest)), len(highest) - 1)])

@@ -1,4 +1,4 @@
-"""One teacher-forced pass of both models over reference texts, for a diagnosis."""
+"""Teacher-forced pass of both models over reference texts, for a diagnosis."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from easd.engine.settings import Settings
 from easd.errors import ConfigError, InputError, NumericsError
 
 ReferenceText = tuple[Sequence[int], Sequence[int], str]
-"""Token ids of a prompt and of the text that rightly follows it, and the text's name."""
+"""Token ids of a prompt and of the right text after it, and the text's name."""
 
-# Probabilities of one model held at once: 8 MB in float32, which fits a CPU cache.
+# Most probabilities of one model in memory: 8 MB in float32, which fits a CPU cache.
 _MOST_PROBS = 2**21
 _MOST_ROWS = 256
 _POSITIONS_AT_ONCE = 32
@@ -42,14 +42,14 @@ _VARIANTS: dict[str, Rule] = {
     "easd-draft-top": EASD(**_ALWAYS, penalise="draft_top"),
     "easd-on-accepted": EASD(**_ALWAYS, gate_on="accepted"),
 }
-# Judged in another way than by a column: lossless, from other columns, or with fitted powers.
+# Rules without a column: lossless, computed from other columns, or with fitted powers.
 _NO_COLUMN = ("random-refusal", "pool", "relaxed-pool", "pool-everywhere", "pool-by-gate")
-# With both powers 0 all plausible tokens are equal.
+# With both powers 0 all plausible tokens are equally probable.
 _PLAUSIBLE_TOKENS = Pool(**_ALWAYS, a=0.0, b=0.0, pick="sample", plausible=PLAUSIBLE)
 
 
 def judged_rules() -> tuple[dict[str, Rule], dict[str, Rule]]:
-    """Rules with a column of their own: gated ones with a gate that is always open, and others."""
+    """Rules with a column: gated ones, with a gate that is always open, and others."""
     gated, ungated = dict(_VARIANTS), {}
     for name, kind in RULES.items():
         if name in gated or name in _NO_COLUMN:
@@ -58,7 +58,7 @@ def judged_rules() -> tuple[dict[str, Rule], dict[str, Rule]]:
             gated[name] = kind(**_ALWAYS)
         elif (rule := kind()).has_law and not rule.lossless:
             ungated[name] = rule
-    # FLy's own gate is open where the target has any entropy, as it has at every open gate.
+    # FLy's own gate is open where the target's entropy is above 0, as it is at every open gate.
     return {**gated, "draft-token": FLy(tau_h=0.0, window=0)}, ungated
 
 
@@ -73,36 +73,39 @@ def read_positions(
     Args:
         pair: with a draft model.
         texts: two or more.
-        settings: what is done to logits (temperature, truncation, penalties); the rest is not used.
+        settings: temperature, truncation and penalties; the rest is not used.
         on_progress: called with positions done and positions in all.
 
     Returns:
-        Rows by text and position; see `POSITIONS`.
+        Rows by text and position, with the columns of `POSITIONS`, and `DraftVocabulary` in the
+        metadata where the tokenizers differ.
 
     Raises:
         ConfigError: There is no draft model.
         InputError: A text is empty, too long for a model, or not made of the models' tokens.
         NumericsError: A model returned NaN.
     """
-    tables, done, total = [], 0, sum(len(reference) for _, reference, _ in texts)
-    for read in read_steps(pair, texts, settings):
+    tables, other = [], None
+    for read in read_steps(pair, texts, settings, on_progress):
         tables.append(_table(read))
-        done += len(tables[-1])
-        if on_progress is not None:
-            on_progress(done, total)
-    return (
+        other = read.other
+    table = (
         pa.concat_tables(tables, promote_options="none")
         .unify_dictionaries()
         .sort_by([("text", "ascending"), ("position", "ascending")])
     )
+    return table if other is None else other.summary().stored_in(table)
 
 
 def read_steps(
-    pair: Pair, texts: Sequence[ReferenceText], settings: Settings | None = None
+    pair: Pair,
+    texts: Sequence[ReferenceText],
+    settings: Settings | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ReadStep]:
     """Both models' distributions at every position of the texts, some positions at a time.
 
-    Args and errors are those of `read_positions`.
+    Arguments and errors are those of `read_positions`.
     """
     if pair.draft is None:
         raise ConfigError("a diagnosis compares two models; name a draft")
@@ -119,26 +122,31 @@ def read_steps(
         other = None
     else:
         other = OtherVocabularyPass(pair, num_rows)
-    # Texts of similar length are read together, which keeps padding short.
+    # Reading texts of similar length together keeps padding short.
     order = sorted(range(len(texts)), key=lambda index: lengths[index])
+    done = 0
     for begin in range(0, len(order), num_rows):
         chosen = order[begin : begin + num_rows]
         batch = _Batch(
             chosen,
             [
-                # Logits processors see the whole text, whatever max_new_tokens is.
+                # The whole reference is read, whatever max_new_tokens is.
                 Row.start(replace(requests[index], max_new_tokens=lengths[index]))
                 for index in chosen
             ],
             [list(texts[index][1]) for index in chosen],
             [texts[index][2] for index in chosen],
         )
-        yield from _read(batch, models, other, vocab_size, max(1, budget // len(chosen)))
+        for step in _read(batch, models, other, vocab_size, max(1, budget // len(chosen))):
+            yield step
+            done += int(step.there.sum())
+            if on_progress is not None:
+                on_progress(done, sum(lengths))
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Texts read side by side: their numbers, prompts as rows, references and names."""
+    """Texts that are read side by side; `rows` begin as their prompts."""
 
     numbers: list[int]
     rows: list[Row]
@@ -148,14 +156,15 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class ReadStep:
-    """T positions of B texts: both distributions, and the tokens that the texts have there.
+    """Both distributions at T positions of B texts.
 
     Attributes:
-        batch: the texts.
-        begin: position of the first of them in each text.
-        step: K = T, and a bonus position that is filler.
-        right: the texts' own tokens, int64 [B, T].
-        there: which positions the texts have, bool [B, T].
+        begin: the first position.
+        step: with K = T draft tokens; the bonus position is filler.
+        right: the references' tokens, int64 [B, T], padded.
+        there: whether a position is used, bool [B, T]: not past the text's end, nor where the draft
+            has no distribution.
+        other: the pass of a draft with another tokenizer.
     """
 
     batch: _Batch
@@ -163,6 +172,7 @@ class ReadStep:
     step: Step
     right: Tensor
     there: Tensor
+    other: OtherVocabularyPass | None
 
 
 @torch.inference_mode()
@@ -173,7 +183,7 @@ def _read(
     vocab_size: int,
     length: int,
 ) -> Iterator[ReadStep]:
-    """`length` positions of every text at a time; without those where the draft is silent."""
+    """Reads `length` positions of every text at a time."""
     if other is not None:
         other.start(batch.rows)
     for model in models:
@@ -194,7 +204,7 @@ def _read(
             logits.append(opinions)
             there &= heard
         step = _step(batch.rows, logits, right, counts)
-        yield ReadStep(batch, begin, step, right, there)
+        yield ReadStep(batch, begin, step, right, there, other)
         for model in models:
             model.lengths = [
                 filled + len(piece) for filled, piece in zip(model.lengths, pieces, strict=False)
@@ -206,7 +216,7 @@ def _read(
 def _step(rows: Sequence[Row], logits: Sequence[Tensor], right: Tensor, counts: list[int]) -> Step:
     """The next T tokens as a verification step; the bonus position is filler."""
     greedy = rows[0].request.processing.greedy
-    # A text ends with its last token, and no position follows.
+    # Nothing follows a text's last token.
     drafted = [max(0, count - 1) for count in counts]
     target, draft = (
         distributions(each, rows, right[:, :-1], drafted, want_raw=greedy) for each in logits
@@ -224,25 +234,19 @@ def _step(rows: Sequence[Row], logits: Sequence[Tensor], right: Tensor, counts: 
 
 
 def _table(read: ReadStep) -> pa.Table:
-    """Rows of the table of positions."""
+    """The step's rows of the table of positions."""
     batch, begin, step = read.batch, read.begin, read.step
     right, there = read.right, read.there
 
     def of_right(probs: Tensor) -> np.ndarray:
         return _numpy(probs[:, :-1].gather(-1, right[..., None])[..., 0][there].double())
 
-    # The opinions of greedy rows are the raw ones: what is drawn from is one-hot.
+    # Greedy rows draw from one-hot distributions, so signals and pools need the raw ones.
     draft_view, target_view = step.opinions()
     opinions = replace(step, draft_probs=draft_view, target_probs=target_view, greedy=None)
     draft_view, target_view = draft_view[:, :-1], target_view[:, :-1]
-    signals = gate_signals(draft_view, target_view, TOP_N)
-    values = {name: _numpy(signal[there]) for name, signal in signals.items()}
-    for model in ("draft", "target"):
-        if not np.isfinite(values[f"{model}_entropy"]).all():
-            raise NumericsError(
-                f"the {model}'s logits are NaN or leave no token to choose; check its files, its "
-                "dtype and the logits processors"
-            )
+    signals = signals_at(draft_view, target_view, there)
+    values = {name: _numpy(signal) for name, signal in signals.items()}
     gated, ungated = judged_rules()
     values |= {GATED + name: of_right(rule.law(step)) for name, rule in gated.items()}
     values |= {UNGATED + name: of_right(rule.law(step)) for name, rule in ungated.items()}
@@ -260,14 +264,31 @@ def _table(read: ReadStep) -> pa.Table:
     }
     schema = positions_schema(gated, ungated)
     columns = [pa.array(values[field.name]).cast(field.type) for field in schema]
-    # A copy in Arrow's own memory: small arrays kept among large ones would fragment the heap.
+    # `take` copies into Arrow's memory: small arrays kept among large ones fragment the heap.
     return pa.table(columns, schema=schema).take(np.arange(len(row)))
+
+
+def signals_at(draft: Tensor, target: Tensor, there: Tensor) -> dict[str, Tensor]:
+    """The gate's signals at the n positions `there` [B, T]; each [n].
+
+    Raises:
+        NumericsError: An entropy is not finite.
+    """
+    signals = gate_signals(draft, target, TOP_N)
+    found = {name: signal[there] for name, signal in signals.items()}
+    for model in ("draft", "target"):
+        if not found[f"{model}_entropy"].isfinite().all():
+            raise NumericsError(
+                f"the {model}'s logits are NaN or leave no token to choose; check its files, its "
+                "dtype and the logits processors"
+            )
+    return found
 
 
 def _pool(
     plausible: Tensor, draft_probs: Tensor, target_probs: Tensor, right: Tensor, there: Tensor
 ) -> dict[str, pa.Array]:
-    """The pool's columns: plausible tokens' probabilities, and which of them is right."""
+    """The pool's columns: probabilities of plausible tokens, and the index of the right one."""
     chosen = plausible & there[..., None]
     ends = chosen.sum(-1)[there].cumsum(0)
     offsets = pa.array(np.concatenate([[0], _numpy(ends)]).astype(np.int32))

@@ -1,8 +1,8 @@
-"""One teacher-forced pass of both models over reference texts, for tuning.
+"""Teacher-forced pass of both models over reference texts, for tuning.
 
-A position keeps what any pool of the two opinions needs, which is little: the target's plausible
-tokens with both probabilities. What else is compared (the target at other temperatures, EASD) keeps
-a number each. Whole distributions are held for some positions at a time only.
+For a pool of both distributions, a position stores the target's plausible tokens with both
+probabilities. Every other candidate (the target at other temperatures, EASD) needs a few numbers.
+Whole distributions are in memory for some positions at a time only.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from easd.core.rules import EASD
-from easd.core.rules.gated import gate_signals
 from easd.core.rules.pool import LEAST_DRAFT_PROB
 from easd.diagnose.candidates import DRAFT_TEMPERATURES, LEAST_PLAUSIBLE, TEMPERATURES, Reading
-from easd.diagnose.positions import TOP_N, Positions
-from easd.diagnose.reference_pass import ReadStep, ReferenceText, read_steps
+from easd.diagnose.positions import Positions, check_count
+from easd.diagnose.reference_pass import ReadStep, ReferenceText, read_steps, signals_at
 from easd.engine.pair import Pair
 from easd.engine.sampling import raised
 from easd.engine.settings import Settings
-from easd.errors import InputError, NumericsError
 
 _OPEN = EASD(conditions=("overlap",), tau_o=0.0, draft_at_bonus=True)
 
@@ -35,47 +33,28 @@ def read(
     settings: Settings,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Reading:
-    """Reads the texts with both models at temperature 1; `read_positions` has the errors.
+    """Reads the texts with both models at temperature 1.
 
-    Args:
-        pair: with a draft model.
-        texts: two or more.
-        settings: truncation and penalties; temperatures are what is tuned.
-        on_progress: called with positions done and positions in all.
+    Arguments and errors are those of `read_positions`.
     """
-    if len(texts) < 2:
-        raise InputError(
-            f"reference texts given: {len(texts)}; give two or more, to know of others"
-        )
+    check_count(len(texts))
     settings = replace(settings, temperature=1.0, draft_temperature=None)
-    pieces, done, total = [], 0, sum(len(reference) for _, reference, _ in texts)
-    for step in read_steps(pair, texts, settings):
-        pieces.append(_piece(step))
-        done += len(pieces[-1]["text"])
-        if on_progress is not None:
-            on_progress(done, total)
-    return _joined(pieces)
+    return _joined([_piece(step) for step in read_steps(pair, texts, settings, on_progress)])
 
 
 def _piece(read: ReadStep) -> dict[str, np.ndarray]:
-    """The positions of one step, by column; lists of tokens are flat, with their lengths."""
+    """The positions of one step, by column; lists of plausible tokens are flat, with `lengths`."""
     step, there = read.step, read.there
-    target, draft = step.target_probs[:, :-1][there], step.draft_probs[:, :-1][there]
-    right = read.right[there][:, None]
-    signals = gate_signals(draft, target, TOP_N)
-    for model in ("draft", "target"):
-        if not signals[f"{model}_entropy"].isfinite().all():
-            raise NumericsError(
-                f"the {model}'s logits are NaN or leave no token to choose; check its files, its "
-                "dtype and the logits processors"
-            )
+    draft, target = step.draft_probs[:, :-1], step.target_probs[:, :-1]
+    signals = signals_at(draft, target, there)
+    draft, target, right = draft[there], target[there], read.right[there][:, None]
     best, draft_best = target.argmax(-1, keepdim=True), draft.argmax(-1, keepdim=True)
     plausible = target >= LEAST_PLAUSIBLE * target.gather(-1, best)
     place = plausible.cumsum(-1) - 1
     row, column = (each.cpu().numpy() for each in there.nonzero(as_tuple=True))
     without_draft_top = target.scatter(-1, draft_best, -1.0).argmax(-1, keepdim=True)
     open_law = _OPEN.law(step)[:, :-1].gather(-1, read.right[..., None])[..., 0][there]
-    # Greedy EASD refuses the draft's best token where its gate is open.
+    # Where its gate is open, greedy EASD refuses the draft's best token.
     values = {
         "easd": torch.stack([(without_draft_top == right)[:, 0].to(open_law), open_law], -1),
         "lengths": plausible.sum(-1),
@@ -92,12 +71,12 @@ def _piece(read: ReadStep) -> dict[str, np.ndarray]:
 
 
 def _place(plausible: Tensor, place: Tensor, token: Tensor) -> Tensor:
-    """The place of `token` [n, 1] among the plausible ones, [n]; -1 where it is none."""
+    """The index of `token` [n, 1] among the plausible ones, [n]; -1 where it is not plausible."""
     return torch.where(plausible.gather(-1, token), place.gather(-1, token), -1)[:, 0]
 
 
 def _temperatures(target: Tensor, draft: Tensor, right: Tensor, alike: Tensor) -> dict[str, Tensor]:
-    """The columns by temperature; `alike` [n, 1] says where both models' best token is the same."""
+    """The columns by temperature; `alike` [n, 1]: whether both models have the same best token."""
     top = draft.amax(-1, keepdim=True)
     shaped, proposals, scale = draft / top, [], []
     for temperature in DRAFT_TEMPERATURES:
@@ -106,7 +85,7 @@ def _temperatures(target: Tensor, draft: Tensor, right: Tensor, alike: Tensor) -
             total = powers.sum(-1, keepdim=True)
             proposals.append(powers / total)
             scale.append((total.log() + top.log() / temperature)[:, 0])
-        else:  # A place in the table; greedy proposals have none.
+        else:  # a greedy proposal has no scale; this fills its column
             proposals.append(raised(draft, inf))
             scale.append(torch.zeros_like(top)[:, 0])
     right_at, accepted = [], []
@@ -118,7 +97,7 @@ def _temperatures(target: Tensor, draft: Tensor, right: Tensor, alike: Tensor) -
             accepted.append(
                 torch.stack([torch.minimum(law, each).sum(-1) for each in proposals], -1)
             )
-        else:  # Greedy drafting is greedy, too.
+        else:  # a greedy target's draft is greedy, too
             accepted.append(alike.to(law).expand(-1, len(proposals)))
     return {
         "draft_scale": torch.stack(scale, -1).double(),
@@ -128,13 +107,13 @@ def _temperatures(target: Tensor, draft: Tensor, right: Tensor, alike: Tensor) -
 
 
 def _joined(pieces: list[dict[str, np.ndarray]]) -> Reading:
-    """All pieces, by text and position."""
+    """All pieces, sorted by text and position."""
     whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     order = np.lexsort((whole["place"], whole["text"]))
     lengths = whole["lengths"]
     first = np.cumsum(lengths) - lengths
     starts = np.concatenate([[0], np.cumsum(lengths[order])])
-    # Where each plausible token of the ordered positions stands among the unordered ones.
+    # The unsorted index of each plausible token of the sorted positions.
     source = np.arange(starts[-1]) + np.repeat(first[order] - starts[:-1], lengths[order])
     names = ("draft_entropy", "target_entropy", "shared_top")
     texts, owners = np.unique(whole["text"][order], return_inverse=True)

@@ -1,4 +1,4 @@
-"""Prints what tuning found: the answer first, then the ranking and what it rests on."""
+"""Prints what tuning found: the answer first, then the ranking and the evidence."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.diagnose.candidates import TARGET
-from easd.diagnose.printing import p_text, percent, signed
 from easd.diagnose.tuning import Candidate, Tuning
+from easd.diagnose.wording import p_text, percent, plain_table, signed
 from easd.stats import Estimate
 
-_ENOUGH = 0.1  # An interval of b this narrow, each way, is worth calling known.
+_ENOUGH = 0.1  # half-width of an interval that counts as knowing b
 
 
 def answer(found: Tuning, speeds: Mapping[str, float]) -> list[str]:
-    """Whether anything helps, EASD among it, at what speed, and how sure that is."""
-    best, target = found.chosen, _of(found, TARGET)
-    ratio = best.tokens_per_forward / target.tokens_per_forward
+    """Whether any rule helps, whether EASD does, at what speed, and with what certainty."""
+    best = found.chosen
+    target = next(each for each in found.candidates if each.name == TARGET)
+    baseline = f"the target at its best temperature ({_at(target)})"
     lines = []
     if best.gain is None or best.p_value is None:
         lines.append(
-            f"Nothing helps: no rule beats the target at its best temperature ({_at(target)}) "
-            "beyond doubt. Use lossless speculation there: "
-            f"{target.tokens_per_forward:.2f} tokens a forward."
+            f"Nothing helps: no rule is significantly better than {baseline}. Use lossless "
+            f"speculation there: {target.tokens_per_forward:.2f} tokens per forward."
         )
         lines += _nearest(found)
     else:
+        ratio = best.tokens_per_forward / target.tokens_per_forward
         lines.append(
-            f"{best.name} helps: {_points(best.gain)} points of {_what(found)} over the target at "
-            f"its best temperature ({_at(target)}), Holm-adjusted p {p_text(best.p_value)}, at "
-            f"{ratio:.3f} of the tokens a forward of lossless speculation there."
+            f"{best.name} helps: {_points(best.gain)} points of {_metric(found)} over {baseline}, "
+            f"Holm-adjusted p {p_text(best.p_value)}, at {ratio:.3f} times the tokens per forward "
+            "of lossless speculation there."
         )
-    easd = max((c for c in found.candidates if c.rule["name"] == "easd"), key=_value, default=None)
+    # Candidates come sorted by what they get right.
+    easd = next((each for each in found.candidates if each.rule["name"] == "easd"), None)
     if easd is not None and easd.gain is not None and easd.p_value is not None:
-        verb = "is not told apart from it"
+        verb = "makes no difference detected"
         if easd.gain.low > 0 or easd.gain.high < 0:
             verb = "helps" if easd.gain.value > 0 else "hurts"
         lines.append(
@@ -45,16 +47,16 @@ def answer(found: Tuning, speeds: Mapping[str, float]) -> list[str]:
             f"{_points(easd.gain)} points, p {p_text(easd.p_value)}."
         )
     if best.name in speeds:
-        over = speeds[best.name] / speeds[TARGET]
+        ratio = speeds[best.name] / speeds[TARGET]
         lines.append(
-            f"Forecast here, for one text: {speeds[best.name]:.2f} times as fast as the target "
-            f"alone, {over:.2f} times as fast as lossless speculation."
+            f"Forecast for this machine, one text at a time: {speeds[best.name]:.2f} times as fast "
+            f"as the target alone, {ratio:.2f} times as fast as lossless speculation."
         )
     return lines
 
 
 def _nearest(found: Tuning) -> list[str]:
-    """What came nearest, and how many texts would tell if it is worth what it seems to be."""
+    """The largest gain, and the number of texts that would make it significant."""
     gains = [(each.gain, each.name) for each in found.candidates if each.gain is not None]
     gain, name = max(gains, key=lambda pair: pair[0].value)
     if gain.value <= 0:
@@ -62,13 +64,13 @@ def _nearest(found: Tuning) -> list[str]:
     half = (gain.high - gain.low) / 2
     enough = float(f"{found.texts * max(1.0, (half / gain.value) ** 2):.2g}")
     return [
-        f"Nearest is {name}: {_points(gain)} points. If that is its worth, some "
-        f"{enough:,.0f} texts would show it; these were {found.texts:,}."
+        f"The nearest is {name}: {_points(gain)} points. If that is its true gain, about "
+        f"{enough:,.0f} texts would show it; this run read {found.texts:,}."
     ]
 
 
 def render(found: Tuning, speeds: Mapping[str, float], console: Console) -> None:
-    """Prints everything."""
+    """Prints the answer, the table of candidates, the evidence and caveats."""
     for line in answer(found, speeds):
         console.print(Text(line, "bold"), soft_wrap=True)
     console.print(_table(found, speeds))
@@ -79,15 +81,8 @@ def render(found: Tuning, speeds: Mapping[str, float], console: Console) -> None
 
 
 def _table(found: Tuning, speeds: Mapping[str, float]) -> Table:
-    table = Table(
-        box=None,
-        padding=(0, 1, 0, 0),
-        title=f"{_what(found).capitalize()} on texts that were not fitted; {found.texts:,} texts",
-        title_justify="left",
-    )
-    table.add_column("candidate", no_wrap=True)
-    for name in ("right", "gain [95 %]", "p (Holm)", "tok/fwd", "speed"):
-        table.add_column(name, justify="right", no_wrap=True)
+    title = f"{_metric(found).capitalize()} on held-out texts; {found.texts:,} texts"
+    table = plain_table(title, "candidate", "right", "gain [95 %]", "p (Holm)", "tok/fwd", "speed")
     for each in found.candidates:
         table.add_row(
             each.name,
@@ -107,55 +102,52 @@ def _evidence(found: Tuning) -> list[str]:
         + ", ".join(f"{name} {each.value:.3f}" for name, each in found.nats.items())
         + f" (of the plausible tokens; {percent(found.outside)} of right tokens are none)."
     ]
-    lines += [
-        f"The gate on trial, {each.threshold} (tau_h {each.tau_h:.2g}, open at "
-        f"{percent(each.fired)}): other powers there change the log-likelihood by "
-        f"{_thousandths(each.nats)} thousandths of a nat per token: {_trial(each.nats)}."
-        for each in found.trials
-    ]
+    for trial in found.trials:
+        value, low, high = (1000 * n for n in (trial.nats.value, trial.nats.low, trial.nats.high))
+        conclusion = "the gate is informative" if low > 0 else "no effect of the gate detected"
+        lines.append(
+            f"Trial of the gate, {trial.threshold} (tau_h {trial.tau_h:.2g}, open at "
+            f"{percent(trial.fired)}): other powers there change the log-likelihood by "
+            f"{value:+.2f} [{low:+.2f}, {high:+.2f}] thousandths of a nat per token: {conclusion}."
+        )
     if found.by_texts:
         fits = "; ".join(
             f"{number} texts {b:+.2f} [{low:+.2f}, {high:+.2f}]"
             for number, b, low, high in found.by_texts
         )
-        lines.append(f"What the draft adds, b: {fits}. {_enough(found)}")
+        lines.append(f"The draft's power b: {fits}. {_enough(found)}")
     elif found.pool.fallback:
         lines.append(f"No pool could be fitted: {found.pool.fallback}.")
     return lines
 
 
 def _enough(found: Tuning) -> str:
-    """How many texts tell b to `_ENOUGH`, and its sign: intervals shrink as their square root."""
+    """The number of texts that give b to `_ENOUGH`, and its sign.
+
+    The width of an interval falls with the square root of that number.
+    """
     number, b, low, high = found.by_texts[-1]
     half = (high - low) / 2
-    told = f"About {_texts(number * (half / _ENOUGH) ** 2)} texts tell it to ±{_ENOUGH:g}"
+    precise = f"About {_texts(number * (half / _ENOUGH) ** 2)} texts give it to ±{_ENOUGH:g}"
     if low > 0 or high < 0:
-        return f"{told}, {_texts(number * (half / b) ** 2)} its sign."
-    return f"{told}; its sign is not known."
+        return f"{precise}, {_texts(number * (half / b) ** 2)} its sign."
+    return f"{precise}; its sign is unknown."
 
 
 def _texts(number: float) -> str:
+    """A number of texts rounded up to two digits, and at least 10."""
     digits = max(0, int(math.log10(max(number, 1))) - 1)
     return f"{max(10, math.ceil(number / 10**digits) * 10**digits):,}"
 
 
-def _trial(nats: Estimate) -> str:
-    return "the gate tells something" if nats.low > 0 else "the gate tells nothing that shows"
-
-
-def _thousandths(nats: Estimate) -> str:
-    value, low, high = (1000 * each for each in (nats.value, nats.low, nats.high))
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
 def _caveats(found: Tuning) -> list[str]:
     lines = [
-        "Everything that is fitted, the target's temperature too, was fitted on other texts than "
-        "those it is judged on. The best of several is a little flattered; `easd eval` on items "
-        "that were not read decides.",
-        "Reference text is needed: powers fitted on texts that the target wrote itself come out "
+        "Everything fitted, the target's temperature included, is judged on other texts than those "
+        "it was fitted on. The best of several candidates is still slightly flattered; `easd eval` "
+        "on items that were not read decides.",
+        "Tuning needs reference text: powers fitted on texts that the target wrote itself come out "
         "near b = 0 and gain nothing.",
-        "Tokens a forward are those along the reference texts.",
+        "Tokens per forward are those along the reference texts.",
     ]
     if not found.unique_solution:
         lines.insert(
@@ -166,19 +158,11 @@ def _caveats(found: Tuning) -> list[str]:
     return lines
 
 
-def _of(found: Tuning, name: str) -> Candidate:
-    return next(each for each in found.candidates if each.name == name)
-
-
 def _at(candidate: Candidate) -> str:
     return f"T = {candidate.temperature:g}" if candidate.temperature else "greedy"
 
 
-def _value(candidate: Candidate) -> float:
-    return candidate.right.value
-
-
-def _what(found: Tuning) -> str:
+def _metric(found: Tuning) -> str:
     return "exact accuracy" if found.unique_solution else "right tokens"
 
 

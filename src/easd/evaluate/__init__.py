@@ -1,1 +1,1 @@
-"""From decoded texts to evidence: tasks, calibration, evaluation, statistics, reports."""
+"""Decodes and grades a grid of systems, tasks and seeds."""

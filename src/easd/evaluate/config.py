@@ -40,9 +40,9 @@ class Reward:
     """How reward-guided decoding scores steps.
 
     Attributes:
-        model: folder or hub id of a reward model; None takes the lab pair's own.
-        delta: least reward of a step that is kept.
-        step: text that ends a step, or how many tokens a step has; None takes the pair's own.
+        model: folder or hub id of a reward model; by default the lab pair's.
+        delta: smallest reward of a step that is kept.
+        step: text that ends a step, or tokens in a step; by default the pair's.
     """
 
     model: str | None = None
@@ -56,14 +56,14 @@ class Reward:
             delta = math.nan
         if not 0 <= delta < math.inf:
             raise ConfigError(
-                f"delta = {shown(self.delta)} is no threshold of rewards; use a number from 0 on"
+                f"delta = {shown(self.delta)} is not a threshold of rewards; use 0 or more"
             )
         object.__setattr__(self, "delta", delta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """One way of decoding: a rule with settings of its own, or reward-guided decoding."""
+    """One way of decoding: a rule with its settings, or reward-guided decoding."""
 
     name: str
     settings: Settings
@@ -89,8 +89,8 @@ class StudyConfig(Grid[System]):
     """A grid of systems, tasks and seeds on one pair of models.
 
     Attributes:
-        base: models, and the settings that all systems share unless they say otherwise.
-        trace: items of each task whose every token is recorded.
+        base: models, and the systems' default settings.
+        trace: number of items of each task whose tokens are recorded.
     """
 
     base: RunConfig
@@ -99,15 +99,13 @@ class StudyConfig(Grid[System]):
     def __post_init__(self) -> None:
         Grid.__post_init__(self)
         if self.trace < 0:
-            raise ConfigError(f"trace = {self.trace} is no number of items; use 0 or more")
+            raise ConfigError(f"trace = {self.trace} is not a number of items; use 0 or more")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, fill: Fill = dict) -> StudyConfig:
-        """Builds a study from a mapping: settings as in `easd generate`, and those of the grid.
+        """Builds a study from the settings of `easd generate` and those of the grid.
 
-        Args:
-            values: settings by name.
-            fill: adds fields that a rule's mapping does not set, such as those of a calibration.
+        `fill` adds fields that a rule's mapping does not set, such as those of a calibration.
 
         Raises:
             EasdError: A key is unknown or a value does not fit.
@@ -116,7 +114,7 @@ class StudyConfig(Grid[System]):
         if "rule" in shared:
             raise ConfigError("'rule' belongs to a system; list rules under 'systems'")
         if "n" in shared or "seed" in shared:
-            raise ConfigError("'n' and 'seed' are decided by 'seeds' here; list the seeds")
+            raise ConfigError("'n' and 'seed' follow from 'seeds' here; list the seeds")
         base = RunConfig.from_dict({"coupling": "shared", "batch_size": 16, **shared})
         systems = [
             parse_system(spec, base.settings, fill=fill)
@@ -135,7 +133,7 @@ class StudyConfig(Grid[System]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration in run.json; systems are listed there separately."""
+        """The configuration in run.json, where systems have an entry of their own."""
         shared = self.base.to_dict()
         return {
             **{name: value for name, value in shared.items() if name not in ("rule", "n", "seed")},
@@ -150,10 +148,10 @@ def load_study(
     *,
     fill: Fill = dict,
 ) -> StudyConfig:
-    """Reads a YAML file and lays overrides over it.
+    """Builds a study from a YAML file and overrides.
 
     Raises:
-        EasdError: The file cannot be read, or what results is not a valid study.
+        EasdError: The file cannot be read, or the result is not a valid study.
     """
     return StudyConfig.from_dict(read_study(path, overrides), fill=fill)
 
@@ -161,9 +159,7 @@ def load_study(
 def read_study(
     path: str | Path | None, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The mapping that a YAML file and overrides make; `endpoint.model` is a field of `endpoint`.
-
-    `path` may also be the name of a preset.
+    """The content of a YAML file or preset with overrides; `endpoint.model` sets a nested field.
 
     Raises:
         ConfigError: The file cannot be read.
@@ -184,8 +180,8 @@ def read_study(
 def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill = dict) -> System:
     """A system from `rule` or `rule:field=value,...`, or from a mapping.
 
-    A mapping has `rule` (a name, or a mapping with `name` and fields) or `rsd`, an optional `name`,
-    and any settings that differ from those all systems share.
+    A mapping has `rule` (a name, or a mapping with `name` and fields), an optional `name`, and any
+    settings that differ from those that all systems share.
 
     Raises:
         EasdError: The rule, a field or a setting is unknown, or a value does not fit.
@@ -199,7 +195,7 @@ def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill 
         name = f"{spec}{unfitted(rule, fill)}"
         return _system(name, fill(rule), overrides, shared)
     if not isinstance(spec, Mapping):
-        raise ConfigError(f"system {spec!r} is no rule; write a rule's name, or a mapping")
+        raise ConfigError(f"system {spec!r} is not a rule; write a rule's name, or a mapping")
     overrides = {key: value for key, value in spec.items() if key not in ("name", "rule")}
     rule = spec.get("rule", "easd")
     rule = split_rule(rule) if isinstance(rule, str) else dict(rule)
@@ -211,7 +207,7 @@ def parse_system(spec: str | Mapping[str, Any], shared: Settings, *, fill: Fill 
 
 
 def unfitted(rule: Mapping[str, Any], fill: Fill) -> str:
-    """What the name of a pool says whose powers nobody gave and no diagnosis could fit."""
+    """A note for the name of a pool whose powers were neither given nor fitted."""
     if rule.get("name") != Pool.name or "a" in rule or "b" in rule:
         return ""
     filled, default = fill(rule), Pool()
@@ -235,17 +231,14 @@ def _system(
     parsed = parse_rule(rule)
     if not parsed.has_law:
         overrides = {"coupling": "published", **overrides}
-    values = {**_settings_dict(shared), **overrides, "rule": rule_to_dict(parsed)}
+    values = {f.name: getattr(shared, f.name) for f in fields(Settings)}
+    values |= {**overrides, "rule": rule_to_dict(parsed)}
     return System(
         name=str(name or _describe(parsed, reward, overrides)),
         settings=RunConfig.from_dict(values).settings,
         overrides=overrides,
         reward=reward,
     )
-
-
-def _settings_dict(settings: Settings) -> dict[str, Any]:
-    return {f.name: getattr(settings, f.name) for f in fields(Settings) if f.name != "rule"}
 
 
 def _reward(values: Mapping[str, Any]) -> Reward:
@@ -258,7 +251,7 @@ def _reward(values: Mapping[str, Any]) -> Reward:
 
 
 def _describe(rule: Rule, reward: Reward | None, overrides: Mapping[str, Any]) -> str:
-    """The rule's name and all fields and settings that are not defaults."""
+    """The rule's name, and all fields and settings that are not defaults."""
     if reward is not None:
         return f"rsd delta={reward.delta:g}"
     default = make_rule(rule_name(rule))

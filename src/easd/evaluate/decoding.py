@@ -1,4 +1,4 @@
-"""Decode one chunk of an evaluation, by a rule or reward-guided, and count what it took."""
+"""Decodes one chunk of an evaluation, by a rule or reward-guided, and counts the work."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from easd.runs.tally import COUNTED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What decoding some prompts gave.
+    """The result of decoding some prompts.
 
     Attributes:
-        texts: in the order of the prompts; columns of the samples table that decoding decides.
-        timing: columns of the chunks table that it decides.
-        tokens: rows of the tokens table, or None where none were kept.
+        texts: decoding's columns of the samples table, in the order of the prompts.
+        timing: decoding's columns of the chunks table.
+        tokens: rows of the tokens table, if recorded.
     """
 
     texts: list[dict[str, Any]]
@@ -40,7 +40,7 @@ def decode_by_rule(
     first: int,
     with_tokens: bool,
 ) -> Batch:
-    """Decodes prompts with the settings' rule; the i-th has request number `first` + i."""
+    """Decodes prompts with the settings' rule and request numbers from `first` on."""
     recorder = Recorder(settings.rule, with_tokens=with_tokens)
     numbers = range(first, first + len(prompts))
     requests = make_requests(pair, prompts, settings, numbers=numbers)
@@ -76,9 +76,9 @@ def decode_reward_guided(
     system: RewardGuided,
     scorer: Scorer,
 ) -> Batch:
-    """Decodes prompts step by step, the target rewriting what the scorer does not like.
+    """Decodes prompts by reward-guided steps.
 
-    A block is a token that the target wrote; scoring counts as verification.
+    Each token of the target counts as a block, and scoring as verification.
     """
     assert pair.draft is not None, "checked where the evaluation begins"
     rounds = _Rounds()
@@ -135,7 +135,7 @@ class _Rounds:
 
 
 def _failure(error: Exception | None) -> dict[str, Any]:
-    """What a text that failed says instead of a grade: it counts as wrong."""
+    """The columns of a text that failed, which counts as wrong."""
     if error is None:
         return {}
     why = f"decoding: {describe_error(error)}"
@@ -143,7 +143,7 @@ def _failure(error: Exception | None) -> dict[str, Any]:
 
 
 def _counts(recorder: Recorder, row: Row) -> dict[str, Any]:
-    """How a text came to be; the draft alone proposes and keeps every token."""
+    """The counts of a text; with the rule `draft` every token counts as proposed and accepted."""
     new = len(row.new_ids)
     if recorder.rule.models == "draft":
         return {"blocks": 0, "proposed": new, "examined": new, "accepted": new, "penalised": 0}

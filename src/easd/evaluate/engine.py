@@ -1,4 +1,4 @@
-"""Evaluate systems on a pair of models that is decoded here."""
+"""Evaluates systems with a pair of models in this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from easd.tasks import Task
 
 
 class Evaluation(GridRun[System]):
-    """A study of a pair in a folder, to be run or to be gone on with."""
+    """A study of a pair in a run folder, new or resumed."""
 
     config: StudyConfig
 
@@ -38,10 +38,10 @@ class Evaluation(GridRun[System]):
         folder: str | Path,
         fitted: Mapping[str, Any] | None = None,
     ) -> None:
-        """Takes the folder and checks that what it holds is part of this very study.
+        """Encodes all prompts and takes the folder.
 
         Raises:
-            TraceError: The folder belongs to something else, or to a run with other settings.
+            TraceError: The folder holds something else, or a run with other settings.
             InputError: A prompt does not fit the context window.
             ConfigError: A reward-guided system has no reward model.
         """
@@ -91,7 +91,7 @@ class Evaluation(GridRun[System]):
         )
 
     def decoded_texts(self, samples: pa.Table) -> list[tuple[list[int], list[int], str]]:
-        """Token ids of prompt and text, and the item, of every row of the run's samples."""
+        """Token ids of prompt and text, and the item's id, of every row of the samples table."""
         return [
             (self._prompts[row["task"]][row["index"]], row["token_ids"], row["item"])
             for row in samples.to_pylist()
@@ -99,7 +99,7 @@ class Evaluation(GridRun[System]):
         ]
 
     def settings(self, chunk: Chunk[System]) -> Settings:
-        """How a chunk is decoded: the system's settings, with the task's budget and stops."""
+        """The system's settings, completed by the task's token limit and stop strings."""
         settings = chunk.system.settings
         return replace(
             settings,
@@ -109,21 +109,21 @@ class Evaluation(GridRun[System]):
         )
 
     def _load_reward(self, system: System) -> tuple[RewardGuided, Scorer]:
-        """The reward model of a reward-guided system, and where its steps end."""
+        """Threshold, steps and reward model of a reward-guided system."""
         reward = system.reward
         assert reward is not None
         if self.pair.draft is None:
             raise ConfigError(f"{system.name!r} drafts steps; name a draft model")
         if self.pair.draft_tokenizer is not None:
             raise ConfigError(
-                f"{system.name!r} has the draft write steps, in the target's tokens; name a draft "
-                "that shares the target's tokenizer"
+                f"{system.name!r} needs a draft that writes the target's tokens; name a draft that "
+                "shares the target's tokenizer"
             )
         name, step = reward.model or self.pair.name, reward.step
         if reward.model is None and name not in STEP_TOKENS:
             raise ConfigError(
-                f"{system.name!r} needs a reward model, and {name!r} brings none; give one, such "
-                "as rsd:model=FOLDER"
+                f"{system.name!r} needs a reward model, and {name!r} has none; give one, such as "
+                "rsd:model=FOLDER"
             )
         scorer = load_reward_model(name, self.pair.tokenizer, device=str(self.pair.target.device))
         step = step or STEP_TOKENS.get(name, RewardGuided().step)

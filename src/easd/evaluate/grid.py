@@ -12,11 +12,11 @@ from easd.tasks import Task, load_task
 GRID = ("tasks", "systems", "seeds", "chunk")
 
 _TASK = ("data", "limit", "first")
-MOST = 2**31 - 1  # As the tables of a run hold seeds and indices.
+MOST = 2**31 - 1  # of seeds and indices in the tables of a run
 
 
 class AnySystem(Protocol):
-    """One way of decoding, with a name of its own."""
+    """One way of decoding."""
 
     @property
     def name(self) -> str: ...
@@ -29,7 +29,7 @@ S = TypeVar("S", bound=AnySystem)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
-    """Which items of which task; see `easd.tasks.load_task`."""
+    """A task and a range of its items; see `easd.tasks.load_task`."""
 
     name: str
     data: str | None = None
@@ -63,10 +63,8 @@ class Grid(Generic[S]):
     """Systems, tasks and seeds.
 
     Attributes:
-        tasks: what to decode.
-        systems: how to decode.
         seeds: each decodes every item once.
-        chunk: items decoded together, and lost together when the run is killed.
+        chunk: number of items decoded together, and lost together if the run is killed.
     """
 
     tasks: tuple[TaskSpec, ...]
@@ -84,12 +82,12 @@ class Grid(Generic[S]):
                 raise ConfigError(f"there is no {what} to evaluate; name at least one")
             twice = {name for name in names if names.count(name) > 1}
             if twice:
-                raise ConfigError(f"{what} {twice.pop()!r} is named twice; give each its own name")
+                raise ConfigError(f"{what} {twice.pop()!r} is named twice; use distinct names")
         if self.chunk < 1:
             raise ConfigError(f"chunk = {self.chunk} decodes nothing; use 1 or more")
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration in run.json; systems are listed there separately."""
+        """The configuration in run.json, where systems have an entry of their own."""
         return {
             "tasks": [task.to_dict() for task in self.tasks],
             "seeds": list(self.seeds),
@@ -114,7 +112,7 @@ def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
     """A task from its name, `name:limit`, `name:first-end`, or a mapping with `name`.
 
     Raises:
-        ConfigError: There is no name, or a number is none.
+        ConfigError: There is no name, or a number does not fit.
     """
     if isinstance(spec, str):
         name, _, items = spec.partition(":")
@@ -129,7 +127,7 @@ def parse_task(spec: str | Mapping[str, Any]) -> TaskSpec:
 
 
 def _slice(items: str, spec: str) -> tuple[int, int | None]:
-    """`first` and `limit` of what stands behind a task's colon."""
+    """`first` and `limit` from the text after a task's colon."""
     if not items:
         return 0, None
     first, dash, end = items.partition("-")
@@ -144,7 +142,7 @@ def _slice(items: str, spec: str) -> tuple[int, int | None]:
 
 
 def listed(value: Any, name: str) -> Sequence[Any]:
-    """A list from YAML; a single value is a list of one.
+    """A list from YAML, or a list of a single value.
 
     Raises:
         ConfigError: It is empty.
@@ -160,7 +158,7 @@ def whole(value: Any, name: str) -> int:
     """A whole number from YAML or a command line.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is not whole, or too large.
     """
     try:
         found = int(str(value))

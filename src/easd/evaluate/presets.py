@@ -1,4 +1,4 @@
-"""Systems of ready-made grids: the paper's ablation with controls, and threshold sweeps."""
+"""Systems of predefined grids: the paper's ablation with controls, and threshold sweeps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ SWEEP_TAU_O = (0.6, 0.8, 1.0)
 def ablation(gate: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Table 2 of arXiv:2512.23765 with further controls; see also `matched_refusal`.
 
-    Args:
-        gate: fields of EASD's gate that all systems share, such as tau_h.
+    All systems share the fields of `gate`, such as tau_h.
     """
 
     def system(name: str, rule: str, **fields: Any) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def ablation(gate: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def matched_refusal(run: Run, gate: Mapping[str, Any], easd: str = "easd") -> dict[str, Any]:
-    """Random refusal at the rate at which `easd` found its gate open in a finished run."""
+    """Random refusal at the opening rate of the gate of `easd` in a finished run."""
     samples = run.samples.to_pandas()
     own = samples[samples["system"] == easd]
     rate = round(float(own["gate_open"].sum() / max(own["examined"].sum(), 1)), 6)

@@ -1,4 +1,4 @@
-"""A task's prompts as the models see them."""
+"""A task's prompts as token ids."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from easd.tasks import Item, Task
 def encode_item(
     item: Item, task: Task, tokenizer: PreTrainedTokenizerBase, chat: bool | None
 ) -> list[int]:
-    """Token ids of an item's prompt, with the task's system message where it is a chat.
+    """Token ids of an item's prompt, with the task's system message in a chat.
 
-    A chat template without system messages has the instruction in the user's turn.
-
-    Args:
-        item: of the task.
-        task: says whether its prompts are chats.
-        tokenizer: of the target.
-        chat: whether to use the chat template; None does as the task says, where there is one.
+    If the chat template has no system messages, the user's turn contains it. By default the task
+    decides whether to use the template.
     """
     if chat is None:
         chat = task.chat and bool(tokenizer.chat_template)

@@ -1,13 +1,13 @@
-"""Reward-guided speculative decoding, step by step over the engine (RSD, arXiv:2501.19324, Alg. 1).
+"""Reward-guided speculative decoding over the engine (RSD, arXiv:2501.19324, Alg. 1).
 
-The draft writes one reasoning step, a reward model scores it, and where the score is too low the
-target rewrites that step. The target's steps are not scored.
+The draft writes one reasoning step and a reward model scores it. If the score is too low, the
+target rewrites the step. The target's steps are not scored.
 
-A text follows the paper's mixture only if a rewritten step is drawn independently of the refused
-one: with the same noise the target would often repeat it. So drafted steps use the noise of the
-request's own number and rewritten ones that of `rewriting_number`.
+A text follows the paper's mixture only if a rewritten step is independent of the refused one; with
+the same noise the target would often repeat it. So drafted steps use the noise of the request's
+number and rewritten ones that of `rewriting_number`.
 
-Every step rereads its text from the beginning; `StepCounts` counts that separately.
+Every step processes its text from the beginning, which `StepCounts` leaves out.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from easd.evaluate.written_steps import StepCounts, WrittenStep
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardGuided:
-    """The reward that keeps a drafted step, and where steps end.
+    """Threshold and length of steps.
 
     Attributes:
-        delta: the least reward that keeps a drafted step; above 1 the target writes everything.
-        step: the text that ends a step, or the number of tokens of every step. A step also ends
-            where its text does.
+        delta: smallest reward of a drafted step that is kept; above 1 the target writes everything.
+        step: text that ends a step, or tokens in a step. A step also ends where its text does.
     """
 
     delta: float = 0.7
@@ -45,16 +44,16 @@ class RewardGuided:
 
     def __post_init__(self) -> None:
         if not self.delta >= 0:
-            raise ConfigError(f"delta = {self.delta} is no threshold of rewards; use 0 or more")
+            raise ConfigError(f"delta = {self.delta} is not a threshold of rewards; use 0 or more")
         if self.step == "":
-            raise ConfigError("step is an empty text, which ends nothing; give a delimiter")
+            raise ConfigError("step is an empty text, which ends no step; give a delimiter")
         if isinstance(self.step, int) and self.step < 1:
             raise ConfigError(f"step = {self.step} tokens is too short; use 1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardGuidedText:
-    """One decoded text; `number`, `text`, `finish_reason` and `error` as in `Generation`."""
+    """One decoded text, with fields as in `Generation`."""
 
     number: int
     prompt_ids: tuple[int, ...]
@@ -71,12 +70,7 @@ class RewardGuidedText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One step of every text being decoded, for progress and timing.
-
-    Attributes:
-        steps: the step each text gained.
-        seconds: wall time by part: draft, reward, target.
-    """
+    """One step of each text being decoded, with the wall time of draft, reward and target."""
 
     steps: tuple[WrittenStep, ...]
     seconds: dict[str, float]
@@ -96,18 +90,18 @@ def generate_reward_guided(
 ) -> Iterator[RewardGuidedText]:
     """Decodes prompts of token ids and yields each text when it is finished.
 
-    A text with a fault of its own, such as NaN logits or a NaN reward, ends with `finish_reason`
-    "error" behind its last whole step, and the others go on.
+    A text that fails, for instance by NaN logits or a NaN reward, ends after its last complete step
+    with `finish_reason` "error"; the others continue.
 
     Args:
         target: rewrites steps.
         draft: writes steps first.
         prompts: token ids; `settings.batch_size` of them are decoded at once.
-        scorer: rewards of steps; called with all drafted steps of a round together.
-        tokenizer: names stop strings and step delimiters, and turns ids back into text.
-        system: threshold and steps.
-        settings: how to decode; rule, gamma, drafter and noise are not used.
-        numbers: of the requests, unless they count from 0.
+        scorer: called with all drafted steps of a round together.
+        tokenizer: needed for stop strings, step delimiters and `text`.
+        system: threshold and length of steps.
+        settings: how to decode; rule, gamma, drafter and coupling are not used.
+        numbers: of the requests; from 0 by default.
         on_round: called after every step.
 
     Raises:
@@ -144,7 +138,7 @@ def generate_reward_guided(
 
 
 def rewriting_number(number: int) -> int:
-    """The request number whose noise draws the target's steps of request `number`."""
+    """The request number whose noise draws the target's steps."""
     return -1 - number
 
 
@@ -190,7 +184,7 @@ class _Text:
         self.error, self.finished = error, "error"
 
     def fails(self, written: Mapping[int, Row]) -> bool:
-        """Ends the text where its row among those just written failed."""
+        """Ends the text if its row failed; whether it has ended."""
         row = written.get(self.number)
         if row is not None and row.error is not None:
             self.fail(row.error)
@@ -207,7 +201,7 @@ class _Text:
                 rewritten=None if rewritten is None else tuple(rewritten.new_ids),
             )
         )
-        # The step's row went on from the whole text, so the text ends where this row would end.
+        # The step's row contains the whole text, so its last token decides whether the text ends.
         whole = Row(self.request, row.ids[:-1], row.key)
         whole.extend(row.ids[-1:])
         self.finished = whole.finished
@@ -236,7 +230,7 @@ def _write(
     settings: Settings,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[int, Row]:
-    """One step of each text by the model of `rule`: the text's number -> its finished row."""
+    """Writes one step of each text by the model of `rule`; finished rows by the text's number."""
     number_of = {
         text.number if rule.models == "draft" else rewriting_number(text.number): text
         for text in texts
@@ -290,7 +284,7 @@ def _numbered(requests: Sequence[Request], numbers: Sequence[int]) -> list[Reque
     if not distinct or min(numbers, default=0) < 0:
         raise ConfigError(
             f"{len(numbers)} numbers, {len(set(numbers))} of them different, were given for "
-            f"{len(requests)} texts; give each text its own, from 0 up"
+            f"{len(requests)} texts; give each text a different one, 0 or more"
         )
     return [
         replace(request, number=number) for request, number in zip(requests, numbers, strict=True)

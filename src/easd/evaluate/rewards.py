@@ -1,4 +1,4 @@
-"""Reward models, which score a drafted step given the problem and the steps before it."""
+"""Reward models, which score a drafted step after the problem and earlier steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -25,7 +24,7 @@ _BATCH_SIZE = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredStep:
-    """A drafted step to be judged, as token ids: the problem, the steps that stand, this one."""
+    """A drafted step to score, as token ids: the prompt, the text so far, and the step."""
 
     prompt_ids: tuple[int, ...]
     written_ids: tuple[int, ...]
@@ -33,24 +32,22 @@ class ScoredStep:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The whole text, up to the end of the step."""
+        """The text up to the end of the step."""
         return self.prompt_ids + self.written_ids + self.step_ids
 
 
 Scorer = Callable[[Sequence[ScoredStep]], Sequence[float]]
-"""Rewards in [0, 1] of steps of several texts, in their order."""
+"""Returns a reward in [0, 1] for each step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
-    """A classifier that reads the whole text; the reward stands at the last token of the step.
-
-    Sequence classifiers of transformers themselves look for the last token that is no padding.
+    """A classifier of the whole text; the reward is that of the step's last token.
 
     Attributes:
-        model: one logit means the log-odds of a good step, two mean bad and good.
-        reader: turns ids into text and text into the model's own ids; None where the model has
-            the vocabulary of target and draft.
+        model: a sequence or token classifier with one logit (log-odds of a good step) or two (bad,
+            good).
+        reader: turns the target's ids into the model's; None where they share a vocabulary.
     """
 
     model: PreTrainedModel
@@ -58,7 +55,7 @@ class RewardModel:
 
     @torch.inference_mode()
     def __call__(self, steps: Sequence[ScoredStep]) -> list[float]:
-        # Without a padding token texts of different lengths cannot be told apart in one batch.
+        # Without a padding token the model cannot find the end of a shorter text in a batch.
         size = 1 if self.model.config.pad_token_id is None else _BATCH_SIZE
         rewards = []
         for begin in range(0, len(steps), size):
@@ -85,10 +82,11 @@ class RewardModel:
         logits = self.model(
             input_ids=ids.to(device), attention_mask=seen.long().to(device)
         ).logits.float()
-        if logits.ndim == 3:  # a logit for every token
+        if logits.ndim == 3:  # logits for every token
             last = (lengths - 1).to(device)
             logits = logits[torch.arange(len(texts), device=device), last]
-        return _good(logits).tolist()
+        good = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)
+        return good[:, -1].tolist()
 
 
 def load_reward_model(
@@ -100,17 +98,17 @@ def load_reward_model(
 ) -> RewardModel:
     """Loads a sequence or token classifier with one or two labels.
 
-    Models that come with code of their own, or that want separators between steps, are not read
-    here: wrap them in a `Scorer`.
+    A model with custom code, or one that needs separators between steps, has to be wrapped in a
+    `Scorer` instead.
 
     Args:
-        name: hub id, folder, or a `lab` pair, which brings a reward model of its own.
-        tokenizer: of target and draft, where the reward model may have another one.
+        name: hub id, folder, or name of a `lab` pair, which has a reward model.
+        tokenizer: of target and draft, if the reward model may have another one.
         dtype: of the weights.
         device: for the model.
 
     Raises:
-        ModelError: The model cannot be loaded, or is no classifier with one or two labels.
+        ModelError: The model cannot be loaded, or is not a classifier with one or two labels.
     """
     path = name
     if name in lab.RECIPES or name in lab.ALIASES:
@@ -124,7 +122,7 @@ def load_reward_model(
             else AutoModelForSequenceClassification
         )
         if not kind.endswith(("ForTokenClassification", "ForSequenceClassification")):
-            raise ValueError(f"its architecture is {kind or 'not named'}, no classifier")
+            raise ValueError(f"its architecture is {kind or 'not named'}, not a classifier")
         own = AutoTokenizer.from_pretrained(path)
         model = loader.from_pretrained(path, dtype=dtype)
     except Exception as error:  # the loaders raise everything from OSError to SafetensorError
@@ -145,11 +143,6 @@ def load_reward_model(
         model=model.to(device).eval(),
         reader=None if tokenizer is None or alike else _translator(tokenizer, own),
     )
-
-
-def _good(logits: Tensor) -> Tensor:
-    """Probability of a good step from logits [B, 1] or [B, 2]; [B]."""
-    return logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, 1]
 
 
 def _translator(

@@ -1,8 +1,8 @@
-"""Decode a grid of systems, tasks and seeds into a run folder, chunk by chunk, whoever decodes.
+"""Decodes a grid of systems, tasks and seeds into a run folder, chunk by chunk.
 
-Different systems decode the same items one after the other, so that whatever else the machine does
-hits all systems alike. Each chunk is written when it is finished; a run that was stopped goes on
-with the first one missing. All randomness is keyed, so a chunk cut short comes out the same again.
+Systems take turns on the same items, so that other load on the machine affects all of them. Each
+chunk is written when it is finished, and a resumed run begins with the first missing one. All
+randomness is keyed, so decoding a chunk again gives the same texts.
 """
 
 from __future__ import annotations
@@ -33,25 +33,23 @@ class Chunk(Generic[S]):
     system: S
     task: Task
     seed: int
-    first: int  # Index of the chunk's first item within the task.
+    first: int  # index of the first item within the task
     items: Sequence[Item]
 
     @property
     def name(self) -> str:
-        """Of its files; distinct for any systems of one run."""
+        """Name of the chunk's files, distinct within a run."""
         return f"{self.task.name}-s{self.seed}-{self.first:06d}-{slug(self.system.name)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What an evaluation says after each chunk.
+    """The state of an evaluation after a chunk.
 
     Attributes:
-        chunk: the chunk.
-        done, total: chunks finished, from earlier runs too, and chunks in all.
-        resumed: whether the chunk had been finished before.
-        texts, correct, tokens: of the chunk.
-        seconds: wall time of its decoding.
+        done, total: chunks finished, earlier runs included, and chunks in all.
+        resumed: whether an earlier run finished the chunk.
+        texts, correct, tokens, seconds: counts of the chunk, and the wall time of decoding it.
     """
 
     chunk: Chunk[Any]
@@ -66,13 +64,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """What decoding a chunk gave.
+    """The result of decoding a chunk.
 
     Attributes:
-        texts: in the order of the items; columns of the samples table that decoding decides.
-        timing: columns of the chunks table that it decides.
-        tokens: rows of the tokens table without their cell, or None where none were kept.
-        vocabulary: the texts of all tokens that these name, likewise.
+        texts: decoding's columns of the samples table, in the order of the items.
+        timing: decoding's columns of the chunks table.
+        tokens: rows of the tokens table without their cell, if recorded.
+        vocabulary: texts of the tokens in these rows, if recorded.
     """
 
     texts: list[dict[str, Any]]
@@ -82,7 +80,7 @@ class Decoded:
 
 
 class GridRun(ABC, Generic[S]):
-    """A grid in a folder, to be run or to be gone on with."""
+    """A grid in a run folder, new or resumed."""
 
     def __init__(
         self,
@@ -91,16 +89,16 @@ class GridRun(ABC, Generic[S]):
         folder: str | Path,
         fitted: Mapping[str, Any] | None = None,
     ) -> None:
-        """Takes the folder and checks that what it holds is part of this very run.
+        """Takes the folder, which is new or holds a run with the same settings.
 
         Args:
             config: the grid.
             tasks: its tasks, loaded.
-            folder: new, or that of the same run.
-            fitted: what a calibration that fills in fields of rules was fitted on.
+            folder: of the run.
+            fitted: `CalibrationFile.fitted_on` of a calibration in use.
 
         Raises:
-            TraceError: The folder belongs to something else, or to a run with other settings.
+            TraceError: The folder holds something else, or a run with other settings.
         """
         self.config = config
         self.tasks = tasks
@@ -114,15 +112,15 @@ class GridRun(ABC, Generic[S]):
 
     @abstractmethod
     def decode(self, chunk: Chunk[S]) -> Decoded:
-        """Writes the chunk's texts.
+        """Decodes the chunk's texts.
 
         Raises:
-            EasdError: They cannot be written.
+            EasdError: They cannot be decoded.
         """
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """What run.json says of models, versions and hardware; `models` tells runs apart."""
+        """Entries of run.json on models, versions and hardware."""
 
     def chunks(self) -> list[Chunk[S]]:
         """All chunks in the order of decoding."""
@@ -145,7 +143,7 @@ class GridRun(ABC, Generic[S]):
         """Decodes every chunk that is not finished yet.
 
         Raises:
-            EasdError: A model, a prompt or the folder does not do; what is finished stays.
+            EasdError: A chunk cannot be decoded or written; finished ones stay.
         """
         with self._out:
             for progress in self._progress():
@@ -219,7 +217,7 @@ class GridRun(ABC, Generic[S]):
         earlier = self._out.earlier
         if earlier is not None:
             wanted = _must_agree(run)
-            # Systems can be added to a run, and left out when it goes on.
+            # A resumed run can add systems, and leave some out.
             known = {name: value for name, value in _must_agree(earlier).items() if name in wanted}
             added = {f"system {system['name']}" for system in run["systems"]} - known.keys()
             self._out.check_same(known, {n: v for n, v in wanted.items() if n not in added})
@@ -233,14 +231,14 @@ class GridRun(ABC, Generic[S]):
         self._out.begin(run)
 
     def warnings(self) -> Iterator[str]:
-        """What whoever runs it should know before it is decoded."""
+        """Warnings for users, before decoding."""
         for path in self._out.damaged:
             yield f"{path} was damaged; it is in {self._out.folder / 'damaged'} now"
         yield from overlaps(self._out.run)
 
 
 def _must_agree(run: dict[str, Any]) -> dict[str, Any]:
-    """What cannot change within a run, by name."""
+    """Settings that cannot change within a run, by name."""
     return {
         **run["config"],
         **{f"system {system['name']}": system for system in run["systems"]},
@@ -250,7 +248,7 @@ def _must_agree(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """A name as part of a file name, told apart from other names by a short hash."""
+    """A name as part of a file name, made distinct by a short hash."""
     plain = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")[:40]
     return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
 

@@ -1,4 +1,4 @@
-"""The steps of reward-guided texts, and the work they took."""
+"""Steps of reward-guided texts, and counts of the work."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenStep:
-    """One step of a text: what the draft wrote, its reward, and what the target made of it.
+    """One step of a text.
 
     Attributes:
-        start: tokens in front of the step, the prompt's included.
-        rewritten: the target's step, or None where the drafted one was kept.
+        start: number of tokens before the step, the prompt's included.
+        drafted: the draft's tokens.
+        reward: of the drafted step.
+        rewritten: the target's tokens, or None if the drafted step was kept.
     """
 
     start: int
@@ -28,15 +30,12 @@ class WrittenStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCounts:
-    """Work done for one text, or for several.
+    """Work for one or several texts.
 
     Attributes:
-        steps_drafted: scored steps; each is one call of the scorer.
         draft_tokens: written by the draft, one forward each.
-        draft_kept: those of them that are in the text.
+        draft_kept: draft tokens that are in the text.
         target_tokens: written by the target, one forward each.
-        draft_read, target_read, scored_tokens: tokens read for that, each text from its beginning
-            at every step.
     """
 
     steps_drafted: int = 0
@@ -44,26 +43,18 @@ class StepCounts:
     draft_tokens: int = 0
     draft_kept: int = 0
     target_tokens: int = 0
-    draft_read: int = 0
-    target_read: int = 0
-    scored_tokens: int = 0
 
     @classmethod
     def of(cls, steps: Sequence[WrittenStep]) -> StepCounts:
         """Counts the steps of one text or of many."""
         kept = [step for step in steps if step.rewritten is None]
         rewritten = [step for step in steps if step.rewritten is not None]
-        draft_tokens = sum(len(step.drafted) for step in steps)
-        draft_read = sum(step.start for step in steps)
         return cls(
             steps_drafted=len(steps),
             steps_rewritten=len(rewritten),
-            draft_tokens=draft_tokens,
+            draft_tokens=sum(len(step.drafted) for step in steps),
             draft_kept=sum(len(step.drafted) for step in kept),
             target_tokens=sum(len(step.token_ids) for step in rewritten),
-            draft_read=draft_read,
-            target_read=sum(step.start for step in rewritten),
-            scored_tokens=draft_read + draft_tokens,
         )
 
     @property
@@ -73,5 +64,5 @@ class StepCounts:
 
     @property
     def block_efficiency(self) -> float | None:
-        """Tokens of the text per target forward; None where the target wrote nothing."""
+        """Tokens of the text per target forward; None without one."""
         return self.tokens / self.target_tokens if self.target_tokens else None

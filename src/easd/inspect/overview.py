@@ -1,4 +1,4 @@
-"""What a run folder holds, in the terminal."""
+"""Prints the contents of a run folder in the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.errors import visible
-from easd.runs import Run, traces
+from easd.inspect.terminal import summary_panel
+from easd.runs import Run, summary, traces
 from easd.runs.fitted import overlaps
 from easd.runs.reader import CALLED
 
@@ -22,15 +23,21 @@ _COUNTS = ("proposed", "examined", "accepted", "penalised")
 
 def overview(run: Run, console: Console) -> None:
     """Prints what a run holds, and which command shows more of it."""
-    lines = [_head(run)]
-    if run.kind == "evaluation":
-        console.print(_name(_head(run)), _grades(run), sep="\n")
-        lines = list(_evaluation_hints(run))
-    elif run.kind == "bench":
-        console.print(_name(_head(run)), _speeds(run), sep="\n")
+    console.print(_text(_head(run)))
+    if run.kind == "trace":
+        console.print(summary_panel(summary(run), run.run["config"], title="all texts"))
+        lines = [
+            f"finished texts: {run.samples.num_rows}; `easd inspect {run.folder}` shows the first",
+            "`easd report` compares the systems of an evaluation (`easd eval --out`)",
+        ]
+    elif run.kind == "evaluation":
+        console.print(_grades(run))
+        lines = [*_evaluation_hints(run)]
+    else:
+        console.print(_speeds(run))
         lines = [f"`easd bench --out {run.folder}` with the same settings prints the ratios"]
     for line in lines:
-        console.print(Text(visible(line)), soft_wrap=True)
+        console.print(_text(line), soft_wrap=True)
 
 
 def _head(run: Run) -> str:
@@ -48,7 +55,7 @@ def _evaluation_hints(run: Run) -> Iterator[str]:
     if recorded:
         systems = dict.fromkeys(cell.run["cell"]["system"] for cell in recorded)
         yield (
-            f"tokens are recorded of {', '.join(systems)}: see a text with --sample 0, or all "
+            f"tokens of {', '.join(systems)} are recorded: see a text with --sample 0, or all "
             "systems side by side with --html FILE"
         )
     if run.samples.num_rows:
@@ -68,8 +75,8 @@ def _grades(run: Run) -> Table:
     rows = _summed(samples, keys, ["correct", *sums])
     for row in sorted(rows, key=lambda row: order.index(row["system"])):
         table.add_row(
-            _name(row["task"]),
-            _name(row["system"]),
+            _text(row["task"]),
+            _text(row["system"]),
             f"{row['count']:,}",
             _percent(row["correct"], row["count"]),
             "" if row["new_tokens"] is None else f"{row['new_tokens']:,}",
@@ -86,7 +93,7 @@ def _speeds(run: Run) -> Table:
         table.add_row(
             str(row["batch"]),
             "as it is" if row["context"] is None else str(row["context"]),
-            _name(row["system"]),
+            _text(row["system"]),
             str(row["count"]),
             f"{row['tokens'] / row['seconds']:.1f}",
             _percent(row["accepted"], row["examined"]),
@@ -106,7 +113,7 @@ def _summed(table: pa.Table, keys: Sequence[str], columns: Sequence[str]) -> lis
     return grouped.rename_columns([renamed.get(n, n) for n in grouped.column_names]).to_pylist()
 
 
-def _name(text: str) -> Text:
+def _text(text: str) -> Text:
     return Text(visible(text))
 
 

@@ -1,4 +1,4 @@
-"""A trace in the terminal: what was kept, what was refused, and what came instead."""
+"""Prints a trace in the terminal: accepted and refused tokens, and their replacements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from easd.errors import TraceError, visible
 from easd.runs import Run, summary
 from easd.runs.schema import EMITTED
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; a mark goes with each colour.
+# Okabe and Ito's palette for colour-blind readers, with a mark for each colour.
 _PLAIN = "default"
 _REPLACEMENT = "underline #E69F00"
 _BONUS = "#56B4E9"
@@ -32,8 +32,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 _LABEL = 8
 _CELL = 10
 _CONTEXT = 28
-_NUMBERS = 75  # What the table of penalties takes beside context and favourites.
-_LEAST_FAVOURITES = 20
+_NUMBERS = 75  # width of the table of penalties without context and top tokens
+_LEAST_TOP = 20
 
 
 def render(trace: Run, sample: int, console: Console) -> None:
@@ -54,7 +54,7 @@ def render(trace: Run, sample: int, console: Console) -> None:
 
 
 def summary_panel(found: dict[str, Any], config: dict[str, Any], *, title: str) -> Panel:
-    """The counts and rates of a run, as `Tally.summary` and `easd.runs.summary` name them."""
+    """Counts and rates with the names of `Tally.summary`."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
@@ -106,7 +106,7 @@ def _prompt(trace: Run, sample: int) -> Text:
 
 
 def _decoded(rows: list[dict[str, Any]]) -> Text:
-    """The emitted text; a penalty shows the refused token before what came instead."""
+    """The emitted text, with each penalised token before its replacement."""
     text = Text()
     refused: dict[str, Any] = {}
     for row in rows:
@@ -135,7 +135,7 @@ def _legend() -> Text:
 
 
 def _entropies(rows: list[dict[str, Any]], rule: dict[str, Any], width: int) -> Group:
-    """Two bars per emitted token, draft over target, and a line that says where the gate stood."""
+    """Two bars per emitted token, draft over target, and a line with the gate's state."""
     emitted = [row for row in rows if row["outcome"] in EMITTED]
     tau_h = float(rule.get("tau_h", math.inf))
     values = [row[f"{model}_entropy"] or 0.0 for row in emitted for model in ("draft", "target")]
@@ -177,14 +177,14 @@ def _gate_mark(row: dict[str, Any], penalised: set[int], tau_h: float) -> str:
 
 def _penalties(rows: list[dict[str, Any]], trace: Run, width: int) -> Table | Text:
     context = max(min(_CONTEXT, width - _NUMBERS), 1)
-    favourites = width - _NUMBERS - _CONTEXT
+    top = width - _NUMBERS - _CONTEXT
     table = Table(title="penalties", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("at", "context", "removed", "instead"):
         table.add_column(name, justify="right" if name in ("at", "context") else "left")
     for name in ("H_d", "H_t", "shared", "p(x)", "q(x)"):
         table.add_column(name, justify="right")
-    if favourites >= _LEAST_FAVOURITES:
-        table.add_column("the target's favourites")
+    if top >= _LEAST_TOP:
+        table.add_column("the target's top tokens")
     vocabulary = (trace.vocabulary[name].to_pylist() for name in ("token", "text"))
     texts = dict(zip(*vocabulary, strict=True))
     before, refused = "", None
@@ -204,7 +204,7 @@ def _penalties(rows: list[dict[str, Any]], trace: Run, width: int) -> Table | Te
                 Text(f"{refused['overlap']:.1f}"),
                 Text(f"{refused['target_prob']:.3f}"),
                 Text(f"{refused['draft_prob']:.3f}"),
-                _cell(_favourites(refused, texts), favourites, "dim"),
+                _cell(_top_tokens(refused, texts), top, "dim"),
             ]
             table.add_row(*cells[: len(table.columns)])
             refused = None
@@ -218,7 +218,7 @@ def _cell(text: str, width: int, style: str) -> Text:
     return cell
 
 
-def _favourites(row: dict[str, Any], texts: dict[int, str]) -> str:
+def _top_tokens(row: dict[str, Any], texts: dict[int, str]) -> str:
     best = zip(row["target_top_tokens"], row["target_top_probs"], strict=True)
     return ", ".join(f"{_token(texts[token])} {prob:.2f}" for token, prob in best)
 
@@ -231,7 +231,7 @@ def _lines(found: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str,
         f"{drafting if found['proposed'] else ''}temperature {_value(config['temperature'])}, "
         f"seed {config['seed']}, coupling {config['coupling'] or 'of the rule'}",
     )
-    # The rule `draft` runs the draft in the target's place.
+    # The rule `draft` runs the draft as the target.
     model = "draft" if config["rule"]["name"] == "draft" else "target"
     efficiency = found["block_efficiency"]
     yield (
@@ -283,14 +283,14 @@ def _value(value: Any) -> str:
 
 
 def _split(token: str) -> tuple[str, str]:
-    """Leading white space, and the rest made visible."""
+    """Leading white space, and the rest with control characters spelt out."""
     rest = token.lstrip(" \n")
     space = token[: len(token) - len(rest)]
     return space, visible(rest) or ("⏎" if "\n" in space else "␣")
 
 
 def _token(text: str) -> str:
-    """A token in a cell of its own."""
+    """A token as the content of a cell."""
     return _one_line(text).strip() or "␣"
 
 

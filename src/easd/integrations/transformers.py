@@ -28,8 +28,8 @@ from easd.engine.engine import StepRecord
 from easd.engine.generate import decode, summary_of_failures
 from easd.engine.models.slots import CACHE_KEYWORDS
 from easd.engine.pair import Pair
+from easd.engine.processing import Processing
 from easd.engine.request import Criterion, Request, Row
-from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError

@@ -1,4 +1,4 @@
-"""A report of one or several evaluations: an HTML page, Markdown, and every table.
+"""Writes a report of evaluations: an HTML page, Markdown, and every table.
 
 from easd.report import write_report
 from easd.runs import open_run

@@ -1,7 +1,8 @@
-"""The first screen of a report: does EASD help, does anything, at what speed, and how sure."""
+"""The first sentences of a report: whether EASD or any other system helps, and at what speed."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from easd.report.metrics import POOLED, Frames
@@ -16,7 +17,7 @@ _NOTE = (
 
 
 def answers(frames: Frames, tables: Tables) -> list[str]:
-    """Sentences about differences to the target at its best temperature; none without several."""
+    """Sentences about differences to the target at its best temperature, if there are several."""
     table = tables["differences_to_best"]
     if table.empty:
         return []
@@ -29,7 +30,8 @@ def answers(frames: Frames, tables: Tables) -> list[str]:
     lines = []
     if easd:
         best = max(easd, key=_gain)
-        verb = {BETTER: "helps", WORSE: "hurts"}.get(best["finding"], "makes no difference shown")
+        verbs = {BETTER: "helps", WORSE: "hurts"}
+        verb = verbs.get(best["finding"], "makes no difference detected")
         lines.append(
             f"Does EASD help? Against {base}, {best['system']} {verb} on {task}: {_told(best)}."
         )
@@ -50,16 +52,19 @@ def answers(frames: Frames, tables: Tables) -> list[str]:
 
 
 def _speed(frames: Frames, tables: Tables, row: dict[str, Any]) -> str:
-    """Its tokens a forward, beside those of lossless speculation."""
+    """A system's tokens per forward, and those of lossless speculation."""
     table = tables.get("drafting")
     if table is None or "block_efficiency" not in table:
         return ""
-    own = table[table["task"] == row["task"]].set_index("system")["block_efficiency"]
-    lossless = next((s for s in own.index if frames.kind(str(s)) == "speculative"), None)
-    if row["system"] not in own.index or own[row["system"]] != own[row["system"]]:
+    by_system = table[table["task"] == row["task"]].set_index("system")["block_efficiency"]
+    efficiency = by_system.get(row["system"], math.nan)
+    if math.isnan(efficiency):
         return ""
-    told = f", at {own[row['system']]:.2f} tokens a forward"
-    return told if lossless is None else f"{told} ({lossless}: {own[lossless]:.2f})"
+    clause = f", at {efficiency:.2f} tokens a forward"
+    lossless = frames.first_of("speculative")
+    if lossless not in by_system.index:
+        return clause
+    return f"{clause} ({lossless}: {by_system[lossless]:.2f})"
 
 
 def _gain(row: dict[str, Any]) -> float:

@@ -7,20 +7,14 @@ import pandas as pd
 from easd.report import figures as plots
 from easd.report.metrics import Frames
 from easd.report.metrics.frames import Tables, records
-from easd.report.page import (
-    Figure,
-    Section,
-    make_table,
-    number,
-    rate,
-)
+from easd.report.page import Figure, Section, make_table, number, rate
 
 _MET = ("draft_entropy_met", "target_entropy_met", "overlap_met")
-_NO_TRACE = "No item was traced, so nothing is known token by token."
+_NO_TRACE = "No item was traced, so there is no data by token."
 
 
 def entropies(frames: Frames, tables: Tables) -> Section:
-    """Where the models are uncertain, and how far their top tokens overlap."""
+    """How uncertain the models are, and how far their top tokens overlap."""
     histogram, summary = tables["entropy_histogram"], tables["entropy_summary"]
     overlaps, joint = tables["overlap_counts"], tables["joint_conditions"]
     title = "Entropies and overlap"
@@ -37,22 +31,22 @@ def entropies(frames: Frames, tables: Tables) -> Section:
         )
     together = joint[joint["system"] == system] if len(joint) else joint
     if len(together):
-        whole = together[list(_MET)].all(axis=1)
+        all_met = together[list(_MET)].all(axis=1)
         sentences.append(
             "All three conditions hold together at "
-            f"{rate(together.loc[whole, 'share'].sum())} of its examined positions."
+            f"{rate(together.loc[all_met, 'share'].sum())} of its examined positions."
         )
-    own = frames.rule(system).get("tau_h")
+    tau_h = frames.rule(system).get("tau_h")
     figures = [
         Figure(
             name="entropies",
             svg=plots.histograms(
                 histogram[histogram["system"] == system],
-                [] if own is None else [float(own)],
+                None if tau_h is None else float(tau_h),
             ),
             caption=f"Entropies of draft and target at the positions that {system} emitted, in "
             "traced items, over the full vocabulary"
-            f"{'' if own is None else '; the dotted line is the threshold of its gate'}.",
+            f"{'' if tau_h is None else '; the dotted line is the threshold of its gate'}.",
         )
     ]
     shared = overlaps[overlaps["system"] == system]
@@ -78,12 +72,12 @@ def entropies(frames: Frames, tables: Tables) -> Section:
         tables=(
             make_table(
                 together,
-                (*_MET, "positions", "share"),
+                f"{' '.join(_MET)} positions share",
                 f"{system}: which conditions hold together",
             ),
             make_table(
                 summary,
-                ("system", "model", "positions", "mean", "p50", "p90", "p95", "p99", "above_tau_h"),
+                "system model positions mean p50 p90 p95 p99 above_tau_h",
                 "Entropies of all systems",
                 is_open=False,
             ),
@@ -106,13 +100,13 @@ def correctness(frames: Frames, tables: Tables) -> Section:
     for row in records(correlations[correlations["system"].isin(shown)]):
         low, high = row["correlation_low"], row["correlation_high"]
         sure = low == low and (low > 0 or high < 0)
-        meaning = "no clear relation"
+        meaning = "no relation detected"
         if sure:
             meaning = "high-entropy texts are wrong " + ("more" if high < 0 else "less") + " often"
         interval = f" [{number(low, 'number')}, {number(high, 'number')}]" if low == low else ""
         sentences.append(
             f"{row['system']} on {row['task']}: correlation {number(row['correlation'], 'number')}"
-            f"{interval} between a text's mean target entropy and its being right; {meaning}."
+            f"{interval} between a text's mean target entropy and correctness; {meaning}."
         )
     return Section(
         name="correctness",
@@ -134,13 +128,13 @@ def correctness(frames: Frames, tables: Tables) -> Section:
         tables=(
             make_table(
                 correlations,
-                ("task", "system", "samples", "correlation"),
+                "task system samples correlation",
                 "Correlations",
                 is_open=len(correlations) <= 30,
             ),
             make_table(
                 groups,
-                ("task", "system", "group", "entropy_low", "entropy_high", "samples", "accuracy"),
+                "task system group entropy_low entropy_high samples accuracy",
                 "Accuracy by fifths",
                 is_open=False,
             ),

@@ -1,6 +1,7 @@
-"""Figures of a report as SVG, readable in print, without colour, and by colour-blind readers.
+"""Figures of a report, readable in print, without colour, and by colour-blind readers.
 
-Every function takes a frame of `easd.report.metrics` and returns an SVG element.
+Every function takes a frame of `easd.report.metrics` and returns an SVG element. Labels include
+units.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from matplotlib.figure import Figure
 from easd.errors import visible
 from easd.report.metrics.frames import records
 
-# Okabe and Ito's palette; hatches and markers repeat what colours say.
+# Okabe and Ito's palette; hatches and markers make figures readable without colour.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#666666"
 
-# Colours that a page with a dark theme changes: a drawing of its own keeps the fallback.
+# Colours that the page's dark theme changes; a file with the drawing alone keeps these.
 _THEMED = {
     "#000000": "ink",
     "#666666": "grey",
@@ -36,7 +37,7 @@ _THEMED = {
     "#ffffff": "paper",
     "#0072b2": "blue",
 }
-# Of numbers on a coloured ground, which is the same in both themes.
+# Colours of numbers on a heat map, which is the same in both themes.
 _ON_DARK, _ON_LIGHT = "#fdfdfd", "#111111"
 
 _STYLE: dict[Any, Any] = {
@@ -65,24 +66,17 @@ MARKS = "osD^vP*X"
 COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
 
 
-def intervals(
-    table: pd.DataFrame, value: str, *, label: str, scale: float = 100, zero: bool = False
-) -> str:
-    """A dot and its interval for every system, one panel a task.
+def intervals(table: pd.DataFrame, value: str, *, label: str, zero: bool = False) -> str:
+    """A dot and its interval for every system, one panel per task.
 
-    Args:
-        table: task, system, and `value` with its interval; with `unpaired_low` and `unpaired_high`
-            these are drawn behind.
-        value: the column.
-        label: of the axis, with the unit.
-        scale: what values are multiplied by.
-        zero: whether to draw a line at 0.
+    The table has task, system, and the fraction `value` with its interval. Columns `unpaired_low`
+    and `unpaired_high` are drawn behind. `zero` draws a line at 0.
     """
     systems = list(table["system"].unique())
     height = _rows_of_panels(table) * (_ROW * len(systems) + 0.9)
     with canvas(height) as figure:
         for axes, rows in _panels(figure, table):
-            _interval_panel(axes, rows, systems, value, scale)
+            _interval_panel(axes, rows, systems, value)
             axes.set_xlabel(visible(label))
             if zero:
                 axes.axvline(0, color=BLACK, linewidth=0.8)
@@ -90,13 +84,7 @@ def intervals(
 
 
 def stacked(table: pd.DataFrame, parts: dict[str, str], *, label: str) -> str:
-    """Bars made of parts, one a system.
-
-    Args:
-        table: system and one column a part.
-        parts: column -> name in the legend.
-        label: of the axis, with the unit.
-    """
+    """One stacked bar per system; `parts` maps columns to names in the legend."""
     fills = list(zip((SKY, BLUE, ORANGE, "#bbbbbb"), ("//", "", "..", "xx"), strict=True))
     with canvas(_ROW * len(table) + 1.2) as figure:
         axes = figure.subplots()
@@ -123,12 +111,10 @@ def stacked(table: pd.DataFrame, parts: dict[str, str], *, label: str) -> str:
         return svg(figure)
 
 
-def histograms(table: pd.DataFrame, thresholds: Sequence[float]) -> str:
-    """Entropies of draft and target, shares on a logarithmic scale, with thresholds drawn.
+def histograms(table: pd.DataFrame, tau_h: float | None) -> str:
+    """Entropies of draft and target, shares on a logarithmic scale, and the threshold if any.
 
-    Args:
-        table: model, low, high, share of one system.
-        thresholds: in nats.
+    The table has model, low, high and share of one system.
     """
     styles = {"target": (BLUE, "-"), "draft": (RED, "--")}
     with canvas(3.0) as figure:
@@ -141,15 +127,15 @@ def histograms(table: pd.DataFrame, thresholds: Sequence[float]) -> str:
             heights = (100 * rows["share"]).to_numpy()
             axes.stairs(heights, edges, color=colour, linestyle=line, linewidth=1.6, label=model)
         axes.set_yscale("log")
-        shown = [value for value in thresholds if math.isfinite(value)]
-        top = max([axes.get_xlim()[1], *(1.15 * value for value in shown)])
-        for index, value in enumerate(shown):
-            axes.axvline(value, color=BLACK, linewidth=0.9, linestyle=":")
+        top = axes.get_xlim()[1]
+        if tau_h is not None and math.isfinite(tau_h):
+            top = max(top, 1.15 * tau_h)
+            axes.axvline(tau_h, color=BLACK, linewidth=0.9, linestyle=":")
             axes.annotate(
-                f"tau_h {value:.3g}",
-                (value, 1),
+                f"tau_h {tau_h:.3g}",
+                (tau_h, 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(3, -2 - 11 * (index % 4)),
+                xytext=(3, -2),
                 textcoords="offset points",
                 va="top",
             )
@@ -163,14 +149,7 @@ def histograms(table: pd.DataFrame, thresholds: Sequence[float]) -> str:
 
 
 def bars(table: pd.DataFrame, names: str, value: str, *, labels: tuple[str, str]) -> str:
-    """Upright bars of shares, labelled with their percentage.
-
-    Args:
-        table: the columns `names` and `value`.
-        names: of the bars.
-        value: shares.
-        labels: of the axes, with units.
-    """
+    """Vertical bars of the shares in column `value`, labelled with their percentage."""
     with canvas(2.6) as figure:
         axes = figure.subplots()
         heights = (100 * table[value]).to_numpy()
@@ -184,14 +163,7 @@ def bars(table: pd.DataFrame, names: str, value: str, *, labels: tuple[str, str]
 
 
 def lines(table: pd.DataFrame, across: str, up: str, *, labels: tuple[str, str]) -> str:
-    """Accuracy along a scale: one panel a task, one line a system, with intervals.
-
-    Args:
-        table: task, system, `across`, and `up` (a share) with its interval.
-        across: column of the horizontal axis.
-        up: column of the vertical axis.
-        labels: of the axes, with units.
-    """
+    """The share `up` over `across`: one panel per task, one line per system, with intervals."""
     with canvas(2.7 * _rows_of_panels(table) + 0.3) as figure:
         for axes, rows in _panels(figure, table):
             systems = list(rows["system"].unique())
@@ -218,11 +190,9 @@ def lines(table: pd.DataFrame, across: str, up: str, *, labels: tuple[str, str])
 
 
 def heat_maps(table: pd.DataFrame, values: dict[str, str]) -> str:
-    """Thresholds against each other, one map a value, with the value written into each cell.
+    """One map of tau_h and tau_o for each column of shares, with the value in each cell.
 
-    Args:
-        table: tau_h, tau_o and the columns of `values`, which are shares.
-        values: column -> title with the unit.
+    `values` maps columns to titles.
     """
     with canvas(0.5 * table["tau_o"].nunique() + 1.4) as figure:
         panels = figure.subplots(1, len(values), squeeze=False).ravel()
@@ -270,17 +240,15 @@ def _panels(figure: Figure, table: pd.DataFrame) -> Iterator[tuple[Axes, pd.Data
         yield axes, table[table["task"] == task]
 
 
-def _interval_panel(
-    axes: Axes, rows: pd.DataFrame, systems: list[str], value: str, scale: float
-) -> None:
+def _interval_panel(axes: Axes, rows: pd.DataFrame, systems: list[str], value: str) -> None:
     rows = rows.set_index("system").reindex(systems)
     place = np.arange(len(systems))
     if "unpaired_low" in rows:
-        low, high = scale * rows["unpaired_low"], scale * rows["unpaired_high"]
+        low, high = 100 * rows["unpaired_low"], 100 * rows["unpaired_high"]
         axes.hlines(place, low, high, color="#cfcfcf", linewidth=5, zorder=1)
-    low, high = (scale * rows[f"{value}_{end}"] for end in ("low", "high"))
+    low, high = (100 * rows[f"{value}_{end}"] for end in ("low", "high"))
     axes.hlines(place, low, high, color=BLUE, linewidth=1.6, zorder=2)
-    axes.plot(scale * rows[value], place, "o", color=BLUE, markersize=4.5, zorder=3)
+    axes.plot(100 * rows[value], place, "o", color=BLUE, markersize=4.5, zorder=3)
     _name_rows(axes, systems)
     axes.grid(axis="x")
 
@@ -292,37 +260,34 @@ def _name_rows(axes: Axes, systems: list[str]) -> None:
 
 
 def reach(row: dict, column: str, scale: float) -> np.ndarray:
-    """How far the interval reaches below and above, [2, 1]."""
+    """Distances from the value to both ends of its interval, [2, 1]."""
     value = row[column]
     ends = (value - row[f"{column}_low"], row[f"{column}_high"] - value)
     return scale * np.array([[max(0.0, end) if end == end else 0.0] for end in ends])
 
 
 def distinct(names: Sequence[object], limit: int = _NAME) -> list[str]:
-    """Names cut to `limit` characters, yet never so that two of them become the same.
+    """Names cut to `limit` characters such that all remain distinct.
 
-    Names whose cut would be the same lose what they all begin with; where that does not tell them
-    apart either, they stay whole.
+    Names whose cut would be the same lose most of their common beginning. If they are still the
+    same, they are not cut.
     """
     full = [visible(str(name)) for name in names]
     cut = [_cut(name, limit) for name in full]
     for same in {text for text in cut if cut.count(text) > 1}:
         group = [place for place, text in enumerate(cut) if text == same]
-        begins = next(
-            at
-            for at, letters in enumerate(zip_longest(*(full[place] for place in group)))
-            if len(set(letters)) > 1
-        )
+        letters = zip_longest(*(full[place] for place in group))
+        begins = next(at for at, each in enumerate(letters) if len(set(each)) > 1)
         ends = [full[place][begins:] for place in group]
         shorter = [f"{full[group[0]][: limit // 3]}…{_cut(end, 2 * limit // 3)}" for end in ends]
-        told_apart = len(set(shorter)) == len(group)
+        are_distinct = len(set(shorter)) == len(group)
         for place, text in zip(group, shorter, strict=True):
-            cut[place] = text if told_apart else full[place]
+            cut[place] = text if are_distinct else full[place]
     return cut
 
 
 def _cut(name: str, limit: int) -> str:
-    """A name cut in its middle, where long names differ least."""
+    """A name cut in the middle, where long names differ least."""
     if len(name) <= limit:
         return name
     half = (limit - 1) // 2
@@ -330,7 +295,7 @@ def _cut(name: str, limit: int) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element without a size of its own."""
+    """The figure as an SVG element."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()

@@ -23,39 +23,16 @@ from easd.report.page import (
 from easd.report.scatter import scatter
 
 _RATES = (
-    "system",
-    "examined",
-    "gate_rate",
-    "penalty_rate",
-    "draft_entropy_rate",
-    "target_entropy_rate",
-    "overlap_rate",
-    "no_op",
+    "system examined gate_rate penalty_rate draft_entropy_rate target_entropy_rate overlap_rate "
+    "no_op"
 )
 _CONDITIONS = {
     "draft_entropy_rate": "the draft-entropy condition",
     "target_entropy_rate": "the target-entropy condition",
     "overlap_rate": "the overlap condition",
 }
-_REFUSED = (
-    "refused",
-    "count",
-    "share",
-    "examined",
-    "refusal_rate",
-    "target_prob",
-    "instead",
-)
-_PENALISED = (
-    "system",
-    "penalties",
-    "samples",
-    "accuracy",
-    "baseline_accuracy",
-    "difference",
-    "p_value",
-)
-_NO_GATE = "No system of this run has a gate."
+_REFUSED = "refused count share examined refusal_rate target_prob instead"
+_PENALISED = "system penalties samples accuracy baseline_accuracy difference p_value"
 _TRADE_OFFS = (
     (
         "penalty",
@@ -82,7 +59,8 @@ def firing_rates(frames: Frames, tables: Tables) -> Section:
     """How often gates open."""
     table = tables["firing"]
     if table.empty:
-        return Section(name="firing", title="Firing rates", sentences=(_NO_GATE,))
+        sentence = "No system of this run has a gate."
+        return Section(name="firing", title="Firing rates", sentences=(sentence,))
     sentences, warnings = [], []
     for row in records(overall(table[table["system"] == frames.focus])):
         sentence = (
@@ -97,15 +75,15 @@ def firing_rates(frames: Frames, tables: Tables) -> Section:
         sentences.append(sentence + ".")
         if row["penalty_rate"] < row["gate_rate"]:
             sentences.append(
-                "The two differ since an open gate is counted wherever it is examined, and a "
-                "penalty only where the gate is what refused the token: what plain speculation "
-                "would have refused there counts as rejected."
+                "The two differ because an open gate counts at every examined position, and a "
+                "penalty only where the gate refused the token: a token that lossless speculation "
+                "would have refused anyway counts as rejected."
             )
     idle = table.loc[table["no_op"] & (table["task"] != POOLED)]
     for task, rows in idle.groupby("task", sort=False):
         warnings.append(
             f"On {task} the gate opens at fewer than {100 * NO_OP_RATE:g} % of positions for "
-            f"{', '.join(rows['system'])}: as good as a no-op, whatever its accuracy."
+            f"{', '.join(rows['system'])}, which has almost no effect, whatever the accuracy."
         )
     shown = overall(table)
     return Section(
@@ -144,12 +122,12 @@ def trade(frames: Frames, tables: Tables) -> Section:
         title="Accuracy against penalties and tokens per forward",
         sentences=(_trade_sentence(frames, shown),),
         figures=tuple(figures),
-        tables=tables_by_task(table, ("system", "accuracy", "penalty_rate", "block_efficiency")),
+        tables=tables_by_task(table, "system accuracy penalty_rate block_efficiency"),
     )
 
 
 def over_the_grid(tables: Tables) -> list[str]:
-    """What a grid of thresholds shows as a whole; nothing where no systems form a grid."""
+    """Sentences about each grid of thresholds as a whole; none without a grid."""
     table = tables.get("sensitivity", pd.DataFrame())
     if table.empty:
         return []
@@ -160,22 +138,21 @@ def over_the_grid(tables: Tables) -> list[str]:
         cells, shut = len(rows), int((rows["gate_rate"] == 0).sum())
         if shut:
             found.append(
-                f"{name}: the gate never opens in {shut} of {cells} cells. They do nothing, so "
-                "their accuracy says nothing about these thresholds; lower tau_h (easd calibrate "
-                "finds one at which the gate opens as often as you ask)."
+                f"{name}: the gate never opens in {shut} of {cells} cells, so their accuracy is "
+                "that of no gate; lower tau_h (easd calibrate finds one for the rate you ask for)."
             )
         if shut == cells:
             continue
         judged = rows.merge(findings, on=["task", "system"])
         judged = judged[judged["gate_rate"] > 0]
         counts = judged["finding"].value_counts()
-        told = ", ".join(f"{count} {finding}" for finding, count in counts.items())
-        found.append(f"{name}, cells whose gate opens ({cells - shut}): {told}.")
+        listed = ", ".join(f"{count} {finding}" for finding, count in counts.items())
+        found.append(f"{name}, cells whose gate opens ({cells - shut}): {listed}.")
     return found
 
 
 def thresholds(frames: Frames, tables: Tables) -> Section | None:
-    """How accuracy and firing depend on both thresholds; None where no systems form a grid."""
+    """How accuracy and firing depend on both thresholds; None without a grid."""
     table = tables["sensitivity"]
     if table.empty:
         return None
@@ -184,6 +161,7 @@ def thresholds(frames: Frames, tables: Tables) -> Section | None:
         ranked = rows.sort_values("accuracy")
         worst, best = ranked.iloc[0], ranked.iloc[-1]
         rule = str(grid).partition(":")[0]
+        half = float((rows["accuracy_high"] - rows["accuracy_low"]).median() / 2)
         if worst["accuracy"] == best["accuracy"]:
             sentences.append(
                 f"{rule} on {task}: accuracy is {number(best['accuracy'], 'percent')} % in all "
@@ -194,8 +172,8 @@ def thresholds(frames: Frames, tables: Tables) -> Section | None:
                 f"{rule} on {task}: accuracy goes from {number(worst['accuracy'], 'percent')} % at "
                 f"tau_h {worst['tau_h']:g}, tau_o {worst['tau_o']:g} to "
                 f"{number(best['accuracy'], 'percent')} % at tau_h {best['tau_h']:g}, tau_o "
-                f"{best['tau_o']:g}; each value alone is known to about "
-                f"±{number(_half_width(rows), 'size')} points."
+                f"{best['tau_o']:g}; each single value has an interval of about "
+                f"±{number(half, 'size')} points."
             )
         figures.append(
             Figure(
@@ -203,26 +181,25 @@ def thresholds(frames: Frames, tables: Tables) -> Section | None:
                 svg=plots.heat_maps(
                     rows, {"accuracy": "accuracy, %", "gate_rate": "gate open, % of examined"}
                 ),
-                caption=f"{rule} on {task} over its thresholds. A dash: not decoded; where the "
-                "gate never opens, the rule does nothing.",
+                caption=f"{rule} on {task} over its thresholds. A dash: not decoded. Never: the "
+                "gate does not open.",
             )
         )
-    columns = ("grid", "task", "tau_h", "tau_o", "accuracy", "gate_rate", "penalty_rate")
+    columns = "task tau_h tau_o accuracy gate_rate penalty_rate"
     return Section(
         name="thresholds",
         title="Sensitivity to the thresholds",
         sentences=(*over_the_grid(tables), *sentences),
         figures=tuple(figures),
-        tables=(make_table(table, columns[1:], "Thresholds", is_open=False),),
+        tables=(make_table(table, columns, "Thresholds", is_open=False),),
     )
 
 
 def refusals(frames: Frames, tables: Tables) -> Section:
-    """Which tokens are refused, what replaces them, and whether accuracy gains from it."""
+    """Which tokens are refused, what replaces them, and the effect on accuracy."""
     table, split = tables["refused_tokens"], tables["penalised_samples"]
     title = "Refused tokens"
-    sentences = []
-    found = []
+    sentences, found = [], []
     system = frames.focus
     mine = table[table["system"] == system] if len(table) else table
     if mine.empty:
@@ -247,10 +224,10 @@ def refusals(frames: Frames, tables: Tables) -> Section:
             f"{number(row['baseline_accuracy'], 'percent')} %: penalties "
             + (
                 f"{'gain' if row['difference'] > 0 else 'cost'} "
-                f"{number(abs(row['difference']), 'points').lstrip('+')} points where they act "
+                f"{number(abs(row['difference']), 'points').lstrip('+')} points there "
                 f"({p_words(row['p_value'])}, one test, unadjusted)."
                 if clear
-                else "neither clearly gain nor cost anything where they act."
+                else "make no difference detected there."
             )
         )
     if len(split):
@@ -258,20 +235,16 @@ def refusals(frames: Frames, tables: Tables) -> Section:
     return Section(name="refused", title=title, sentences=tuple(sentences), tables=tuple(found))
 
 
-def _half_width(rows: pd.DataFrame) -> float:
-    return float((rows["accuracy_high"] - rows["accuracy_low"]).median() / 2)
-
-
 def _trade_sentence(frames: Frames, shown: pd.DataFrame) -> str:
     gated = shown.dropna(subset=["penalty_rate"])
     fast = shown.dropna(subset=["block_efficiency"])
     base = shown[shown["system"] == frames.baseline]
     if fast.empty or base.empty:
-        return "There is no baseline to weigh accuracy and speed against."
+        return "Accuracy and speed cannot be compared without a baseline."
     better = fast[(fast["accuracy"] > base["accuracy"].iloc[0]) & (fast["block_efficiency"] > 1.0)]
     sentence = (
         f"{len(better)} of {len(fast)} systems lie above {frames.baseline}'s accuracy with more "
-        "than one token per target forward; whether such a difference is real is said above."
+        "than one token per target forward; the verdict above says which differences are real."
     )
     if len(gated) > _MOST_LINES and gated["penalty_rate"].nunique() > _MOST_LINES:
         rank = gated["penalty_rate"].rank().corr(gated["accuracy"].rank())

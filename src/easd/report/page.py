@@ -1,8 +1,8 @@
-"""What a report is made of before it becomes HTML or Markdown, and how values are printed."""
+"""The parts of a report before they become HTML or Markdown, and how values are printed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ class Cell:
 
 
 def printed(value: Any, kind: Kind) -> Cell:
-    """A value as its kind of column prints it; a missing one as a dash."""
+    """A value as its kind of column prints it, a missing one as a dash."""
     if kind == "text":
         return Cell(_NONE if _missing(value) else str(value), is_number=False)
     if _missing(value):
@@ -40,7 +40,7 @@ def printed(value: Any, kind: Kind) -> Cell:
 
 
 def printed_interval(value: Any, low: Any, high: Any, kind: Kind) -> Cell:
-    """A value with its interval behind it."""
+    """A value with its interval."""
     text = "" if value is None else printed(value, kind).text
     if _missing(low) or _missing(high):
         return Cell(text)
@@ -48,7 +48,7 @@ def printed_interval(value: Any, low: Any, high: Any, kind: Kind) -> Cell:
 
 
 def number(value: float, kind: Kind) -> str:
-    """A number with the digits that suit its kind, and true minus signs."""
+    """A number with the digits of its kind, and true minus signs."""
     if kind == "count":
         text = f"{value:,.0f}"
     elif kind in ("percent", "size"):
@@ -73,14 +73,14 @@ def rate(share: float) -> str:
 
 
 def with_interval(row: Mapping[str, Any] | pd.Series[Any], name: str, kind: Kind) -> str:
-    """A value of a row within a sentence, with its interval where that is known."""
+    """A value of a row as part of a sentence, with its interval if there is one."""
     text = rate(row[name]) if kind == "percent" else number(row[name], kind)
     low, high = (row[end] for end in interval_of(name))
     return text if low != low else f"{text} [{number(low, kind)}, {number(high, kind)}]"
 
 
 def p_words(value: float) -> str:
-    """A p-value within a sentence."""
+    """A p-value as part of a sentence."""
     return f"p {'' if value < _LEAST_P else '= '}{number(value, 'p')}"
 
 
@@ -91,15 +91,8 @@ def counted(many: int, what: str) -> str:
 
 def heading_unit(kind: Kind) -> str:
     """The unit printed after a heading."""
-    units = {
-        "percent": "%",
-        "points": "points",
-        "size": "points",
-        "factor": TIMES,
-        "ms": "ms",
-        "nats": "nats",
-    }
-    return units.get(kind, "")
+    units = {"percent": "%", "size": "points", "factor": TIMES}
+    return units.get(kind, kind if kind in ("points", "ms", "nats") else "")
 
 
 def _significant(value: float) -> str:
@@ -120,12 +113,11 @@ def _missing(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A drawing.
+    """An SVG drawing.
 
     Attributes:
         name: of its file, distinct within a report's part.
-        svg: the drawing.
-        caption: what is drawn; also its text for screen readers.
+        caption: also the text for screen readers.
     """
 
     name: str
@@ -135,7 +127,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Cells ready for print; `is_open` says whether the table is shown unfolded."""
+    """Printed cells; a table that is not `is_open` is folded at first."""
 
     title: str
     columns: tuple[Column, ...]
@@ -145,7 +137,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip:
-    """A pair of texts side by side, parted at their first different token."""
+    """Two texts side by side, split at their first different token."""
 
     title: str
     prompt: str
@@ -156,10 +148,10 @@ class Flip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A question and its answer.
+    """One question's answer.
 
     Attributes:
-        sentences: the answer in plain language, most important first.
+        sentences: the answer, most important first.
         warnings: its limits.
     """
 
@@ -174,7 +166,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """All sections of one run, with the frames behind its tables by name."""
+    """All sections of one run, and the frames of its tables by name."""
 
     name: str
     title: str
@@ -184,15 +176,19 @@ class Part:
 
 
 def make_table(
-    frame: pd.DataFrame, columns: Sequence[str], title: str = "", *, is_open: bool = True
+    frame: pd.DataFrame, columns: str | Iterable[str], title: str = "", *, is_open: bool = True
 ) -> Table:
-    """A frame's columns as a table; a column with an interval is printed with it.
+    """A frame's columns as a table, each with its interval if it has one.
 
     Args:
-        columns: those that the frame lacks, and those without any value, are left out;
-            `unpaired` stands for an interval without a value.
+        frame: one row a line.
+        columns: names, or a text with names between spaces. Columns that the frame lacks, and those
+            without any value, are left out; `unpaired` is an interval without a value.
+        title: of the table.
+        is_open: whether it is unfolded at first.
     """
-    kept = [name for name in columns if _has(frame, name)]
+    names = columns.split() if isinstance(columns, str) else columns
+    kept = [name for name in names if _has(frame, name)]
     about = tuple(column(name) for name in kept)
     rows = tuple(
         tuple(_cell(row, name, c) for name, c in zip(kept, about, strict=True))
@@ -202,22 +198,24 @@ def make_table(
 
 
 def overall(table: pd.DataFrame) -> pd.DataFrame:
-    """The pooled rows, or those of the only task."""
+    """The rows over all tasks, or those of the only task."""
     pooled = table[table["task"] == POOLED]
     return pooled if len(pooled) else table
 
 
-def tables_by_task(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[Table, ...]:
-    """One table a task, the pooled one first; the others of many are folded."""
+def tables_by_task(frame: pd.DataFrame, columns: str, title: str = "") -> tuple[Table, ...]:
+    """One table per task, the pooled one first; of three or more, all others are folded."""
     if frame.empty:
         return ()
-    tasks = [str(task) for task in frame["task"].unique()]
-    tasks.sort(key=lambda task: task != POOLED)
+    tasks = sorted(map(str, frame["task"].unique()), key=lambda task: task != POOLED)
     return tuple(
         make_table(
-            frame[frame["task"] == task], columns, task, is_open=index == 0 or len(tasks) <= 2
+            frame[frame["task"] == task],
+            columns,
+            f"{task}: {title}" if title else task,
+            is_open=place == 0 or len(tasks) <= 2,
         )
-        for index, task in enumerate(tasks)
+        for place, task in enumerate(tasks)
     )
 
 

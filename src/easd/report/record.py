@@ -1,24 +1,19 @@
-"""Sections that record: single texts, and every setting."""
+"""Sections with single texts, and with every setting."""
 
 from __future__ import annotations
 
 from easd.report.metrics import Frames
 from easd.report.metrics.accuracy import GAINED, LOST
 from easd.report.metrics.frames import Tables, records
-from easd.report.page import (
-    Flip,
-    Section,
-    counted,
-    make_table,
-)
+from easd.report.page import Flip, Section, counted, make_table
 
 
 def flipped(frames: Frames, tables: Tables) -> Section:
-    """Texts that the system shown turned from right to wrong, and the reverse."""
+    """Texts that are right under the baseline and wrong under the system shown, or the reverse."""
     table, differences = tables["flips"], tables["differences"]
     system, baseline = frames.focus, frames.baseline
     if table.empty:
-        sentence = f"{system} turned no answer of {baseline} from right to wrong or back."
+        sentence = f"{system} and {baseline} are right on the same samples."
         return Section(name="flips", title="Flips", sentences=(sentence,))
     sentences = [
         f"On {row['task']}, {system} lost {int(row['lost'])} texts that {baseline} has right and "
@@ -26,15 +21,13 @@ def flipped(frames: Frames, tables: Tables) -> Section:
         for row in records(differences[differences["system"] == system])
         if row["task"] in frames.tasks
     ]
-    first = "Below are the first of each kind in the task's order"
+    marked = "the first different token is marked"
     if frames.is_remote:
-        sentences.append(f"{first}; texts part at the first different character.")
-    else:
-        sentences.append(f"{first}; the first different token is marked.")
+        marked = "texts are split at the first different character"
+    sentences.append(f"Below are the first of each kind in the task's order; {marked}.")
     if frames.run.get("config", {}).get("coupling") == "shared":
         sentences.append(
-            "Under shared noise the texts are the same up to the first token that a penalty "
-            "changed."
+            "Under shared noise the texts are equal up to the first token that a penalty changed."
         )
     return Section(
         name="flips",
@@ -55,15 +48,10 @@ def settings(frames: Frames, tables: Tables) -> Section:
             "every field of every rule is listed below, set or default.",
         ),
         tables=(
+            make_table(tables["system_settings"], "system kind fields settings", "Systems"),
+            make_table(tasks, tasks.columns, "Tasks"),
             make_table(
-                tables["system_settings"], ("system", "kind", "fields", "settings"), "Systems"
-            ),
-            make_table(tasks, list(tasks.columns), "Tasks"),
-            make_table(
-                tables["shared_settings"],
-                ("part", "name", "value"),
-                "Shared by all systems",
-                is_open=False,
+                tables["shared_settings"], "part name value", "Shared by all systems", is_open=False
             ),
         ),
     )

@@ -1,4 +1,4 @@
-"""A scatter plot of systems as SVG: numbered points with labels that do not overlap, and a key."""
+"""A scatter plot of systems as SVG: numbered points whose labels do not overlap, and a key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from easd.report.figures import COLOURS, GREY, MARKS, canvas, distinct, reach, svg
 from easd.report.metrics.frames import records
 
-_PANEL = (330.0, 250.0)  # About what a scatter plot's panel measures, in points.
+_PANEL = (330.0, 250.0)  # approximate size of the panel in points
 _TOGETHER = 7.0
 _NEAR = 8.0
 
@@ -23,14 +23,9 @@ def scatter(
     labels: tuple[str, str],
     scales: tuple[float, float],
 ) -> str:
-    """Systems as numbered points with both intervals; the key stands beside the plot.
+    """Systems as numbered points with the intervals of both columns, beside a key.
 
-    Args:
-        table: system, and both columns with their intervals.
-        across: column of the horizontal axis.
-        up: column of the vertical axis.
-        labels: of the axes, with units.
-        scales: what the values are multiplied by.
+    `scales` multiply the values of the horizontal and the vertical axis.
     """
     table = table.dropna(subset=[across, up])
     rows = max(len(table) * 0.185 + 0.6, 3.8)
@@ -66,11 +61,11 @@ def scatter(
 
 
 def _number(axes: Axes, spots: list[tuple[float, float, int]]) -> None:
-    """Labels each point with its number; points that lie together share a label."""
+    """Labels each point with its number; points close to each other share a label."""
     if not spots:
         return
     (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
-    groups: list[tuple[float, float, list[int]]] = []  # Places in points of the panel.
+    groups: list[tuple[float, float, list[int]]] = []  # positions in points of the panel
     for x, y, number in spots:
         across = _PANEL[0] * (x - x_low) / (x_high - x_low)
         up = _PANEL[1] * (y - y_low) / (y_high - y_low)
@@ -104,7 +99,7 @@ def _number(axes: Axes, spots: list[tuple[float, float, int]]) -> None:
 def _free_place(
     x: float, y: float, width: float, taken: list[tuple[float, float, float, float]]
 ) -> tuple[float, float, tuple[float, float, float, float]]:
-    """The nearest place for a label of that width without overlaps: its offset and its box."""
+    """Offset and box of a label of that width at the nearest place with the fewest overlaps."""
     boxes = []
     for up in (_NEAR, -_NEAR, 20, -20, 32, -32, 44, -44, 56, -56):
         for right in (6.0, -6.0):

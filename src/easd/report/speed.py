@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -14,47 +13,21 @@ from easd.report.metrics.speed import LEAST_CHUNKS, SPEED_PARTS
 from easd.report.page import (
     Figure,
     Section,
-    Table,
     number,
     overall,
     tables_by_task,
     with_interval,
 )
 
-_SPEED = (
-    "system",
-    "tokens_per_second",
-    "improvement",
-    "draft_ms",
-    "target_ms",
-    "verify_ms",
-    "other_ms",
-    "chunks",
-    "batch",
-)
+_SPEED = "system tokens_per_second improvement draft_ms target_ms verify_ms other_ms chunks batch"
 _THEORY = (
-    "system",
-    "gamma",
-    "acceptance",
-    "draft_forward_ms",
-    "target_forward_ms",
-    "cost",
-    "block_cost",
-    "improvement",
-    "predicted",
-    "predicted_wide",
+    "system gamma acceptance draft_forward_ms target_forward_ms cost block_cost improvement "
+    "predicted predicted_wide"
 )
-_DRAFTING = ("system", "acceptance", "utilisation", "block_efficiency", "rewritten")
+_DRAFTING = "system acceptance utilisation block_efficiency rewritten"
 _WORK = (
-    "system",
-    "tokens",
-    "by_draft",
-    "by_target",
-    "draft_share",
-    "target_forwards",
-    "draft_forwards",
-    "flops_per_token",
-    "relative_flops",
+    "system tokens by_draft by_target draft_share target_forwards draft_forwards flops_per_token "
+    "relative_flops"
 )
 
 
@@ -63,7 +36,7 @@ def speeds(frames: Frames, tables: Tables) -> Section:
     table, drafted = tables["speed"], tables["drafting"]
     shown = overall(table)
     sentences = []
-    for name in dict.fromkeys([_speculative(frames), frames.focus]):
+    for name in dict.fromkeys([frames.first_of("speculative"), frames.focus]):
         rows = shown[shown["system"] == name]
         if len(rows) and name != frames.baseline:
             sentences.append(_speed_sentence(records(rows)[0], frames.baseline))
@@ -78,9 +51,9 @@ def speeds(frames: Frames, tables: Tables) -> Section:
     warnings = []
     if frames.run.get("config", {}).get("coupling") == "shared":
         warnings.append(
-            "Draft and target shared their noise, which makes paired differences sharp; acceptance "
-            "rates, and with them all times here, are those of the shared-noise coupling, and "
-            "acceptance with independent noise, as deployed, is higher."
+            "Draft and target shared their noise, which makes paired differences precise. "
+            "Acceptance rates, and with them all times here, are those of the shared-noise "
+            "coupling; acceptance with independent noise, as deployed, is higher."
         )
     if any(frames.kind(system) == "rsd" for system in frames.systems):
         warnings.append(
@@ -98,17 +71,17 @@ def speeds(frames: Frames, tables: Tables) -> Section:
             Figure(
                 name="speed",
                 svg=plots.stacked(shown, parts, label="wall time a token, ms"),
-                caption="Wall time of a decoded token by what it went into"
+                caption="Wall time of a decoded token by part"
                 f"{', over all tasks' if len(frames.present_tasks) > 1 else ''}. “Other” is "
-                "reading prompts and committing tokens.",
+                "processing prompts and committing tokens.",
             ),
         ),
         tables=(
-            *_titled(table, _SPEED, "speed and its breakdown, a token"),
-            *_titled(
+            *tables_by_task(table, _SPEED, "speed and its breakdown, a token"),
+            *tables_by_task(
                 table[table["acceptance"].notna()], _THEORY, "measured and expected by Theorem 3.8"
             ),
-            *_titled(drafted, _DRAFTING, "drafting"),
+            *tables_by_task(drafted, _DRAFTING, "drafting"),
         ),
     )
 
@@ -144,14 +117,10 @@ def _few_chunks(table: pd.DataFrame) -> list[str]:
     if fewest >= LEAST_CHUNKS:
         return []
     return [
-        f"Some speeds have no interval: it takes {LEAST_CHUNKS} chunks of texts decoded together "
-        f"to tell how much speed varies, and there are {fewest}. More items, or a smaller "
-        "--set chunk=, would give one; easd bench measures speed in its own right."
+        f"Some speeds have no interval: an interval takes {LEAST_CHUNKS} chunks of texts decoded "
+        f"together, and there are {fewest}. Decode more items, or use a smaller --set chunk=; "
+        "easd bench measures speed by itself."
     ]
-
-
-def _speculative(frames: Frames) -> str | None:
-    return next((s for s in frames.systems if frames.kind(s) == "speculative"), None)
 
 
 def _speed_sentence(row: dict, baseline: str) -> str:
@@ -169,38 +138,23 @@ def _speed_sentence(row: dict, baseline: str) -> str:
     return sentence + "."
 
 
-def _titled(table: pd.DataFrame, columns: tuple[str, ...], title: str) -> list[Table]:
-    return [
-        replace(found, title=f"{found.title}: {title}") for found in tables_by_task(table, columns)
-    ]
-
-
 _SERVING = (
-    "system",
-    "batch",
-    "chunks",
-    "tokens_per_second",
-    "improvement",
-    "request_p50",
-    "request_p95",
-    "acceptance",
-    "utilisation",
-    "block_efficiency",
-    "penalty_rate",
+    "system batch chunks tokens_per_second improvement request_p50 request_p95 acceptance "
+    "utilisation block_efficiency penalty_rate"
 )
 
 
 def served(frames: Frames, tables: Tables) -> Section:
-    """How fast the servers answered, and what they do not report."""
+    """Throughput and latency of servers, and what they do not report."""
     table = tables["serving"]
     sentences = [_speed(row) for row in records(overall(table))]
     sentences.append(
-        "Times are of requests from this machine, as the servers and the way to them were at that "
-        "time; waiting for a request that was sent again counts."
+        "Times are of requests from this machine, retries included, and depend on the load of "
+        "servers and network at that time."
     )
     sentences.append(
-        "Each text had noise of its own: two systems' texts of one problem share the problem and "
-        "no random numbers, unless their server draws alike from equal seeds."
+        "Each text had its own noise: two systems' texts of one problem share no random numbers, "
+        "unless their server draws the same from equal seeds."
     )
     sentences.append(
         "Servers report no tokens and no entropies; firing rates, thresholds, refused tokens and "

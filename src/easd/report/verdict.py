@@ -1,4 +1,4 @@
-"""Sections on the main question: which system is better, by how much, and how certain that is."""
+"""Sections on which system is better, by how much, and with what certainty."""
 
 from __future__ import annotations
 
@@ -26,38 +26,20 @@ from easd.report.page import (
 from easd.runs.fitted import overlaps
 
 _VERDICT = (
-    "system",
-    "finding",
-    "accuracy",
-    "difference",
-    "p_holm",
-    "same_text",
-    "gate_rate",
-    "block_efficiency",
-    "detectable",
+    "system finding accuracy difference p_holm same_text gate_rate block_efficiency detectable"
 )
 _SIGNS = {BETTER: "▲", WORSE: "▼", EQUIVALENT: "=", SAME: "=", UNKNOWN: "?"}
 _DIFFERENCES = (
-    "system",
-    "pairs",
-    "problems",
-    "difference",
-    "p_value",
-    "p_holm",
-    "p_equivalent",
-    "gained",
-    "lost",
-    "unpaired",
-    "narrowing",
-    "same_text",
+    "system pairs problems difference p_value p_holm p_equivalent gained lost unpaired narrowing "
+    "same_text"
 )
 _ERROR = 0.05
 _ONE_BY_ONE = (
-    "Intervals hold one by one and Holm's p for all comparisons together: here an interval leaves "
-    "out zero although the adjusted p is above 0.05."
+    "Each interval is for its comparison alone, Holm's p for all comparisons together: here an "
+    "interval excludes zero although the adjusted p is above 0.05."
 )
 _ALONE = "There is only one system, so there is nothing to compare."
-_ACCURACY = ("system", "samples", "problems", "accuracy", "failed", "cut_off", "new_tokens")
+_ACCURACY = "system samples problems accuracy failed cut_off new_tokens"
 
 
 def verdict(frames: Frames, tables: Tables, margin: float) -> Section:
@@ -77,26 +59,26 @@ def verdict(frames: Frames, tables: Tables, margin: float) -> Section:
         sentences.append(_scale(frames, rows))
         title = f"{task}: each system against {frames.baseline}"
         shown.append(make_table(_beside_costs(frames, tables, task, rows), _VERDICT, title))
-    if _adjusted_away(table):
-        sentences.append(_ONE_BY_ONE)
+    if len(table):
+        excludes_zero = table["difference_low"].gt(0) | table["difference_high"].lt(0)
+        if (excludes_zero & table["p_holm"].gt(_ERROR)).any():
+            sentences.append(_ONE_BY_ONE)
     return Section(
         name="verdict",
         title="Verdict",
         sentences=tuple(filter(None, sentences)),
-        warnings=(*_unfinished(frames, tables["coverage"]), *_fitted(frames)),
+        warnings=(
+            *_unfinished(frames, tables["coverage"]),
+            *(f"{line[0].upper()}{line[1:]}." for line in overlaps(frames.run)),
+        ),
         tables=tuple(replace(each, is_open=not at) for at, each in enumerate(shown)),
     )
 
 
-def _fitted(frames: Frames) -> list[str]:
-    found = list(overlaps(frames.run))
-    return [f"{line[0].upper()}{line[1:]}." for line in found]
-
-
 def _beside_costs(frames: Frames, tables: Tables, task: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """The findings on a task, the baseline first, with gate rates and tokens a forward."""
-    first = {"system": frames.baseline, "finding": "baseline"}
-    first["accuracy"] = rows["baseline_accuracy"].iloc[0]
+    """The findings on a task, the baseline first, with gate rates and tokens per forward."""
+    accuracy = rows["baseline_accuracy"].iloc[0]
+    first = {"system": frames.baseline, "finding": "baseline", "accuracy": accuracy}
     signed = rows.assign(finding=rows["finding"].map(_SIGNS) + " " + rows["finding"])
     found = pd.concat([pd.DataFrame([first]), signed], ignore_index=True)
     for name, column in (("firing", "gate_rate"), ("drafting", "block_efficiency")):
@@ -108,7 +90,7 @@ def _beside_costs(frames: Frames, tables: Tables, task: str, rows: pd.DataFrame)
 
 
 def accuracies(frames: Frames, tables: Tables) -> Section:
-    """How often each system is right."""
+    """The accuracy of each system."""
     table, counts = tables["accuracy"], tables["coverage"]
     sentences = []
     for task, rows in table.groupby("task", sort=False):
@@ -139,15 +121,15 @@ def accuracies(frames: Frames, tables: Tables) -> Section:
                 name="accuracy",
                 svg=plots.intervals(table, "accuracy", label="accuracy, %"),
                 caption="Accuracy of every system with 95 % intervals over problems. Each interval "
-                "stands for its system alone; differences are judged pair by pair below.",
+                "is for its system alone; paired differences are below.",
             ),
         ),
         tables=(
             *tables_by_task(table, _ACCURACY),
             make_table(
                 counts,
-                ("task", "system", "wanted", "samples", "missing", "failed", "paired"),
-                "What was asked, what is there, what is compared",
+                "task system wanted samples missing failed paired",
+                "Samples asked for, decoded and compared",
                 is_open=bool(counts["missing"].sum()),
             ),
         ),
@@ -159,9 +141,11 @@ def paired(frames: Frames, tables: Tables) -> Section:
     table, against = tables["differences"], tables["differences_to_speculative"]
     if table.empty:
         return Section(name="differences", title="Paired differences", sentences=(_ALONE,))
+    sizes = table[table["task"] != POOLED].groupby("task", sort=False)["pairs"].first()
+    pairs = ", ".join(f"{size:,} samples of {task}" for task, size in sizes.items())
     narrower = table.loc[table["narrowing"] < float("inf"), "narrowing"]
     sentences = [
-        f"Differences are taken sample by sample, on {_pairs(table)} that all systems have; "
+        f"Differences are computed sample by sample, on {pairs} that all systems have; "
         f"pairing made the intervals {number(narrower.median(), 'factor')} times narrower (median "
         f"over systems; {number(narrower.min(), 'factor')} to {number(narrower.max(), 'factor')}).",
         *_same_texts(frames, table),
@@ -173,7 +157,7 @@ def paired(frames: Frames, tables: Tables) -> Section:
                 table, "difference", label=f"accuracy {MINUS} {frames.baseline}, points", zero=True
             ),
             caption=f"Difference in accuracy to {frames.baseline}, with the paired 95 % interval "
-            "(dark) on top of the interval that unpaired samples would have given (light).",
+            "(dark) on top of the interval of unpaired samples (light).",
         )
     ]
     shown = [*tables_by_task(table, _DIFFERENCES)]
@@ -203,11 +187,6 @@ def _by_task(table: pd.DataFrame, *, pooled_first: bool = False) -> list[tuple[s
     return sorted(found, key=lambda each: pooled_first and each[0] != POOLED)
 
 
-def _adjusted_away(table: pd.DataFrame) -> bool:
-    """Whether an interval shows a difference that the adjustment for many tests takes back."""
-    return len(table) > 0 and bool((table["p_holm"].gt(_ERROR) & _excludes_zero(table)).any())
-
-
 def _lead(row: dict[str, Any], margin: float, family: int) -> str:
     size = number(abs(row["difference"]), "points").lstrip("+")
     interval = f"95 % interval {_interval(row)}"
@@ -219,19 +198,17 @@ def _lead(row: dict[str, Any], margin: float, family: int) -> str:
     if row["finding"] == WORSE:
         return f"{name} hurts {where}: {size} points below {baseline} ({interval}, {p_text})."
     if row["finding"] == SAME:
-        return (
-            f"{name} does nothing {where}: every text is the one {baseline} gives, token for token."
-        )
+        return f"{name} does nothing {where}: every text is {baseline}'s, token for token."
     if row["finding"] == EQUIVALENT:
         return (
             f"{name} makes no difference beyond ±{_margin(margin)} {where}: "
             f"{number(row['difference'], 'points')} points to {baseline} ({interval})."
         )
     power = (
-        f"this run finds differences from {number(row['detectable'], 'size')} points on with 80 % "
-        f"power{f', as one of {family} comparisons' if family > 1 else ''}"
+        f"this run detects differences of {number(row['detectable'], 'size')} points or more with "
+        f"80 % power{f', as one of {family} comparisons' if family > 1 else ''}"
         if row["detectable"] == row["detectable"]
-        else "this run is too small to find any difference with 80 % power"
+        else "this run is too small to detect any difference with 80 % power"
     )
     return (
         f"Whether {name} helps or hurts {where} cannot be told: "
@@ -262,7 +239,7 @@ def _others(task: str, rows: pd.DataFrame, baseline: str, margin: float) -> str:
 
 
 def _scale(frames: Frames, rows: pd.DataFrame) -> str:
-    """The effect of merely decoding the target at another temperature, for comparison."""
+    """The effect of decoding the target at another temperature, for comparison."""
     found = [
         f"{row['system']} is at {number(row['difference'], 'points')} points ({row['finding']})"
         for row in records(rows)
@@ -279,10 +256,6 @@ def _beside(row: dict[str, Any]) -> str:
     )
 
 
-def _excludes_zero(table: pd.DataFrame) -> pd.Series:
-    return (table["difference_low"] > 0) | (table["difference_high"] < 0)
-
-
 def _same_texts(frames: Frames, table: pd.DataFrame) -> list[str]:
     found = []
     for task, rows in _by_task(table):
@@ -295,11 +268,6 @@ def _same_texts(frames: Frames, table: pd.DataFrame) -> list[str]:
     return found
 
 
-def _pairs(table: pd.DataFrame) -> str:
-    sizes = table[table["task"] != POOLED].groupby("task", sort=False)["pairs"].first()
-    return ", ".join(f"{size:,} samples of {task}" for task, size in sizes.items())
-
-
 def _unfinished(frames: Frames, counts: pd.DataFrame) -> tuple[str, ...]:
     missing, wanted = int(counts["missing"].sum()), int(counts["wanted"].sum())
     left_out = counts[(counts["samples"] > 0) & (counts["paired"] == 0)]
@@ -307,8 +275,8 @@ def _unfinished(frames: Frames, counts: pd.DataFrame) -> tuple[str, ...]:
     if missing:
         found.append(
             f"The run is not complete ({frames.run.get('status')}): {missing:,} of {wanted:,} "
-            "samples are missing. Numbers below are of what is there; differences are taken on "
-            "samples that all systems have."
+            "samples are missing. Numbers below are for the decoded ones; differences are computed "
+            "on samples that all systems have."
         )
     found += [
         f"{row['system']} on {row['task']} has too few samples to be compared "

@@ -1,4 +1,4 @@
-"""Writes a report: from a run's tables to its parts, and these to HTML, Markdown and files."""
+"""Writes a report as HTML, Markdown and files, from a run's tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from easd.report.page import (
 )
 from easd.runs import Run
 
-_FORMULA = ("=", "+", "-", "@")  # A spreadsheet calculates a cell that begins so.
+_FORMULA = ("=", "+", "-", "@")  # a spreadsheet evaluates cells that begin with these
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _IDS = re.compile(r'(id="|href="#|url\(#)([^")]+)')
 
@@ -43,7 +43,7 @@ def html(parts: Sequence[Part], title: str) -> str:
         undefined=StrictUndefined,
         finalize=_shown,
     )
-    environment.filters |= {"drawing": drawing, "unit": _unit}
+    environment.filters |= {"drawing": drawing, "unit": heading_unit}
     template = environment.get_template("report.html.j2")
     return template.render(parts=parts, title=title, glossary=_glossary(parts))
 
@@ -66,21 +66,17 @@ def figure_file(part: Part, figure: Figure) -> str:
 
 
 def drawing(figure: Figure, part: Part) -> Markup:
-    """The figure's SVG with ids of its own and a text for those who cannot see it."""
+    """The figure's SVG with ids unique to the page and a text for screen readers."""
     prefix = f"{part.name}-{figure.name}-"
     svg = _IDS.sub(lambda match: f"{match[1]}{prefix}{match[2]}", figure.svg)
     label = Markup.escape(visible(figure.caption))
-    # The drawing is ours: matplotlib escapes the names that stand in it.
+    # Markup is safe: matplotlib escapes names in its drawings.
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
 def _shown(value: Any) -> Any:
-    """What the page prints of a value: text with its unseen characters spelt out."""
+    """A value as the page prints it: control characters of text spelt out."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _unit(column: Column) -> str:
-    return heading_unit(column.kind)
 
 
 def _glossary(parts: Sequence[Part]) -> list[Column]:
@@ -134,14 +130,14 @@ def _flip_lines(flip: Flip) -> list[str]:
 
 
 def _quoted(name: str, text: str) -> list[str]:
-    """Text as a block of code, whose fence is longer than any run of backticks within."""
+    """Text as a code block, with a fence longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"{fence}{name}", visible(text), fence, ""]
 
 
 def _heading(column: Column) -> str:
-    unit = _unit(column)
+    unit = heading_unit(column.kind)
     return _escaped(f"{column.heading}, {unit}" if unit else column.heading)
 
 
@@ -157,7 +153,6 @@ def _escaped(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", visible(text))
 
 
-_REFERENCE = "speculative"
 _ALWAYS = (
     metrics.accuracy,
     metrics.coverage,
@@ -184,7 +179,7 @@ _INSIDE = (
     metrics.replacements,
 )
 
-# What only the engine's own records can tell.
+# Sections that need the engine's records, which servers do not report.
 _SECTIONS = (
     speed.speeds,
     speed.works,
@@ -198,11 +193,12 @@ _SECTIONS = (
 
 
 def build(frames: Frames, name: str, margin: float) -> Part:
-    """Computes every table of one run and says what it shows.
+    """Computes every table and section of one run.
 
     Args:
-        name: tells the run from the report's others.
-        margin: the greatest difference of no consequence, as a fraction.
+        frames: of the run.
+        name: of the run, distinct within the report.
+        margin: the largest negligible difference, as a fraction.
     """
     models = frames.run.get("models", {}).get("pair") or frames.run.get("config", {}).get("model")
     title = f"{models or name} on {', '.join(frames.tasks)}"
@@ -229,7 +225,7 @@ def _tables(frames: Frames, margin: float) -> Tables:
     inside = (metrics.serving,) if frames.is_remote else _INSIDE
     found = {each.__name__: each(frames) for each in (*_ALWAYS, *inside)}
     found["differences"] = metrics.differences(frames, margin=margin)
-    speculative = next((s for s in frames.systems if frames.kind(s) == _REFERENCE), None)
+    speculative = frames.first_of("speculative")
     against = pd.DataFrame()
     if speculative is not None and speculative != frames.baseline:
         against = metrics.differences(frames, speculative, margin=margin)
@@ -259,22 +255,24 @@ def write_report(
 ) -> Path:
     """Writes report.html, report.md, figures and tables; returns the page's path.
 
-    Runs stand side by side, each with its own comparisons: their systems are never mixed.
+    Each run has its own comparisons: systems of different runs are never compared.
 
     Args:
-        runs: as `easd.runs.open_run` returns them.
+        runs: evaluations, as `easd.runs.open_run` returns them.
         out: the folder; files of an earlier report in it are replaced.
-        baseline: the system that others are compared with; without, target-only.
-        margin: the greatest difference of no consequence, as a fraction.
+        baseline: the system that others are compared with; target-only by default.
+        margin: the largest negligible difference, as a fraction.
 
     Raises:
-        ConfigError: There is no run, or the baseline is no system of one.
+        ConfigError: There is no run, or the baseline is not a system of one.
         TraceError: The folder cannot be written.
     """
     if not runs:
         raise ConfigError("there is no run to report on; name at least one folder")
     if not 0 < margin < 1:
-        raise ConfigError(f"margin = {margin} is no fraction; 0.01 is one point of accuracy")
+        raise ConfigError(
+            f"margin = {margin} is not a fraction in (0, 1); 0.01 is one point of accuracy"
+        )
     names = _names(runs)
     parts = [
         build(frames(run, baseline), name, margin) for run, name in zip(runs, names, strict=True)
@@ -313,7 +311,7 @@ def _write(out: Path, parts: Sequence[Part], title: str) -> None:
 
 
 def _for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with texts that a spreadsheet cannot take for a formula, or a terminal obey."""
+    """The table with texts that no spreadsheet evaluates and no terminal executes."""
     columns = table.select_dtypes(exclude=["number", "bool"]).columns
     return table.assign(**{str(name): table[name].map(_cell_text) for name in columns})
 
@@ -326,7 +324,7 @@ def _cell_text(value: Any) -> Any:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Folders' names as ids, numbered where several are the same."""
+    """The folders' names as ids, numbered where several are equal."""
     found: list[str] = []
     for run in runs:
         name = re.sub(r"[^a-zA-Z0-9-]+", "-", run.folder.resolve().name).strip("-") or "run"

@@ -1,10 +1,10 @@
-"""Run folders: what every command that decodes leaves behind, and every report reads.
+"""Run folders, which every command that decodes writes and every report reads.
 
-    DIR/run.json             kind, format, config, provenance, when it began and how it ended
+    DIR/run.json             kind, format, config, provenance, status, start and end
     DIR/TABLE/PART.parquet   rows of one of the tables that `schema.TABLES` has for the kind
 
-A part is a complete Parquet file that appears by renaming, so whatever ends a run leaves a folder
-that reads; what a kill can cost is the part in work. Reading needs no torch.
+A part is a complete Parquet file that appears by renaming. So a run that ends in any way leaves a
+readable folder, and a kill loses the current part at most. Reading needs no torch.
 """
 
 from easd.runs.cells import traces

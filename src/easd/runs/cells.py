@@ -1,4 +1,4 @@
-"""The texts of an evaluation that were recorded token by token, as traces."""
+"""Texts of an evaluation that were recorded token by token, as traces."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _CELL = ("system", "task", "seed")
 
 
 def traces(run: Run) -> list[Run]:
-    """A trace itself, and of an evaluation one trace for each cell with recorded tokens.
+    """The run's traces: itself, or one for each cell of an evaluation with recorded tokens.
 
-    A cell's texts are numbered like the task's items. When its steps happened is not known.
+    A cell's texts have the numbers of the task's items; its table of steps is empty.
     """
     if run.kind == "trace":
         return [run]

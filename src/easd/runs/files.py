@@ -18,12 +18,12 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def cache_folder() -> Path:
-    """The folder of what is made once: `EASD_CACHE`, or the user's cache folder."""
+    """`EASD_CACHE`, or easd's folder in the user's cache."""
     return Path(os.environ.get("EASD_CACHE") or user_cache_path("easd"))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the path, syncs and renames: readers see a whole file or none.
+    """Writes beside the path, syncs and renames, so readers see a whole file or none.
 
     Raises:
         TraceError: It cannot be written.
@@ -45,7 +45,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Has the disk keep a file, or a folder's names, before anything relies on it."""
+    """Flushes a file, or a folder's names, to disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -60,11 +60,11 @@ def write_json(path: Path, value: Any) -> None:
         TraceError: It cannot be written.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    if _SURROGATE.search(text):  # UTF-8 has no half of a character, JSON has an escape for it.
+    if _SURROGATE.search(text):  # UTF-8 cannot encode a lone surrogate, JSON escapes it
         text = json.dumps(value, indent=2) + "\n"
     replace_file(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def now() -> str:
-    """The time as run.json has it."""
+    """The time in run.json's format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

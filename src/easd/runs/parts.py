@@ -1,12 +1,12 @@
-"""Parts of a run's tables: written together under one name, and trusted only if all are intact.
+"""Parts of a run's tables, which are written in groups of one name and checked when read.
 
-A group of parts counts once the last of its tables in the order of `TABLES` is there; that part
-names the tables that were written with it.
+A group is complete once its last table in the order of `TABLES` is there; that part's metadata
+lists the tables of the group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from easd.runs.schema import TABLES, Kind
 from easd.runs.seal import is_intact, seal_part
 
 _TABLES = b"easd.tables"
+_DAMAGED = "is damaged, or was written elsewhere"
 _AGAIN: dict[Kind, str] = {
     "trace": "record the trace again, into another folder",
     "evaluation": "run the same `easd eval` again with this --out: it decodes the part anew",
@@ -26,16 +27,15 @@ _AGAIN: dict[Kind, str] = {
 
 
 class Parts:
-    """The parts in a folder."""
+    """The parts in a run's folder.
+
+    Args:
+        folder: with a folder for each table.
+        kind: of the run.
+        run: its id; parts of other runs are refused.
+    """
 
     def __init__(self, folder: Path, kind: Kind, run: str) -> None:
-        """Takes the folder of a run.
-
-        Args:
-            folder: with a folder for each table.
-            kind: of the run.
-            run: its id; parts of other runs are not taken.
-        """
         self.folder = folder
         self.kind: Kind = kind
         self.run = run
@@ -45,7 +45,7 @@ class Parts:
         return self.folder / table / f"{name}.parquet"
 
     def names(self, table: str) -> list[str]:
-        """Names of a table's parts, intact or not."""
+        """Names of a table's parts, damaged ones included."""
         found = (self.folder / table).glob("*.parquet")
         return sorted(path.stem for path in found if not path.name.startswith("."))
 
@@ -58,35 +58,27 @@ class Parts:
         together = [table for table in TABLES[self.kind] if table in tables]
         for table in together:
             rows = tables[table].replace_schema_metadata({_TABLES: ",".join(together)})
-            replace_file(
-                self.path(table, name), lambda to, r=rows, t=table: self._put(r, to, t, name)
-            )
-
-    def _put(self, rows: pa.Table, to: Path, table: str, name: str) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd")
-        to.write_bytes(seal_part(sink.getvalue().to_pybytes(), self._place(table, name)))
+            sink = pa.BufferOutputStream()
+            pq.write_table(rows, sink, compression="zstd")
+            content = seal_part(sink.getvalue().to_pybytes(), self._place(table, name))
+            replace_file(self.path(table, name), lambda to, c=content: to.write_bytes(c))
 
     def read(self, table: str, name: str) -> pa.Table:
-        """A part, whose metadata has what `together` reads.
+        """A part, with the group's tables in its metadata.
 
         Raises:
             TraceError: It is missing, damaged, not of this run, or has other columns.
         """
         content = self._content(table, name)
         if not is_intact(content, self._place(table, name)):
-            raise self._error(table, name, "is damaged, or was written elsewhere")
+            raise self._error(table, name, _DAMAGED)
         rows = pq.ParquetFile(pa.BufferReader(content)).read()
         if not rows.schema.equals(TABLES[self.kind][table]):
             raise self._error(table, name, "has columns of another version")
         return rows
 
     def group(self, name: str, table: str | None = None) -> dict[str, pa.Table]:
-        """The tables that were written together.
-
-        Args:
-            name: of the parts.
-            table: the last of them.
+        """The tables of a group, whose last one is `table`.
 
         Raises:
             TraceError: One of them cannot be read.
@@ -106,14 +98,15 @@ class Parts:
             return False
         return True
 
-    def strange(self) -> list[tuple[str, str]]:
-        """Table and name of every file that is damaged or not of this run."""
-        return [
-            (table, name)
-            for table in TABLES[self.kind]
-            for name in self.names(table)
-            if not self._is_intact(table, name)
-        ]
+    def strange(self, intact: Container[tuple[str, str]] = ()) -> Iterator[tuple[str, str]]:
+        """Table and name of every part that is damaged or not of this run.
+
+        Parts in `intact` are not checked.
+        """
+        for table in TABLES[self.kind]:
+            for name in self.names(table):
+                if (table, name) not in intact and not self._is_intact(table, name):
+                    yield table, name
 
     def _is_intact(self, table: str, name: str) -> bool:
         try:
@@ -121,19 +114,17 @@ class Parts:
         except TraceError:
             return False
 
-    def check_strangers(self, read: set[tuple[str, str]]) -> None:
-        """Refuses parts that nobody wrote where they are; `read` are known to be intact.
+    def check_strange(self, intact: Container[tuple[str, str]]) -> None:
+        """Refuses parts that are damaged or not of this run.
 
         Raises:
             TraceError: There is one.
         """
-        for table in TABLES[self.kind]:
-            for name in self.names(table):
-                if (table, name) not in read and not self._is_intact(table, name):
-                    raise self._error(table, name, "is damaged, or was written elsewhere")
+        for table, name in self.strange(intact):
+            raise self._error(table, name, _DAMAGED)
 
     def missing(self, table: str, name: str) -> TraceError:
-        """The error of a part that is not there."""
+        """The error for a missing part."""
         return self._error(table, name, "is missing")
 
     def _content(self, table: str, name: str) -> bytes:

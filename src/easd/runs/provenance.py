@@ -1,4 +1,4 @@
-"""What every run.json says of the software and the machine."""
+"""Software and machine, as every run.json has them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ _PACKAGES = ("easd", "torch", "transformers", "pyarrow", "numpy")
 
 
 def environment(**hardware: Any) -> dict[str, Any]:
-    """Versions, hardware and the state of the checkout, in types that JSON knows.
-
-    Args:
-        hardware: more to say of it, such as the device that decodes.
-    """
+    """Versions, `hardware` and more of it, and the state of the git checkout, ready for JSON."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -34,14 +30,14 @@ def environment(**hardware: Any) -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the checkout this package runs from and whether it has changes, if it is one."""
+    """Commit of the checkout that this package runs from, if any, and whether it has changes."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", __file__)  # An installed copy is nobody's checkout.
+        git("ls-files", "--error-unmatch", __file__)  # fails for an installed copy
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,4 +1,4 @@
-"""Open any run folder."""
+"""Reads any run folder."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ def _empty() -> pa.Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run as tables; those that its kind does not have are empty and without columns.
+    """A run as tables, empty and without columns where its kind has none.
 
     Attributes:
-        folder: where it was read from.
         run: the content of run.json.
     """
 
@@ -56,11 +55,11 @@ class Run:
 
 
 def open_run(folder: str | Path, kind: Kind | None = None) -> Run:
-    """Reads everything a run has written so far, whether it ended, was stopped or still runs.
+    """Reads everything a run has written so far, whether it has ended or not.
 
     Args:
         folder: of any run.
-        kind: that is wanted, if only one will do.
+        kind: the only kind to accept, if any.
 
     Raises:
         TraceError: The folder holds no run, one of another kind or format, or a part that is
@@ -75,11 +74,7 @@ def open_run(folder: str | Path, kind: Kind | None = None) -> Run:
 
 
 def read_tables(parts: Parts, run: dict[str, Any]) -> dict[str, pa.Table]:
-    """Everything that was written whole.
-
-    Raises:
-        TraceError: See `open_run`.
-    """
+    """All complete groups of parts; raises as `open_run` does."""
     names = parts.names(parts.marker)
     for name in run.get("parts", ()):
         if name not in names:
@@ -88,7 +83,7 @@ def read_tables(parts: Parts, run: dict[str, Any]) -> dict[str, pa.Table]:
     if run["kind"] == "evaluation":
         needed = run["tasks"] if names else parts.names("items")
         groups += [(task, parts.group(task, "items")) for task in needed]
-    parts.check_strangers({(table, name) for name, group in groups for table in group})
+    parts.check_strange({(table, name) for name, group in groups for table in group})
     return {
         table: _joined([group[table] for _, group in groups if table in group], schema)
         for table, schema in TABLES[parts.kind].items()
@@ -96,11 +91,7 @@ def read_tables(parts: Parts, run: dict[str, Any]) -> dict[str, pa.Table]:
 
 
 def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
-    """The content of run.json, with kind and format checked.
-
-    Raises:
-        TraceError: See `open_run`.
-    """
+    """The content of run.json, with kind and format checked; raises as `open_run` does."""
     path = folder / "run.json"
     if (folder / "bench.json").exists() and not path.exists():
         raise TraceError(_outdated(folder, "a benchmark (bench.json)", {}))
@@ -115,9 +106,9 @@ def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
     except ValueError as error:
         raise TraceError(f"{str(path)!r} is damaged ({error}); the run cannot be read") from None
     if not isinstance(run, dict) or "format" not in run:
-        raise TraceError(f"{str(path)!r} describes no run; give another folder")
+        raise TraceError(f"{str(path)!r} does not describe a run; give another folder")
     if run["format"] in (1, 2):
-        was = run.get("kind", "trace")  # The first traces had none.
+        was = run.get("kind", "trace")  # absent from the first traces
         called = next((called for name, called in CALLED.items() if name == was), "a run")
         raise TraceError(_outdated(folder, called, run))
     if run["format"] != FORMAT:
@@ -125,7 +116,7 @@ def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
             f"{str(path)!r} has format {shown(run['format'])}, this version reads {FORMAT}; "
             "read it with the version that wrote it"
         )
-    if not _is_sealed(run):
+    if not is_sealed(run):
         raise TraceError(
             f"{str(path)!r} is damaged, or was changed by hand (its seal does not fit); restore it "
             "from a copy, or run again into another folder"
@@ -139,13 +130,6 @@ def read_description(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
     return run
 
 
-def _is_sealed(run: dict[str, Any]) -> bool:
-    try:
-        return is_sealed(run)
-    except RecursionError:
-        return False
-
-
 def _outdated(folder: Path, what: str, run: dict[str, Any]) -> str:
     versions = run.get("versions")
     version = versions.get("easd") if isinstance(versions, dict) else None
@@ -157,12 +141,12 @@ def _outdated(folder: Path, what: str, run: dict[str, Any]) -> str:
 
 
 def _joined(parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
-    # Each part has a dictionary of its own for names, which Arrow does not group by.
+    # Arrow cannot group by a column whose parts have different dictionaries.
     return pa.concat_tables(parts).unify_dictionaries() if parts else schema.empty_table()
 
 
 def _check_keys(folder: Path, run: dict[str, Any], samples: pa.Table) -> None:
-    """Every text belongs to the grid and is there once."""
+    """Refuses texts that do not belong to the grid or are there twice."""
     keys = ("system", "task", "seed", "index")
     known = {
         "system": [system["name"] for system in run["systems"]],

@@ -1,8 +1,8 @@
-"""Seals that tell whether a file is still what was written, and where it was written.
+"""Seals, which show that a file is unchanged and was written for its place.
 
-A part's seal is a hash over its run, table, name and every other byte. It stands in the gap that
-the format allows between pages and footer, so that any reader of Parquet opens the file.
-The seal of run.json is one of its entries. A seal guards against accidents, not against forgery.
+A part's seal is a hash over its run, table, name and every other byte. It is in the gap that
+Parquet allows between pages and footer, so any reader opens the file. The seal of run.json is one
+of its entries. A seal guards against accidents, not against forgery.
 """
 
 from __future__ import annotations
@@ -14,16 +14,11 @@ from typing import Any
 
 _SIZE = 16
 _MAGIC = b"PAR1"
-_ENDING = len(_MAGIC) + 4  # After the footer: its length, and the magic.
+_ENDING = len(_MAGIC) + 4  # the footer's length, and the magic
 
 
 def seal_part(parquet: bytes, place: str) -> bytes:
-    """A Parquet file with its seal before the footer.
-
-    Args:
-        parquet: the file.
-        place: where it belongs: run, table and name.
-    """
+    """A Parquet file with its seal before the footer; `place` is its run, table and name."""
     footer = int.from_bytes(parquet[-_ENDING : -len(_MAGIC)], "little")
     pages, tail = parquet[: -_ENDING - footer], parquet[-_ENDING - footer :]
     return pages + _hash(place, pages, tail) + tail
@@ -49,8 +44,11 @@ def seal_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_sealed(values: Mapping[str, Any]) -> bool:
-    """Whether the values are those that were sealed."""
-    return values.get("seal") == seal_json(values)["seal"]
+    """Whether the values are unchanged since they were sealed."""
+    try:
+        return values.get("seal") == seal_json(values)["seal"]
+    except RecursionError:  # changed to be nested more deeply than JSON can be written
+        return False
 
 
 def _hash(place: str, *parts: bytes) -> bytes:

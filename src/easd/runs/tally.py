@@ -1,7 +1,8 @@
-"""Counts of what became of draft tokens, and the rates defined on them."""
+"""Counts of draft tokens by outcome, and rates defined on them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from easd.core.gate import Gate
+from easd.core.gate import Condition, Gate
 from easd.runs.reader import Run
 from easd.runs.schema import EMITTED, EXAMINED, PARTS
 
@@ -25,8 +26,8 @@ class Tally:
         blocks: target forwards, counted for each text.
         proposed, accepted, penalised: draft tokens.
         examined: positions up to and including the first refusal of each block.
-        gate_open: sum of the gate over examined positions; None for a rule without gate.
-        conditions: examined positions that meet each of the gate's conditions; None likewise.
+        gate_open: sum of the gate over examined positions; None for a rule without a gate.
+        conditions: examined positions that meet each of the gate's conditions; None without a gate.
         seconds: wall time by part.
     """
 
@@ -55,7 +56,7 @@ class Tally:
 
     @classmethod
     def of_outcomes(cls, count: dict[str, int]) -> Tally:
-        """Counts from rows of the tokens table by outcome."""
+        """Sums of the rows of the tokens table by outcome."""
         examined = sum(count.get(name, 0) for name in EXAMINED)
         return cls(
             tokens=sum(count.get(name, 0) for name in EMITTED),
@@ -75,8 +76,10 @@ class Tally:
         steps = trace.steps
         found.blocks = _forwards(trace.tokens)
         found.gate_open = float(gates.sum()) if len(gates) else None
-        found.seconds = {part: float(_array(steps, f"{part}_ms").sum()) / 1000 for part in PARTS}
-        found.conditions = _conditions(examined, trace.run["config"]["rule"])
+        found.seconds = {p: float(steps[f"{p}_ms"].to_numpy().sum()) / 1000 for p in PARTS}
+        met = conditions_met(trace.run["config"]["rule"], examined)
+        if met is not None:
+            found.conditions = {name: int(held.sum()) for name, held in met.items()}
         return found
 
     @property
@@ -101,7 +104,7 @@ class Tally:
         return _share(self.tokens, self.blocks)
 
     def summary(self) -> dict[str, Any]:
-        """Every count and rate by name; a condition's is its share of examined positions."""
+        """Every count and rate by name; conditions as shares of examined positions."""
         met = self.conditions
         return {
             "tokens": self.tokens,
@@ -127,26 +130,25 @@ def _examined(tokens: pa.Table) -> pa.Table:
 
 
 def _forwards(tokens: pa.Table) -> int:
-    """Pairs of a text and a step that it took part in."""
+    """The number of pairs of a text and a step that it took part in."""
     return tokens.select(["sample", "step"]).group_by(["sample", "step"]).aggregate([]).num_rows
 
 
-def _conditions(examined: pa.Table, rule: dict[str, Any]) -> dict[str, int] | None:
+def conditions_met(rule: Mapping[str, Any], tokens: Any) -> dict[Condition, np.ndarray] | None:
+    """Whether each row of a tokens table or data frame meets the conditions of a rule's gate.
+
+    Args:
+        rule: its fields; None is returned where they have no thresholds.
+        tokens: with the columns draft_entropy, target_entropy and overlap.
+    """
     if "tau_o" not in rule:
         return None
-    gate = Gate(tau_h=float(rule["tau_h"]), tau_o=rule["tau_o"], top_n=rule["top_n"])
-    met = gate.met(
-        {
-            "draft_entropy": _array(examined, "draft_entropy"),
-            "target_entropy": _array(examined, "target_entropy"),
-            "shared_top": np.rint(_array(examined, "overlap") * rule["top_n"]),
-        }
+    draft, target, overlap = (
+        tokens[name].to_numpy() for name in ("draft_entropy", "target_entropy", "overlap")
     )
-    return {name: int(held.sum()) for name, held in met.items()}
-
-
-def _array(table: pa.Table, column: str) -> np.ndarray:
-    return table[column].to_numpy()
+    shared = np.rint(overlap * rule["top_n"])
+    gate = Gate(tau_h=float(rule["tau_h"]), tau_o=rule["tau_o"], top_n=rule["top_n"])
+    return gate.met({"draft_entropy": draft, "target_entropy": target, "shared_top": shared})
 
 
 def _share(part: float, whole: int) -> float | None:

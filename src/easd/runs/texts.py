@@ -1,4 +1,4 @@
-"""Text of tokens."""
+"""Texts of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMED = ("token", "draft_top_tokens", "target_top_tokens")
 
 
 class TokenTexts:
-    """Texts of tokens, each decoded once."""
+    """Decodes tokens, each once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -19,7 +19,7 @@ class TokenTexts:
         self._known: dict[int, str] = {}
 
     def of(self, columns: Mapping[str, np.ndarray]) -> dict[int, str]:
-        """Texts of every token that rows of the tokens table name."""
+        """Texts of all tokens in rows of the tokens table."""
         return self.texts(np.unique(np.concatenate([columns[n].ravel() for n in _NAMED])).tolist())
 
     def texts(self, tokens: Iterable[int]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Write a run folder, new or gone on with."""
+"""Writes a run folder, new or resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOCK = ".lock"
 
 
 def describe(kind: Kind, config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """What run.json says of a run that begins now; `more` is its provenance and what it asks."""
+    """The content of run.json for a run that begins now, with `more` entries."""
     begun = {
         "format": FORMAT,
         "kind": kind,
@@ -40,21 +40,19 @@ def _new_id() -> str:
 
 
 class RunFolder:
-    """A folder that this process alone writes; leave it as a context manager to close the run.
+    """A folder that this process has locked; leaving its context closes the run.
 
     Attributes:
         run: the content of run.json.
-        earlier: what run.json said before this process, if the run goes on.
-        damaged: files that were found damaged or not of this run, and put into the folder
-            `damaged`.
+        earlier: the content of run.json before this process, if the run is resumed.
+        damaged: files that were damaged or not of this run, and moved into the folder `damaged`.
     """
 
     def __init__(self, folder: str | Path, kind: Kind) -> None:
         """Takes a new folder, an empty one, or one that holds a run of the same kind.
 
         Raises:
-            TraceError: It cannot be written, holds something else, or another process is at work
-                in it.
+            TraceError: It cannot be written, holds something else, or is in use.
         """
         self.folder = Path(folder)
         self.kind: Kind = kind
@@ -81,7 +79,7 @@ class RunFolder:
                         f"{str(self.folder)!r} holds something else; {CALLED[self.kind]} needs a "
                         "folder of its own"
                     )
-                read_description(self.folder, self.kind)  # Says what it holds, if not a run.
+                read_description(self.folder, self.kind)  # raises if it holds another kind
             lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
             raise TraceError(
@@ -93,15 +91,15 @@ class RunFolder:
         except OSError:
             os.close(lock)
             raise TraceError(
-                f"another process is at work in {str(self.folder)!r}; wait for it, or name another "
+                f"another process is writing to {str(self.folder)!r}; wait for it, or name another "
                 "folder"
             ) from None
         return lock
 
     def begin(self, run: dict[str, Any]) -> None:
-        """Writes run.json; a run that goes on keeps its id and the time at which it was begun.
+        """Writes run.json; a resumed run keeps its id and start.
 
-        What is damaged or not of this run is put aside, to be written again.
+        Parts that are damaged or not of this run are moved aside, to be written again.
         """
         earlier = self.earlier or {}
         begun = {name: earlier[name] for name in ("started", "parts") if name in earlier}
@@ -124,23 +122,20 @@ class RunFolder:
             self.damaged.append(str(path))
 
     def write(self, name: str, tables: Mapping[str, pa.Table]) -> None:
-        """Writes one part of some tables, each in the order in which `TABLES` has them."""
+        """Writes one group of parts."""
         self.parts.write(name, tables)
 
     def has(self, name: str) -> bool:
-        """Whether a part and all that belongs with it is written and intact."""
+        """Whether a group of parts is complete and intact."""
         return self.parts.is_whole(name)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """The rows of a table in every part that is whole."""
+        """The rows of a table in all complete groups."""
         groups = [self.parts.group(n) for n in self.parts.names(self.parts.marker) if self.has(n)]
         return [row for group in groups for row in group[table].to_pylist()]
 
     def check_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Refuses to go on with settings that cannot change within a run.
-
-        Args:
-            before, now: the settings by name; those that `now` lacks may be anything.
+        """Refuses to resume with changed settings; those that `now` lacks may differ.
 
         Raises:
             TraceError: A setting differs.
@@ -150,7 +145,7 @@ class RunFolder:
                 what, was, now_is = _difference(name, before.get(name), value)
                 raise TraceError(
                     f"{str(self.folder)!r} holds a run with {what} = {was}, not {now_is}; name "
-                    "another folder, or the settings it was begun with"
+                    "another folder, or the settings of that run"
                 )
 
     def __enter__(self) -> RunFolder:
@@ -162,7 +157,7 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Says in run.json how the run ended."""
+        """Writes into run.json how the run ended."""
         try:
             if kind is None:
                 self.end("finished")
@@ -174,13 +169,13 @@ class RunFolder:
             self.release()
 
     def end(self, status: str, **more: Any) -> None:
-        """Writes how the run ended, and which parts it has: one that goes missing is missed."""
+        """Writes how the run ended, and its parts, so that a missing one is noticed."""
         known = dict.fromkeys([*self.run.get("parts", ()), *self.parts.names(self.parts.marker)])
         self.run |= {"status": status, "ended": now(), "parts": sorted(known), **more}
         self._save()
 
     def release(self) -> None:
-        """Lets other processes write."""
+        """Releases the lock."""
         os.close(self._lock)
 
     def _save(self) -> None:
@@ -188,7 +183,7 @@ class RunFolder:
 
 
 def _difference(what: str, before: Any, now: Any) -> tuple[str, str, str]:
-    """Where two values first differ, and what stands there in each, in words."""
+    """The first place where two values differ, and both values there, in words."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
         return _difference(f"{what}: {key}", before.get(key), now.get(key))

@@ -1,1 +1,1 @@
-"""Evaluate what an OpenAI-compatible server writes: no models here."""
+"""Evaluates OpenAI-compatible servers."""

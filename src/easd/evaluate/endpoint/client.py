@@ -1,4 +1,4 @@
-"""Turns items into requests, sends them with retries, and turns answers into columns."""
+"""Makes requests of items, sends them with retries, and reads answers into columns."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ except ImportError:
 
 T = TypeVar("T")
 
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # Seconds, where the server does not say.
-LONGEST_ASKED = 600.0  # A server that asks for more is treated as one that does not answer.
+# Seconds.
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # unless the server asks for a wait
+LONGEST_ASKED = 600.0  # a server that asks for more counts as unavailable
 CONNECT = 10.0
-LOOK_UP = 30.0  # What needs no decoding is answered at once.
+LOOK_UP = 30.0  # limit of requests that need no decoding
+
 _PASSING = (408, 425, 429)
-_MESSAGE = 300  # Characters of a server's own words.
+_MESSAGE = 300  # most characters of a server's message
 
 _WAY_OUT = {
     401: "set the environment variable with its key and name it with api_key_env",
@@ -44,7 +46,7 @@ _CHANGE = "change the system's settings or body, or the server"
 
 
 class RefusedError(EndpointError):
-    """A request that would be refused again, with the answer's `status`."""
+    """A request was refused for good, with the answer's `status`."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -63,12 +65,7 @@ class Client:
     """Sends requests to any number of servers, within one event loop."""
 
     def __init__(self, link: Link, on_wait: Callable[[str], None] | None = None) -> None:
-        """Opens no connection yet.
-
-        Args:
-            link: how often and how long to try.
-            on_wait: called with the reason once while any number of requests wait.
-        """
+        """Opens no connection yet; `on_wait` gets one reason while any number of requests wait."""
         self.link = link
         self._on_wait = on_wait
         self._waiting = 0
@@ -94,16 +91,16 @@ class Client:
         what: str,
         retries: int | None = None,
     ) -> T:
-        """Sends a request until it is answered; without a body it is a GET.
+        """Sends a request until it is answered.
 
         Args:
-            server: whose key goes with it.
+            server: gives the key.
             url: the whole address.
-            body: sent as JSON.
-            read: takes what it needs from the answer's JSON; ValueError, KeyError, TypeError or
-                IndexError say that it is no such answer.
+            body: sent as JSON with POST; without, the method is GET.
+            read: reads the answer's JSON; ValueError, KeyError, TypeError or IndexError mean that
+                it is not such an answer.
             what: names the request in errors.
-            retries: as the link has it, unless told otherwise.
+            retries: those of the link by default.
 
         Raises:
             RefusedError: The server answers with a status that another try would not change.
@@ -172,12 +169,12 @@ class Client:
 
 
 def _backoff(attempt: int) -> float:
-    """Doubles with every try; jitter spreads requests that failed together."""
+    """Seconds to wait, doubled with every try; jitter spreads requests that failed together."""
     return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
 
 
 def _asked_wait(header: str | None) -> float:
-    """Seconds that Retry-After asks for: a number or a date; 0 where it says nothing readable."""
+    """Seconds that a Retry-After header asks for, as a number or a date; 0 if unreadable."""
     if header is None:
         return 0.0
     try:
@@ -211,7 +208,7 @@ def _short(text: str) -> str:
 
 
 _MOST = 2**31 - 1
-# Columns here, and easd's server's names in `usage.completion_tokens_details`.
+# Columns, and the names of easd's server in `usage.completion_tokens_details`.
 _COUNTS = {
     "blocks": "target_forwards",
     "proposed": "drafted_tokens",
@@ -255,20 +252,20 @@ def make_request(
 
 
 def seed_of(seed: int, task: Task, item: Item) -> int:
-    """A request's seed: distinct for every seed and item, the same for all systems."""
+    """A request's seed, which depends on seed and item but not on the system."""
     text = f"{seed}\n{task.name}\n{item.id}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest()) >> 1
 
 
 def read_answer(answer: Any, *, chat: bool) -> dict[str, Any]:
-    """Columns of the samples table from a server's JSON, as far as it says them.
+    """Columns of the samples table from a server's JSON, None where it lacks them.
 
     Raises:
-        ValueError, KeyError, TypeError, IndexError: It is no completion.
+        ValueError, KeyError, TypeError, IndexError: It is not a completion.
     """
     choice = answer["choices"][0]
     text = choice["message"]["content"] if chat else choice["text"]
-    if text is None:  # A model that only reasoned until its tokens were used up.
+    if text is None:  # the model reasoned until the token limit
         text = ""
     if not isinstance(text, str):
         raise ValueError("no text")
@@ -276,7 +273,7 @@ def read_answer(answer: Any, *, chat: bool) -> dict[str, Any]:
     usage = dict(answer.get("usage") or {})
     counts = dict(usage.get("completion_tokens_details") or {})
     return {
-        "text": text.encode(errors="replace").decode(),  # JSON can hold half a character.
+        "text": text.encode(errors="replace").decode(),  # JSON can hold a lone surrogate
         "finish_reason": reason if isinstance(reason, str) else None,
         "prompt_tokens": _count(usage, "prompt_tokens"),
         "new_tokens": _count(usage, "completion_tokens"),

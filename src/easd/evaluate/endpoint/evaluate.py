@@ -1,11 +1,11 @@
-"""Evaluates systems on servers: checks them first, then sends a chunk's requests together."""
+"""Evaluates systems on servers, after checking that every request will be understood."""
 
 from __future__ import annotations
 
 import asyncio
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -31,14 +31,14 @@ _SHOWN = 10
 async def preflight(
     client: Client, study: EndpointStudy, tasks: list[Task]
 ) -> tuple[EndpointStudy, list[dict[str, Any]]]:
-    """Finds models and dialects, and has every system generate one token.
+    """Finds models and dialects, and generates one token with every system.
 
     Returns:
         The study with its servers filled in, and a description of each server.
 
     Raises:
         EasdError: A server cannot be reached, does not have the model, refuses a system's requests
-            or does not know the field that would name the rule.
+            or ignores the field that names the rule.
     """
     servers, found = {}, []
     for server in dict.fromkeys(system.server for system in study.systems):
@@ -57,7 +57,7 @@ async def preflight(
 
 
 async def _models(client: Client, server: Server) -> dict[str, dict[str, Any]] | None:
-    """The server's models by name; None where it does not list them."""
+    """The server's models by name; None if it does not list them."""
 
     def read(answer: Any) -> dict[str, dict[str, Any]]:
         return {str(model["id"]): dict(model) for model in answer["data"]}
@@ -73,7 +73,7 @@ async def _models(client: Client, server: Server) -> dict[str, dict[str, Any]] |
 
 
 def _choose(server: Server, models: Mapping[str, Any] | None) -> Server:
-    """The server with its model named."""
+    """The server with its model filled in."""
     if models is None:
         if server.model is None:
             raise ConfigError(
@@ -96,9 +96,9 @@ def _choose(server: Server, models: Mapping[str, Any] | None) -> Server:
 async def _with_dialect(
     client: Client, study: EndpointStudy, tasks: list[Task], probe: EndpointSystem
 ) -> Server:
-    """The probe's server with the dialect that it understands.
+    """The probe's server with its dialect filled in.
 
-    A server that takes a plain request and refuses one with a wrong switch looks at the switch.
+    A server that accepts a plain request and refuses one with a wrong rule reads the rule.
     """
     server = probe.server
     await _one_token(client, study, tasks, probe, "a request for one token")
@@ -106,14 +106,13 @@ async def _with_dialect(
     for name in named:
         wrong = replace(probe, body={**probe.body, **DIALECTS[name].wrong})
         try:
-            await _one_token(client, study, tasks, wrong, f"a wrong switch of dialect {name!r}")
+            await _one_token(client, study, tasks, wrong, f"a wrong rule in dialect {name!r}")
         except RefusedError:
             return replace(server, dialect=name)
     ways = "; or ".join(DIALECTS[name].missing for name in named)
     raise EndpointError(
-        f"{server.shown} does not look at what a request says of its rule (tried: "
-        f"{', '.join(named)}) and would decode all systems alike; {ways}; or ask for "
-        "--system served"
+        f"{server.shown} ignores the rule that a request names (tried: {', '.join(named)}) and "
+        f"would decode all systems the same way; {ways}; or use --system served"
     )
 
 
@@ -136,19 +135,19 @@ async def _one_token(
 async def _describe(
     client: Client, server: Server, models: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What run.json says of a server: its version and limits where it tells them."""
+    """A server's entry in run.json, with its version and limits if it reports them."""
     about = (models or {}).get(str(server.model), {})
     try:
-        told = await client.ask(
+        reported = await client.ask(
             server, f"{server.root}/version", read=dict, what="its version", retries=0
         )
     except EndpointError:
-        told = {}
+        reported = {}
     return {
         "url": server.shown,
         "model": server.model,
         "dialect": server.dialect,
-        "version": told.get("version"),
+        "version": reported.get("version"),
         "owned_by": about.get("owned_by"),
         "context": about.get("max_model_len"),
     }
@@ -167,14 +166,7 @@ class EndpointEvaluation(GridRun[EndpointSystem]):
         on_wait: Callable[[str], None] | None = None,
         fitted: Mapping[str, Any] | None = None,
     ) -> None:
-        """Asks the servers what they are, and takes the folder.
-
-        Args:
-            config: the study.
-            tasks: its tasks, loaded.
-            folder: new, or that of the same study.
-            on_wait: called with the reason while requests wait to be sent again.
-            fitted: what a calibration that fills in fields of rules was fitted on.
+        """Checks the servers and takes the folder; arguments are those of `GridRun` and `Client`.
 
         Raises:
             EasdError: A server cannot be used, or the folder holds another run.
@@ -200,14 +192,9 @@ class EndpointEvaluation(GridRun[EndpointSystem]):
             self.close()
 
     def about(self) -> dict[str, Any]:
-        link = self.config.link
         return {
             "models": {"servers": self._servers},
-            "client": {
-                "concurrency": link.concurrency,
-                "timeout": link.timeout,
-                "retries": link.retries,
-            },
+            "client": asdict(self.config.link),
             "versions": {"python": platform.python_version(), "easd": version("easd")},
         }
 

@@ -1,4 +1,4 @@
-"""Servers, how requests reach them, and how a request names its rule."""
+"""Servers, how requests are sent to them, and how a request names its rule."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from easd.evaluate.grid import whole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """A way to say a rule.
+    """A way for a request to name its rule.
 
     Attributes:
-        body: fields of a request for a rule, from the rule's name and what is said of its fields.
-        wrong: fields that a server which speaks the dialect answers with a 4xx status.
-        missing: what to do where a server does not speak it.
+        body: fields of a request, from the rule's name and fields.
+        wrong: fields that a server with this dialect answers with a 4xx status.
+        missing: advice where a server does not have the dialect.
     """
 
     body: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -29,14 +29,14 @@ class Dialect:
 
 
 def _easd(rule: Mapping[str, Any]) -> dict[str, Any]:
-    said = {key: value for key, value in rule.items() if key != "name"}
-    return {"speculative": {"rule": rule["name"], **said}}
+    fields = {key: value for key, value in rule.items() if key != "name"}
+    return {"speculative": {"rule": rule["name"], **fields}}
 
 
 def _vllm(rule: Mapping[str, Any]) -> dict[str, Any]:
     if rule["name"] == "speculative":
         return {"vllm_xargs": {"easd": False}}
-    return {"vllm_xargs": {"easd": json.dumps(dict(rule))}}  # it carries no mappings
+    return {"vllm_xargs": {"easd": json.dumps(dict(rule))}}  # xargs cannot be mappings
 
 
 DIALECTS: Mapping[str, Dialect] = {
@@ -62,10 +62,10 @@ class Server:
     """An OpenAI-compatible server and one of its models.
 
     Attributes:
-        url: what stands in front of `/chat/completions`; `/v1` is added to a bare host.
-        model: as the server lists it; None takes its only one.
-        api_key_env: the environment variable that holds the key; without, none is sent.
-        dialect: how a request names its rule (`easd.evaluate.endpoint.servers`); None finds out.
+        url: the address before `/chat/completions`; `/v1` is added to a bare host.
+        model: as the server lists it; by default its only one.
+        api_key_env: the environment variable with the key, if one is sent.
+        dialect: a name in `DIALECTS`; by default it is probed.
     """
 
     url: str
@@ -76,7 +76,7 @@ class Server:
     def __post_init__(self) -> None:
         if not _is_address(self.url):
             raise ConfigError(
-                f"url = {self.url!r} is no address of an endpoint; write http://host:port/v1"
+                f"url = {self.url!r} is not the address of an endpoint; write http://host:port/v1"
             )
         parts = urlsplit(self.url)
         path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
@@ -94,14 +94,14 @@ class Server:
 
     @property
     def root(self) -> str:
-        """The address without `/v1`, where servers keep what is not OpenAI's."""
+        """The address without `/v1`, for paths that are not OpenAI's."""
         return self.url.removesuffix("/v1")
 
     def headers(self) -> dict[str, str]:
-        """What goes with every request.
+        """The headers of every request.
 
         Raises:
-            ConfigError: The variable holds no key.
+            ConfigError: The environment variable holds no key.
         """
         if self.api_key_env is None:
             return {}
@@ -119,9 +119,9 @@ class Link:
     """How requests are sent.
 
     Attributes:
-        concurrency: requests under way at once.
-        timeout: seconds until an unanswered request is given up and sent again.
-        retries: times a request is sent again after time-outs, broken connections, 429 and 5xx.
+        concurrency: most requests at once.
+        timeout: seconds until an unanswered request is sent again.
+        retries: most retries of a request after time-outs, broken connections, 429 and 5xx.
     """
 
     concurrency: int = 16
@@ -170,11 +170,13 @@ def parse_endpoint(spec: Any) -> tuple[Server, Link]:
         try:
             numbers["timeout"] = float(values["timeout"])
         except (TypeError, ValueError):
-            raise ConfigError(f"timeout = {values['timeout']!r} is no number of seconds") from None
+            raise ConfigError(
+                f"timeout = {values['timeout']!r} is not a number of seconds; use 600 or so"
+            ) from None
     return parse_server(values), Link(**numbers)
 
 
 def parse_server(values: Mapping[str, Any]) -> Server:
-    """The server that a mapping names; other keys are left alone."""
+    """The server that a mapping names; other keys are ignored."""
     given = {name: values[name] for name in SERVER if values.get(name) is not None}
     return Server(**{name: str(value) for name, value in given.items()})

@@ -13,7 +13,7 @@ from easd.evaluate.endpoint.servers import SERVER, Link, Server, parse_endpoint,
 from easd.evaluate.grid import GRID, Grid, listed, parse_grid
 
 SERVED = "served"
-# Names of settings here and in a request.
+# Names of settings, and their names in a request.
 SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -23,7 +23,7 @@ SAMPLING = {
     "max_new_tokens": "max_tokens",
     "stop": "stop",
 }
-_ALWAYS = {"temperature": 1.0, "top_p": 1.0}  # A server's own defaults would differ.
+_ALWAYS = {"temperature": 1.0, "top_p": 1.0}  # always sent, since servers' defaults differ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +31,11 @@ class EndpointSystem:
     """One way of asking a server.
 
     Attributes:
-        name: of the system.
-        server: where its requests go.
-        sampling: settings of the request by the names used here; the server decides others.
-        overrides: those of them that other systems do not share.
+        sampling: settings of the request; the server decides others.
+        overrides: settings in `sampling` that differ from other systems.
         rule: its name and the fields that are set; None leaves the rule to the server.
         body: further fields of the request; null removes one.
-        own_server: whether it uses another server than the study.
+        own_server: whether its server is not the study's.
     """
 
     name: str
@@ -68,10 +66,10 @@ class EndpointStudy(Grid[EndpointSystem]):
     """A grid of systems, tasks and seeds on one or several servers.
 
     Attributes:
-        server: the one that is asked unless a system names its own.
+        server: of systems that do not name one.
         link: how requests are sent.
-        sampling: what all systems share unless they say otherwise.
-        chat: whether prompts are sent as chats; None does as the task says.
+        sampling: the systems' default settings.
+        chat: whether prompts are sent as chats; by default the task decides.
     """
 
     server: Server
@@ -89,11 +87,7 @@ class EndpointStudy(Grid[EndpointSystem]):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, fill: Fill = dict) -> EndpointStudy:
-        """Builds a study from a mapping with `endpoint`.
-
-        Args:
-            values: settings by name.
-            fill: adds fields that a rule's mapping does not set, such as those of a calibration.
+        """Builds a study from settings with `endpoint`; see `StudyConfig.from_dict`.
 
         Raises:
             EasdError: A key is unknown or a value does not fit.
@@ -117,7 +111,7 @@ class EndpointStudy(Grid[EndpointSystem]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration in run.json; systems are listed there separately."""
+        """The configuration in run.json, where systems have an entry of their own."""
         return {
             "endpoint": self.server.shown,
             "model": self.server.model,
@@ -128,7 +122,7 @@ class EndpointStudy(Grid[EndpointSystem]):
         }
 
     def resolved(self, servers: Mapping[Server, Server]) -> EndpointStudy:
-        """The same study with models and dialects of its servers filled in."""
+        """The study with models and dialects of its servers filled in."""
         systems = (replace(system, server=servers[system.server]) for system in self.systems)
         return replace(self, server=servers.get(self.server, self.server), systems=tuple(systems))
 
@@ -138,8 +132,8 @@ def parse_endpoint_system(
 ) -> EndpointSystem:
     """A system from `served`, `rule` or `rule:field=value,...`, or from a mapping.
 
-    A mapping may have `name`, `rule`, sampling settings, `body`, and `url`, `model`,
-    `api_key_env` and `dialect` of a server of its own.
+    A mapping may have `name`, `rule`, sampling settings and `body`. With `url`, `model`,
+    `api_key_env` or `dialect` it names another server.
 
     Raises:
         EasdError: The rule, a field or a setting is unknown, or a value does not fit.
@@ -147,7 +141,7 @@ def parse_endpoint_system(
     if isinstance(spec, str):
         spec = {"name": spec} if spec == SERVED else {"name": spec, "rule": spec}
     if not isinstance(spec, Mapping):
-        raise ConfigError(f"system {spec!r} is no rule; write a rule's name, or a mapping")
+        raise ConfigError(f"system {spec!r} is not a rule; write a rule's name, or a mapping")
     known = ("name", "rule", "body", *SERVER, *SAMPLING)
     for key in spec:
         if key not in known:
@@ -157,17 +151,20 @@ def parse_endpoint_system(
             )
     body = spec.get("body") or {}
     if not isinstance(body, Mapping):
-        raise ConfigError(f"body = {body!r} is no mapping; write fields of the request")
-    rule = _rule(spec.get("rule"), fill)
+        raise ConfigError(f"body = {body!r} is not a mapping; write fields of the request")
+    given = spec.get("rule")
+    given = split_rule(given) if isinstance(given, str) else given
+    rule = _rule(given, fill)
+    note = unfitted(given, fill) if isinstance(given, Mapping) else ""
     overrides = _sampling(spec)
     own_server = any(key in spec for key in SERVER)
     if own_server:
-        # A key is for the server it was given for.
+        # A key must not be sent to another server.
         inherited = ("model", "dialect") if "url" in spec else SERVER
         base = {name: getattr(server, name) for name in inherited}
         server = parse_server({**base, **spec})
     return EndpointSystem(
-        name=f"{spec.get('name') or _describe(rule, overrides)}{_note(spec.get('rule'), fill)}",
+        name=f"{spec.get('name') or _describe(rule, overrides)}{note}",
         server=server,
         sampling={**shared, **overrides},
         overrides=overrides,
@@ -177,14 +174,8 @@ def parse_endpoint_system(
     )
 
 
-def _note(rule: Any, fill: Fill) -> str:
-    """See `unfitted`."""
-    given = split_rule(rule) if isinstance(rule, str) else rule
-    return unfitted(given, fill) if isinstance(given, Mapping) else ""
-
-
 def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling settings among the values, each checked."""
+    """The sampling settings among the values, checked."""
     given = {name: values[name] for name in SAMPLING if values.get(name) is not None}
     settings = RunConfig.from_dict(given).settings
     found = {name: getattr(settings, name) for name in given}
@@ -192,12 +183,12 @@ def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rule(spec: Any, fill: Fill) -> dict[str, Any] | None:
-    """A rule's name and the fields that are set, checked as if it were decoded here."""
+    """A rule's name and the fields that are set, checked."""
     if spec is None:
         return None
-    said = dict(fill(split_rule(spec) if isinstance(spec, str) else dict(spec)))
-    checked = rule_to_dict(parse_rule(said))
-    return {name: checked[name] for name in ("name", *said)}
+    given = dict(fill(dict(spec)))
+    checked = rule_to_dict(parse_rule(given))
+    return {name: checked[name] for name in ("name", *given)}
 
 
 def _describe(rule: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""One HTML page from its parts; nothing on it is fetched from elsewhere."""
+"""Assembles one HTML page that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from easd.runs.schema import TOKENS
 
-# In the order in which they use each other.
+# Each after the modules that it imports.
 _MODULES = (
     "dom",
     "visible",
@@ -38,9 +38,8 @@ def page(data: dict[str, Any], *, connect: str) -> str:
     """The page with its data.
 
     Args:
-        data: see `easd.inspect.page.data`; a page without `runs` asks its server for them.
-        connect: a source that the page may send requests to, in the words of a content security
-            policy.
+        data: see `easd.inspect.page.data`; a page without `runs` decodes through its server.
+        connect: value of connect-src in the content security policy.
     """
     parts = {
         "policy": _policy(connect),
@@ -58,7 +57,7 @@ def live_page() -> str:
 
 
 def content_security_policy() -> str:
-    """The header to send with `live_page`: the page's own script and style, and this server."""
+    """The header to send with `live_page`."""
     return _policy(connect="'self'") + "; frame-ancestors 'none'"
 
 
@@ -83,7 +82,7 @@ def _digest(text: str) -> str:
 
 @cache
 def _script() -> str:
-    """All modules as one: their names are distinct, so imports and exports fall away."""
+    """All modules as one, without imports and exports, since their names are distinct."""
     sources = (_part(f"{name}.js") for name in _MODULES)
     return "\n".join(_EXPORT.sub("", _IMPORT.sub("", source)) for source in sources)
 
@@ -98,14 +97,14 @@ def _part(name: str) -> str:
 
 
 def _embedded(data: dict[str, Any]) -> str:
-    """JSON that cannot end the element it stands in, in ASCII alone."""
+    """ASCII JSON that cannot end the script element around it."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 
 def _definitions() -> list[tuple[str, str, str]]:
     """Name, unit and definition of each column of the tokens table."""
-    described = [(field.name, field.metadata) for field in TOKENS if field.metadata]
     return [
-        (name, about[b"unit"].decode(), about[b"definition"].decode()) for name, about in described
+        (field.name, *(field.metadata[key].decode() for key in (b"unit", b"definition")))
+        for field in TOKENS
     ]

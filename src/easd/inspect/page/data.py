@@ -1,12 +1,10 @@
-"""What the page is told of a trace.
+"""The page's data of a trace.
 
-    run           run.json
-    summary       counts and rates, see `easd.runs.summary`
-    texts         one a text: its row of the samples table, and its `tokens` by column
-    texts_in_run  how many there are, shown or not
-    vocabulary    pairs of token id and text
-
-The vocabulary has every token among the favourites at any position of these texts.
+run           run.json
+summary       counts and rates, see `easd.runs.summary`
+texts         one for each text: its row of the samples table, and its `tokens` by column
+texts_in_run  number of texts, shown or not
+vocabulary    pairs of token id and text, for all top tokens of these texts
 """
 
 from __future__ import annotations
@@ -21,14 +19,14 @@ from easd.errors import TraceError
 from easd.runs import Run, summary
 from easd.runs.schema import TOKENS
 
-MOST_ROWS = 50_000  # About 15 MB of page.
+MOST_ROWS = 50_000  # makes a page of about 15 MB
 
 _KEYS = ("run", "sample", "request")
 _NAMED = ("draft_top_tokens", "target_top_tokens")
 
 
 def run_data(trace: Run, sample: int | None) -> dict[str, Any]:
-    """A trace with one text, or with as many as a page can hold.
+    """A trace with one text, or with the first texts of `MOST_ROWS` tokens.
 
     Raises:
         TraceError: The trace holds no text, or not that one.
@@ -63,7 +61,7 @@ def _text(tokens: pa.Table, sample: int, ended: dict[str, Any] | None) -> dict[s
 
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:
-    """Values for JSON; numbers in single precision keep the digits that tell them apart."""
+    """Values for JSON; numbers in single precision keep all their digits."""
     values = column.to_pylist()
     if pa.types.is_float32(column.type):
         return [_short(value) for value in values]

@@ -1,4 +1,4 @@
-"""Traces as one file that opens in any browser."""
+"""Writes traces as one file for any browser."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def write_page(traces: Sequence[Run], path: str | Path, *, sample: int | None = 
     """Writes the page of a trace, or of several side by side, text by text.
 
     Args:
-        traces: the first is what the others are compared with. Of evaluations those with its task
-            and seed are shown.
-        path: the file; replaced if it is there.
-        sample: show this text only.
+        traces: the others are compared with the first. Of evaluations those with its task and seed
+            are shown.
+        path: the file, replaced if it exists.
+        sample: the only text to show.
 
     Raises:
         TraceError: A trace holds no such text, or the file cannot be written.
     """
     if not traces:
-        raise TraceError("no run among these recorded tokens; name one that did")
+        raise TraceError("none of these runs recorded tokens; name one that did")
     shown = [trace for trace in traces if _items(trace) == _items(traces[0])]
     html = page({"runs": [run_data(trace, sample) for trace in shown]}, connect="'none'")
     try:
@@ -36,6 +36,6 @@ def write_page(traces: Sequence[Run], path: str | Path, *, sample: int | None = 
 
 
 def _items(trace: Run) -> tuple[str, int] | None:
-    """Which items an evaluation's texts are of: others cannot stand beside them, text by text."""
+    """Task and seed of an evaluation's cell, which traces side by side must share."""
     cell = trace.run.get("cell")
     return (cell["task"], cell["seed"]) if cell else None

@@ -1,4 +1,4 @@
-"""Summary tables of an evaluation: from `Frames` to data frames, one row a line of a report.
+"""Summary tables of an evaluation: functions from `Frames` to data frames.
 
     from easd.report.metrics import accuracy
     from easd.report.metrics import frames
@@ -6,9 +6,9 @@
 
     print(accuracy(frames(open_run("my-run"))))
 
-Columns are documented with each function; `COLUMNS` has their headings, units and definitions. A
-value's interval of 95 % stands in `NAME_low` and `NAME_high`. Frames over several tasks also have
-rows of the task `all tasks`, where every sample counts alike. No models are needed.
+Each function lists its columns; `COLUMNS` has their headings, units and definitions. A value's 95 %
+interval is in `NAME_low` and `NAME_high`. With several tasks there are also rows of the task
+`all tasks`, where every sample has the same weight.
 """
 
 from easd.errors import ConfigError

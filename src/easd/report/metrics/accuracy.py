@@ -1,8 +1,8 @@
-"""Accuracy, paired differences to the baseline, and the texts behind them."""
+"""Accuracy, paired differences to the baseline, and texts that differ in correctness."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from easd.report.metrics.frames import (
     Frames,
     by_task_and_system,
     columns_of,
+    ordered,
     records,
     share_of,
 )
@@ -45,8 +46,8 @@ def accuracy(frames: Frames) -> pd.DataFrame:
 def coverage(frames: Frames) -> pd.DataFrame:
     """Samples asked for, present and compared, for every system and task.
 
-    Columns: task, system, wanted, samples, missing, failed, paired (samples that differences to
-    other systems are taken on; 0 for a system left out of them).
+    Columns: task, system, wanted, samples, missing, failed, paired (samples that differences are
+    computed on; 0 for a system left out of them).
     """
     seeds = len(frames.run.get("config", {}).get("seeds") or [0])
     keys = ["task", "system"]
@@ -96,14 +97,14 @@ def compared(
     *,
     margin: float,
 ) -> pd.DataFrame:
-    """The rows of `differences`, of samples that each system of a task has.
+    """The rows of `differences`.
 
     Args:
-        samples: task, system, problem, seed and correct.
+        samples: task, system, problem, seed and correct, of samples that all systems have.
         baseline: the system to compare with.
-        frames: orders the rows.
-        same: the share of texts that are the baseline's, by task and system.
-        margin: the greatest difference of no consequence, as a fraction.
+        frames: gives the order of rows.
+        same: share of texts that are the same as the baseline's, by task and system.
+        margin: the largest negligible difference, as a fraction.
     """
     table = samples[["task", "system", "seed", "correct"]].assign(item=samples["problem"])
     table = table.astype({"task": str, "system": str})
@@ -111,16 +112,13 @@ def compared(
     if tasks > 1:
         everywhere = table.groupby("system")["task"].transform("nunique") == tasks
         table = pd.concat([table, table[everywhere].assign(task=POOLED)])
-    rows = []
-    for found in compare_all(table, baseline, margin=margin):
-        rows.append(_row(found, same.get((found.task, found.system), np.nan)))
-    order = {name: place for place, name in enumerate([*frames.tasks, POOLED])}
-    return pd.DataFrame(rows).sort_values(
-        ["task", "system"],
-        key=lambda column: column.map(
-            order if column.name == "task" else {s: i for i, s in enumerate(frames.systems)}
-        ),
-        ignore_index=True,
+    found = pd.DataFrame(
+        _row(each, same.get((each.task, each.system), np.nan))
+        for each in compare_all(table, baseline, margin=margin)
+    )
+    order = {"task": [*frames.tasks, POOLED], "system": frames.systems}
+    return found.sort_values(
+        [*order], key=lambda column: ordered(column, order[str(column.name)]), ignore_index=True
     )
 
 
@@ -157,20 +155,13 @@ def paired_rows(frames: Frames, baseline: str) -> pd.DataFrame:
 def equal_lists(lists: pa.ChunkedArray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Whether the list at each of `rows` equals the one at the same place of `others`."""
     array = lists.combine_chunks()
-    values = array.values.to_numpy()
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    size = np.diff(offsets)
-    same = size[rows] == size[others]
-    asked = np.flatnonzero(same & (size[rows] > 0))
-    length = size[rows[asked]]
-    if not len(asked):
-        return same
-    ends = length.cumsum()
-    within = np.arange(ends[-1]) - np.repeat(ends - length, length)
-    left = np.repeat(offsets[rows[asked]], length) + within
-    right = np.repeat(offsets[others[asked]], length) + within
-    same[asked] = np.logical_and.reduceat(values[left] == values[right], ends - length)
-    return same
+    values, offsets = array.values.to_numpy(), array.offsets.to_numpy()
+
+    def content(row: int) -> bytes:
+        return values[offsets[row] : offsets[row + 1]].tobytes()
+
+    pairs = zip(rows, others, strict=True)
+    return np.array([content(row) == content(other) for row, other in pairs], dtype=bool)
 
 
 def _row(found: Comparison, same: float) -> dict[str, Any]:
@@ -210,12 +201,12 @@ LOST, GAINED = "lost", "gained"
 
 
 def flips(frames: Frames, system: str | None = None, *, limit: int = 5) -> pd.DataFrame:
-    """The first `limit` flips each way on every task, in the task's order, one an item.
+    """The first `limit` flips each way on every task, in the task's order, one per item.
 
     Columns: task, system, item, seed, direction (lost: the baseline is right and the system wrong;
-    gained: the reverse), prompt, answers (gold), baseline_answer, answer, shared (text in front of
-    the first different token), baseline_token, token, baseline_rest, rest, place (of that token,
-    counted from 0; none for texts of servers, which are parted at the first different character).
+    gained: the reverse), prompt, answers (gold), baseline_answer, answer, shared (text before the
+    first different token), baseline_token, token, baseline_rest, rest, place (index of that token;
+    none for texts of servers, which are split at the first different character).
     """
     system = system or frames.focus
     pairs = paired_rows(frames, frames.baseline)
@@ -229,46 +220,48 @@ def flips(frames: Frames, system: str | None = None, *, limit: int = 5) -> pd.Da
         flipped = flipped.sort_values(["task", "index", "seed"]).drop_duplicates("problem")
         for row in records(flipped.groupby("task", observed=True).head(limit)):
             found = {**_named(frames, row), "direction": direction}
-            rows.append({**found, **_parted(frames, row, vocabulary)})
+            rows.append({**found, **_split_row(frames, row, vocabulary)})
     return pd.DataFrame(rows)
 
 
-def part(
+def split(
     first: list[int], second: list[int], texts: tuple[str, str], vocabulary: dict[int, str]
 ) -> tuple[int, str, list[tuple[str, str]]]:
-    """Where two texts part: the place, what they share, and each one's next token and its rest.
+    """Splits two texts at their first different token.
 
-    With a token of unknown text they part at the first different character instead, and no token
-    is named.
+    If the text of any token is unknown, they are split at the first different character.
+
+    Returns:
+        The token's index, the shared text, and of each text the token ("" if unknown) and the rest.
     """
+    place = _common_length(first, second)
+    if not all(token in vocabulary for token in (*first, *second)):
+        return place, *_split_characters(texts)
+
+    def text(ids: Sequence[int]) -> str:
+        return "".join(vocabulary[token] for token in ids)
+
+    ends = [(text(ids[place : place + 1]), text(ids[place + 1 :])) for ids in (first, second)]
+    return place, text(first[:place]), ends
+
+
+def _split_characters(texts: tuple[str, str]) -> tuple[str, list[tuple[str, str]]]:
+    place = _common_length(*texts)
+    return texts[0][:place], [("", text[place:]) for text in texts]
+
+
+def _common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     pairs = zip(first, second, strict=False)
-    place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
-    if all(token in vocabulary for token in (*first, *second)):
-        shared = "".join(vocabulary[token] for token in first[:place])
-        ends = [
-            (
-                "".join(vocabulary[token] for token in ids[place : place + 1]),
-                "".join(vocabulary[token] for token in ids[place + 1 :]),
-            )
-            for ids in (first, second)
-        ]
-        return place, shared, ends
-    return place, *_part_characters(texts)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def _part_characters(texts: tuple[str, str]) -> tuple[str, list[tuple[str, str]]]:
-    both = zip(*texts, strict=False)
-    at = next((i for i, (a, b) in enumerate(both) if a != b), min(map(len, texts)))
-    return texts[0][:at], [("", text[at:]) for text in texts]
-
-
-def _parted(frames: Frames, row: dict[str, Any], vocabulary: dict[int, str]) -> dict[str, Any]:
+def _split_row(frames: Frames, row: dict[str, Any], vocabulary: dict[int, str]) -> dict[str, Any]:
     theirs, ours = frames.texts.take([row["baseline_row"], row["row"]]).to_pylist()
     texts = (theirs["text"], ours["text"])
     if theirs["token_ids"] is None or ours["token_ids"] is None:
-        place, shared, ends = None, *_part_characters(texts)
+        place, shared, ends = None, *_split_characters(texts)
     else:
-        place, shared, ends = part(theirs["token_ids"], ours["token_ids"], texts, vocabulary)
+        place, shared, ends = split(theirs["token_ids"], ours["token_ids"], texts, vocabulary)
     return {
         "baseline_answer": theirs["answer"],
         "answer": ours["answer"],
@@ -286,17 +279,14 @@ def _named(frames: Frames, row: dict[str, Any]) -> dict[str, Any]:
     asked = items[(items["task"] == row["task"]) & (items["item"] == row["item"])]
     item = asked.iloc[0] if len(asked) else {"prompt": "", "answers": []}
     return {
-        "task": row["task"],
-        "system": row["system"],
-        "item": row["item"],
-        "seed": row["seed"],
+        **{name: row[name] for name in ("task", "system", "item", "seed")},
         "prompt": item["prompt"],
         "answers": list(item["answers"] if item["answers"] is not None else []),
     }
 
 
 def _vocabulary(tokens: pa.Table) -> dict[int, str]:
-    """Texts of all tokens that traced items name."""
+    """Texts of all tokens of traced items."""
     texts = tokens.select(["token", "text"]).group_by("token").aggregate([("text", "min")])
     texts = texts.filter(pc.field("text_min").is_valid())
     return dict(zip(texts["token"].to_pylist(), texts["text_min"].to_pylist(), strict=True))

@@ -1,7 +1,7 @@
-"""Differences to the target at its best temperature, where a run has it at several.
+"""Differences to the target at its best temperature, if a run has several.
 
-Choosing the best of several on the items that it is judged on would flatter it. So the temperature
-of each half of the problems is the one that is right most often on the other half.
+Choosing the best temperature on the items that it is judged on would flatter it. So each half of
+the problems gets the temperature with the highest accuracy on the other half.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ BEST = "target at its best temperature"
 
 
 def differences_to_best(frames: Frames, *, margin: float = 0.01) -> pd.DataFrame:
-    """As `differences`, to `BEST`; lossless systems and the target's own are not compared.
+    """`differences` to `BEST` of all systems that are not lossless.
 
-    Columns: those of `differences`, and chosen (the targets that stand for the best, by how many
-    problems they do). Empty where the run has only one target.
+    Columns: those of `differences`, and chosen (the targets that were best, most frequent first).
+    Empty if the run has only one target.
     """
     kinds = {system: frames.kind(system) for system in frames.systems}
     targets = [system for system, kind in kinds.items() if kind == "target"]
@@ -40,7 +40,7 @@ def differences_to_best(frames: Frames, *, margin: float = 0.01) -> pd.DataFrame
 
 
 def _best(rows: pd.DataFrame, targets: list[str]) -> list[pd.DataFrame]:
-    """For each half of a task's problems the samples of the target that is best on the other."""
+    """The samples of each half of a task's problems under the best target of the other half."""
     half = pd.factorize(rows["problem"], sort=True)[0] % 2
     found = []
     for own in (0, 1):

@@ -1,4 +1,4 @@
-"""Headings, kinds and definitions of a report's columns; a new one is a line of columns.csv."""
+"""Headings, kinds and definitions of a report's columns, which are the lines of columns.csv."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading, how its values are printed, and its definition.
+    """Heading and definition of a column, and the kind of its values.
 
-    Shares are fractions in the tables; `percent`, `points` (with a sign) and `size` (points without
-    one) print them times 100.
+    Tables hold fractions, which `percent`, `points` (with a sign) and `size` (points without a
+    sign) print times 100.
     """
 
     heading: str
@@ -32,7 +32,6 @@ _WITHIN = "95 % interval over problems in brackets"
 
 
 def _read() -> dict[str, Column]:
-    """Reads columns.csv, which has a line for each column."""
     text = (files("easd.report.metrics") / "columns.csv").read_text(encoding="utf-8")
     return {
         row["name"]: Column(
@@ -48,10 +47,10 @@ COLUMNS = _read()
 
 
 def column(name: str) -> Column:
-    """A column by name; one that is not known is printed as text under its own name."""
+    """A column by name; an unknown one is text with its name as heading."""
     return COLUMNS.get(name, Column(name.replace("_", " "), "text", ""))
 
 
 def interval_of(name: str) -> tuple[str, str]:
-    """The columns that hold a value's interval, where it has one."""
+    """The names of the columns of a value's interval."""
     return f"{name}_low", f"{name}_high"

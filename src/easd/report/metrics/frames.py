@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,21 +24,7 @@ POOLED = "all tasks"
 BASELINES = ("target", "speculative")
 
 _HEAVY = ("text", "token_ids", "answer")
-_SUMMED = (
-    "new_tokens",
-    "blocks",
-    "proposed",
-    "examined",
-    "accepted",
-    "penalised",
-    "gate_open",
-    "over_draft_entropy",
-    "over_target_entropy",
-    "over_overlap",
-    "prompt_tokens",
-    "steps",
-    "rewritten",
-)
+_NOT_SUMMED = ("seed", "index", "seconds")
 _PARTS = ("draft", "target", "verify")
 _LEAST_COMPLETE = 0.5
 
@@ -49,7 +35,7 @@ class Frames:
 
     Attributes:
         run: the content of run.json.
-        texts: the samples' texts, answers and token ids, row by row as in `samples`.
+        texts: texts, answers and token ids, with the rows of `samples`.
         chunks: times and forwards of texts decoded together.
         tokens: rows of traced items.
         items: prompts and gold answers.
@@ -69,17 +55,15 @@ class Frames:
 
     @cached_property
     def by_problem(self) -> pd.DataFrame:
-        """Counts summed over the seeds of each problem: one row a task, system and problem."""
-        samples = self.samples.assign(samples=1)
+        """Counts summed over the seeds of each problem: one row per task, system and problem."""
         keys = ["task", "system", "problem"]
-        columns = ["samples", "correct", "failed", "cut_off", *_SUMMED]
-        return (
-            samples.groupby(keys, observed=True, sort=True)[columns].sum(min_count=1).reset_index()
-        )
+        samples = self.samples.assign(samples=1).drop(columns=[*_NOT_SUMMED])
+        groups = samples.groupby(keys, observed=True, sort=True)
+        return groups.sum(numeric_only=True, min_count=1).reset_index()
 
     @cached_property
     def common(self) -> pd.DataFrame:
-        """Samples that all systems of a task have, on which differences are taken.
+        """Samples that all systems of a task have, on which differences are computed.
 
         A system with fewer than half the samples of the most complete one is left out, since it
         would shrink the comparison of all others.
@@ -102,13 +86,13 @@ class Frames:
         return next((s for s in self.run["systems"] if s["name"] == system), {})
 
     def setting(self, system: str, name: str) -> Any:
-        """A setting with the system's own override, or None where the run does not say."""
+        """A setting of a system, None if unknown."""
         own = self.description(system).get("settings") or {}
         return own.get(name, self.run.get("config", {}).get(name))
 
     @property
     def is_remote(self) -> bool:
-        """Whether servers decoded, which report no single tokens and forwards."""
+        """Whether servers decoded, which report neither tokens nor forwards."""
         return any(system.get("kind") == "endpoint" for system in self.run["systems"])
 
     def kind(self, system: str) -> str:
@@ -119,7 +103,7 @@ class Frames:
 
     @property
     def focus(self) -> str | None:
-        """The system that close-ups show: EASD, else the first other one with a gate."""
+        """The system that close-ups show: EASD, else the first other one that penalised."""
         others = [name for name in self.systems if name != self.baseline]
         plain = [s for s in others if self.kind(s) == "easd"]
         penalised = self.samples.groupby("system", observed=False)["penalised"].sum()
@@ -128,6 +112,10 @@ class Frames:
             if firing or (candidates is plain and plain):
                 return (firing or plain)[0]
         return others[0] if others else None
+
+    def first_of(self, kind: str) -> str | None:
+        """The first system of that kind."""
+        return next((system for system in self.systems if self.kind(system) == kind), None)
 
     @property
     def present_tasks(self) -> list[str]:
@@ -140,8 +128,8 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
     """Reads a run's tables into data frames.
 
     Args:
-        run: as `easd.runs.open_run` returns it.
-        baseline: a system's name; without, target-only, else speculative sampling, else the first.
+        run: an evaluation, as `easd.runs.open_run` returns it.
+        baseline: by default target-only, else speculative sampling, else the first system.
 
     Raises:
         ConfigError: The baseline is no system of the run.
@@ -164,7 +152,7 @@ def frames(run: Run, baseline: str | None = None) -> Frames:
 def by_task_and_system(
     frame: pd.DataFrame, *, pooled: bool = True
 ) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Task, system and rows of each group; then, of several tasks, each system over all of them."""
+    """Task, system and rows of each group; then each system over all tasks, if there are more."""
     tasks = 0
     for task, rows in frame.groupby("task", observed=True, sort=True):
         tasks += 1
@@ -176,7 +164,7 @@ def by_task_and_system(
 
 
 def narrowed(tokens: pa.Table, outcomes: tuple[str, ...], columns: list[str]) -> pa.Table:
-    """The columns of rows with one of these outcomes."""
+    """The columns, in rows with one of these outcomes."""
     return tokens.filter(pc.field("outcome").isin(outcomes)).select(columns)
 
 
@@ -210,13 +198,13 @@ def _chunks(table: pa.Table, systems: list[str], tasks: list[str]) -> pd.DataFra
     frame["system"] = ordered(frame["system"], systems)
     frame["task"] = ordered(frame["task"], tasks)
     known = sum(frame[f"{part}_seconds"] for part in _PARTS)
-    # Reading prompts, committing tokens, and time that belongs to no part.
+    # Processing prompts, committing tokens, and time that belongs to no part.
     frame["other_seconds"] = (frame["seconds"] - known).clip(lower=0.0)
     return frame
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Dictionary columns as strings: parts of a run need not share a dictionary."""
+    """Dictionary columns as strings, since parts of a run need not share a dictionary."""
     for index, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             table = table.set_column(index, field.name, table[field.name].cast(pa.string()))
@@ -228,7 +216,7 @@ def _baseline(wanted: str | None, systems: list[str]) -> str:
         return next((name for name in BASELINES if name in systems), systems[0])
     if wanted not in systems:
         raise ConfigError(
-            f"baseline {wanted!r} is no system of this run; choose one of {', '.join(systems)}"
+            f"baseline {wanted!r} is not a system of this run; choose one of {', '.join(systems)}"
         )
     return wanted
 
@@ -241,21 +229,11 @@ def columns_of(name: str, estimate: Estimate) -> Interval:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def share_of(name: str, part: pd.Series, whole: pd.Series) -> Interval:
-    """A share of positions or samples, from counts by problem."""
-    return _of(name, part, whole, share)
-
-
-def ratio_of(name: str, above: pd.Series, below: pd.Series) -> Interval:
-    """A ratio of sums, from sums by problem."""
-    return _of(name, above, below, ratio)
-
-
-def _of(
+def _estimated(
+    estimate: Callable[[np.ndarray, np.ndarray], Estimate],
     name: str,
     above: pd.Series,
     below: pd.Series,
-    estimate: Callable[[np.ndarray, np.ndarray], Estimate],
 ) -> Interval:
     top = above.to_numpy(dtype=np.float64, na_value=np.nan)
     bottom = below.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -265,6 +243,13 @@ def _of(
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"), math.nan)
     try:
         return columns_of(name, estimate(top, bottom))
-    except InputError:  # One problem says nothing about others.
+    except InputError:  # a single problem allows no interval
         value = float(top.sum() / bottom.sum())
         return {name: value, f"{name}_low": math.nan, f"{name}_high": math.nan}
+
+
+share_of = partial(_estimated, share)
+"""A share of positions or samples: the columns of its name, from counts by problem."""
+
+ratio_of = partial(_estimated, ratio)
+"""A ratio of sums: the columns of its name, from sums by problem."""

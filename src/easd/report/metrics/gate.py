@@ -1,14 +1,12 @@
-"""How often gates open, and accuracy where they do."""
+"""Opening rates of gates, and accuracy with and without penalties."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from easd.core.gate import Gate
 from easd.diagnose.calibration import NO_OP_RATE
 from easd.errors import InputError
 from easd.report.metrics.accuracy import accuracy, paired_rows
@@ -59,7 +57,7 @@ def firing(frames: Frames) -> pd.DataFrame:
 
 
 def tradeoffs(frames: Frames) -> pd.DataFrame:
-    """Accuracy beside what it costs.
+    """Accuracy, penalty rate and block efficiency.
 
     Columns: task, system, accuracy, penalty_rate and block_efficiency with their intervals.
     """
@@ -95,7 +93,7 @@ def penalised_samples(frames: Frames) -> pd.DataFrame:
             try:
                 found = paired_difference(ours, theirs, part["problem"].to_numpy())
                 difference = {**columns_of("difference", found), "p_value": found.p_value}
-            except InputError:  # One problem says nothing about others.
+            except InputError:  # a single problem allows no interval
                 difference = {"difference": float(ours.mean() - theirs.mean())}
             rows.append(
                 {
@@ -145,7 +143,7 @@ def threshold_grids(frames: Frames) -> dict[str, dict[str, tuple[float, float]]]
             continue
         thresholds = (float(rule.pop("tau_h")), float(rule.pop("tau_o")))
         cells = grids.setdefault(_label(rule, frames.description(system)), {})
-        # The same rule under two names is one cell.
+        # A rule with two names is one cell.
         if thresholds not in cells.values():
             cells[system] = thresholds
     return {name: found for name, found in grids.items() if len(found) >= 3}
@@ -157,23 +155,3 @@ def _label(rule: dict[str, Any], description: dict[str, Any]) -> str:
     name = str(rest.pop("name"))
     fields = ", ".join(f"{key} {value}" for key, value in rest.items())
     return f"{name}: {fields}" if fields else name
-
-
-def conditions_met(frames: Frames, system: str, tokens: pd.DataFrame) -> pd.DataFrame | None:
-    """Which of the gate's conditions hold at each position; None for a rule without them.
-
-    Columns: draft_entropy_met, target_entropy_met, overlap_met.
-    """
-    rule = frames.rule(system)
-    if "tau_o" not in rule:
-        return None
-    top_n = rule["top_n"]
-    gate = Gate(tau_h=float(rule["tau_h"]), tau_o=rule["tau_o"], top_n=top_n)
-    met = gate.met(
-        {
-            "draft_entropy": tokens["draft_entropy"].to_numpy(),
-            "target_entropy": tokens["target_entropy"].to_numpy(),
-            "shared_top": np.rint(tokens["overlap"].to_numpy() * top_n),
-        }
-    )
-    return pd.DataFrame({f"{name}_met": held for name, held in met.items()})

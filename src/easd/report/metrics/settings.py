@@ -8,8 +8,6 @@ import pandas as pd
 
 from easd.report.metrics.frames import Frames
 
-_BESIDE = ("tasks", "seeds")
-
 
 def system_settings(frames: Frames) -> pd.DataFrame:
     """Every field of every rule, and every setting that a system does not share.
@@ -20,7 +18,7 @@ def system_settings(frames: Frames) -> pd.DataFrame:
         {
             "system": system,
             "kind": frames.kind(system),
-            "fields": _listed(_fields(frames, system)),
+            "fields": _listed({**frames.rule(system), **_reward(frames.description(system))}),
             "settings": _listed(frames.description(system).get("settings") or {}),
         }
         for system in frames.systems
@@ -53,9 +51,9 @@ def shared_settings(frames: Frames) -> pd.DataFrame:
 
 
 def task_settings(frames: Frames) -> pd.DataFrame:
-    """Where each task comes from and what of it could not be read.
+    """Source of each task, and the lines that could not be read.
 
-    Columns: task, then every entry of run.json, skipped lines counted and listed.
+    Columns: task, items, skipped, skipped_lines, then every other entry of run.json.
     """
     rows = []
     for name, task in frames.run["tasks"].items():
@@ -72,10 +70,9 @@ def task_settings(frames: Frames) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _fields(frames: Frames, system: str) -> dict[str, Any]:
-    description = frames.description(system)
-    own = {k: v for k, v in description.items() if k not in ("name", "kind", "rule", "settings")}
-    return {**frames.rule(system), **own}
+def _reward(description: dict[str, Any]) -> dict[str, Any]:
+    """The fields of reward-guided decoding."""
+    return {k: v for k, v in description.items() if k not in ("name", "kind", "rule", "settings")}
 
 
 def _flat(values: dict[str, Any], above: str = "") -> list[tuple[str, str]]:

@@ -25,11 +25,11 @@ _CHUNK = ["task", "seed", "first"]
 _RESAMPLES = 1000
 
 LEAST_CHUNKS = 5
-"""Fewer chunks tell next to nothing of how much their speeds vary, so no interval is given."""
+"""Fewest chunks for an interval: fewer say next to nothing about how speeds vary."""
 
 
 def speed(frames: Frames) -> pd.DataFrame:
-    """Decoding speed of every system, from the wall time of chunks of texts decoded together.
+    """Decoding speed of every system, from the wall time of chunks.
 
     Columns: task, system, chunks, batch, tokens, seconds, tokens_per_second with its interval,
     improvement over the baseline with its interval, draft_ms, target_ms, verify_ms and other_ms
@@ -80,7 +80,7 @@ def speed(frames: Frames) -> pd.DataFrame:
 
 
 def expected_improvement(alpha: float, cost: float, gamma: int | None) -> float:
-    """Walltime improvement by Theorem 3.8 (arXiv:2211.17192); NaN where nothing is drafted."""
+    """Walltime improvement by Theorem 3.8 (arXiv:2211.17192); NaN without drafting."""
     if gamma is None or math.isnan(alpha) or math.isnan(cost):
         return math.nan
     tokens = gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
@@ -111,8 +111,8 @@ def drafting(frames: Frames) -> pd.DataFrame:
 def work(frames: Frames) -> pd.DataFrame:
     """Tokens, forwards and operations of each system, which do not depend on the machine.
 
-    A position costs 2 operations per parameter. Not counted: reading the prompt, and, in
-    reward-guided decoding, rereading the text and the reward model.
+    A position costs 2 operations per parameter. Prompts, and in reward-guided decoding the reward
+    model and processing the text again, are not counted.
 
     Columns: task, system, tokens, by_draft, by_target, draft_share, target_forwards,
     draft_forwards, target_positions, draft_positions, flops, flops_per_token, relative_flops (per
@@ -171,7 +171,7 @@ def _forwards(group: pd.DataFrame) -> dict[str, float]:
 
 
 def _improvement(group: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval:
-    """Baseline's seconds a token / ours, on the chunks that both have."""
+    """Walltime improvement over the baseline, on the chunks that both have."""
     names = ["improvement", *interval_of("improvement")]
     unknown = dict.fromkeys(names, math.nan)
     if baseline is None:
@@ -183,11 +183,7 @@ def _improvement(group: pd.DataFrame, baseline: pd.DataFrame | None) -> Interval
     tokens, its_tokens = (both[f"tokens{end}"].to_numpy(float) for end in ("", "_of_baseline"))
 
     def improvement(weights: np.ndarray) -> np.ndarray:
-        own, other = (
-            (weights @ ours) / (weights @ tokens),
-            (weights @ theirs) / (weights @ its_tokens),
-        )
-        return other / own
+        return (weights @ theirs) / (weights @ its_tokens) * (weights @ tokens) / (weights @ ours)
 
     if len(both) < LEAST_CHUNKS:
         return {**unknown, "improvement": float(improvement(np.ones((1, len(both))))[0])}
@@ -199,11 +195,11 @@ _DRAFTING = ("acceptance", "utilisation", "block_efficiency")
 
 
 def serving(frames: Frames) -> pd.DataFrame:
-    """Throughput and waiting times of systems on servers, and drafting where a server tells it.
+    """Throughput and latency of systems on servers, and drafting if the server reports it.
 
     Columns: task, system, batch, chunks, tokens_per_second and improvement with their intervals,
     request_p50, request_p95, acceptance, utilisation, block_efficiency and penalty_rate with their
-    intervals. Empty where no server decoded.
+    intervals. Empty unless servers decoded.
     """
     if not frames.is_remote:
         return pd.DataFrame()

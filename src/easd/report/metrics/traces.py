@@ -1,4 +1,4 @@
-"""Metrics of traced positions: entropies, overlap, refused tokens."""
+"""Metrics of recorded positions: entropies, overlap, refused tokens."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pandas as pd
 
 from easd.errors import InputError
 from easd.report.metrics.frames import Frames, by_task_and_system, narrowed, ordered, share_of
-from easd.report.metrics.gate import conditions_met
 from easd.runs.schema import EMITTED, EXAMINED
+from easd.runs.tally import conditions_met
 from easd.stats import bootstrap
 
 MODELS = ("draft", "target")
@@ -23,7 +23,7 @@ _RESAMPLES = 1000
 
 
 def entropy_histogram(frames: Frames) -> pd.DataFrame:
-    """Entropies at emitted positions, binned alike for all systems and both models.
+    """Entropies at emitted positions, with the same bins for all systems and both models.
 
     Columns: system, model, low, high (nats), positions, share.
     """
@@ -51,7 +51,7 @@ def entropy_histogram(frames: Frames) -> pd.DataFrame:
 
 
 def entropy_summary(frames: Frames) -> pd.DataFrame:
-    """Entropies at emitted positions in numbers.
+    """Mean and quantiles of entropies at emitted positions.
 
     Columns: system, model, positions, mean, p50, p90, p95, p99 (nats), above_tau_h (share; empty
     for a rule without threshold).
@@ -76,7 +76,7 @@ def entropy_summary(frames: Frames) -> pd.DataFrame:
 
 
 def overlap_counts(frames: Frames) -> pd.DataFrame:
-    """How many top tokens draft and target share at examined positions.
+    """Number of top tokens that draft and target share at examined positions.
 
     Columns: system, overlap (share of the top_n tokens), positions, share.
     """
@@ -92,7 +92,7 @@ def overlap_counts(frames: Frames) -> pd.DataFrame:
 
 
 def joint_conditions(frames: Frames) -> pd.DataFrame:
-    """Which conditions of the gate hold together at examined positions.
+    """Joint frequencies of the gate's conditions at examined positions.
 
     Columns: system, draft_entropy_met, target_entropy_met, overlap_met, positions, share.
     """
@@ -101,10 +101,11 @@ def joint_conditions(frames: Frames) -> pd.DataFrame:
     found = []
     for system in frames.systems:
         rows = tokens[tokens["system"] == system]
-        met = conditions_met(frames, system, rows)
+        met = conditions_met(frames.rule(system), rows)
         if met is None or rows.empty:
             continue
-        counts = met.value_counts().rename("positions").reset_index()
+        held = pd.DataFrame({f"{name}_met": each for name, each in met.items()})
+        counts = held.value_counts().rename("positions").reset_index()
         found.append(counts.assign(system=system, share=counts["positions"] / len(rows)))
     if not found:
         return pd.DataFrame()
@@ -114,7 +115,7 @@ def joint_conditions(frames: Frames) -> pd.DataFrame:
 
 
 def entropy_of_samples(frames: Frames) -> pd.DataFrame:
-    """Mean target entropy of each traced text beside whether it is right.
+    """Mean target entropy and correctness of each traced text.
 
     Columns: task, system, seed, problem, correct, entropy (nats).
     """
@@ -161,7 +162,7 @@ def correctness_by_entropy(frames: Frames) -> pd.DataFrame:
 
 
 def entropy_correlation(frames: Frames) -> pd.DataFrame:
-    """Correlation of a traced text's mean target entropy with its being right.
+    """Correlation of a traced text's mean target entropy with correctness.
 
     Columns: task, system, samples, correlation with its interval.
     """
@@ -179,7 +180,7 @@ def entropy_correlation(frames: Frames) -> pd.DataFrame:
                 resamples=_RESAMPLES,
             )
             low, high = found.low, found.high
-        except InputError:  # Too few problems, or all of them right or wrong in some draw.
+        except InputError:  # too few problems, or all right or all wrong in some resample
             pass
         rows.append(
             {
@@ -215,11 +216,11 @@ def replacements(frames: Frames) -> pd.DataFrame:
 
 
 def refused_tokens(frames: Frames) -> pd.DataFrame:
-    """Tokens by how often they were penalised in traced items.
+    """Penalised tokens of traced items, most frequent first.
 
-    Columns: system, token, refused (its text), count, share (of the system's penalties), examined
-    (drafted and looked at), refusal_rate, target_prob (mean probability at the target), instead
-    (its three most frequent replacements with their counts).
+    Columns: system, token, refused (its text), count, share (of the system's penalties), examined,
+    refusal_rate, target_prob (mean probability at the target), instead (its three most frequent
+    replacements with their counts).
     """
     pairs = replacements(frames)
     columns = ["system", "token", "outcome", "target_prob"]
@@ -249,12 +250,12 @@ def refused_tokens(frames: Frames) -> pd.DataFrame:
 
 
 def quoted(text: str) -> str:
-    """A token in quotes, which shows its spaces."""
+    """A token in quotes, which make its spaces visible."""
     return "“" + text.replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 
 def _entropies(frames: Frames) -> pd.DataFrame:
-    """One row an emitted position and model: system, model, entropy."""
+    """One row per emitted position and model: system, model, entropy."""
     columns = [f"{model}_entropy" for model in MODELS]
     tokens = narrowed(frames.tokens, EMITTED, ["system", *columns]).to_pandas()
     long = tokens.rename(columns=dict(zip(columns, MODELS, strict=True))).melt(

@@ -1,4 +1,4 @@
-// The card of one token: who proposed it, who doubted it, what came instead.
+// The card of one token: its outcome, probabilities, signals, and both models' top tokens.
 
 import { make } from "./dom.js";
 import { CONDITIONS, CONDITION_NAMES, conditionsMet, isCaught, sharedTop } from "./gate.js";
@@ -6,7 +6,7 @@ import { examinedRow, fate } from "./model.js";
 import { named } from "./visible.js";
 import { number, outcome, probability } from "./words.js";
 
-/** The card's content for the token at an index of a panel's text. */
+/** The card's content for a token of a panel's text. */
 export function card(panel, index, thresholds) {
   const token = panel.text.tokens[index];
   const seen = token.refused ?? token.row;
@@ -27,24 +27,24 @@ export function card(panel, index, thresholds) {
     acceptance(token, panel.run.config.coupling),
     signals(seen, thresholds, panel.top),
     verdict(token, thresholds, panel.asked),
-    favourites(token, seen, panel.vocabulary),
+    topTokens(token, seen, panel.vocabulary),
   ].filter(Boolean);
 }
 
-/** One sentence on what happened here, also read out to those who do not see the card. */
+/** One sentence on the outcome, also for screen readers. */
 export function story(token) {
   const refused = token.refused && `‘${named(token.refused.text)}’`;
   const row = `‘${named(token.row.text)}’`;
   const dropped = token.dropped.length
-    ? ` Drafted behind it and dropped: ${token.dropped.map((one) => named(one.text)).join(" ")}`
+    ? ` Drafted after it and discarded: ${token.dropped.map((one) => named(one.text)).join(" ")}`
     : "";
   switch (fate(token)) {
     case "accepted":
       return "Drafted, examined and kept.";
     case "replacement":
-      return `The draft’s ${refused} failed the acceptance test; ${row} was drawn in its place.${dropped}`;
+      return `The draft’s ${refused} failed the acceptance test; ${row} replaced it.${dropped}`;
     case "penalised":
-      return `The gate refused the draft’s ${refused}; ${row} came instead.${dropped}`;
+      return `The gate refused the draft’s ${refused}; ${row} replaced it.${dropped}`;
     case "bonus":
       return "Drawn after a whole block was kept.";
     default:
@@ -52,7 +52,7 @@ export function story(token) {
   }
 }
 
-/** The drafted token and what stands in the text, with both models' probabilities. */
+/** The refused and the emitted token with both models' probabilities. */
 function candidates(token) {
   const lines = token.refused
     ? [
@@ -122,7 +122,7 @@ function signals(row, thresholds, top) {
       { class: "line" },
       make("span", { text: `${model} entropy` }),
       meter,
-      make("strong", { text: value === null ? "not asked" : `${number(value)} nats` }),
+      make("strong", { text: value === null ? "no draft" : `${number(value)} nats` }),
     );
   };
   const shared = sharedTop(row, thresholds.topN);
@@ -140,19 +140,19 @@ function signals(row, thresholds, top) {
       make("span", { text: "overlap" }),
       make("div", { class: "dots", "aria-hidden": "true" }, ...dots),
       make("strong", {
-        text: shared === null ? "not asked" : `${shared} of ${thresholds.topN} shared`,
+        text: shared === null ? "no draft" : `${shared} of ${thresholds.topN} shared`,
       }),
     ),
   );
 }
 
-/** What the gate would say at the thresholds of the sliders. */
+/** Whether the gate is open at the thresholds of the sliders. */
 function verdict(token, thresholds, asked) {
   const row = examinedRow(token);
   if (!row)
     return make("p", {
       class: "verdict",
-      text: "Not examined: the gate is asked of draft tokens.",
+      text: "Not examined: gates judge draft tokens only.",
     });
   const met = conditionsMet(row, thresholds);
   const caught = isCaught(met, asked);
@@ -165,7 +165,7 @@ function verdict(token, thresholds, asked) {
     line.append(
       make("span", {
         class: "condition",
-        text: `${met[name] ? "✓" : "✗"} ${CONDITION_NAMES[name]}${asked.includes(name) ? "" : " (not asked)"}`,
+        text: `${met[name] ? "✓" : "✗"} ${CONDITION_NAMES[name]}${asked.includes(name) ? "" : " (not used)"}`,
       }),
       " ",
     );
@@ -173,20 +173,20 @@ function verdict(token, thresholds, asked) {
   return line;
 }
 
-function favourites(token, row, vocabulary) {
+function topTokens(token, row, vocabulary) {
   const shared = row.draft_top_tokens.filter((id) => row.target_top_tokens.includes(id));
   const table = (model) =>
     make(
       "table",
       { class: `top ${model}` },
-      make("caption", { text: `${model}’s favourites` }),
+      make("caption", { text: `${model}’s top tokens` }),
       make(
         "tbody",
         {},
-        ...row[`${model}_top_tokens`].map((id, i) => favourite(id, row[`${model}_top_probs`][i])),
+        ...row[`${model}_top_tokens`].map((id, i) => topToken(id, row[`${model}_top_probs`][i])),
       ),
     );
-  const favourite = (id, prob) => {
+  const topToken = (id, prob) => {
     const place = id === token.row.token ? "chosen" : id === token.refused?.token ? "removed" : "";
     const word = make(
       "th",
@@ -203,7 +203,7 @@ function favourites(token, row, vocabulary) {
     "p",
     { class: "soft" },
     make("span", { class: "both", text: "● " }),
-    "among the favourites of both; underlined: in the text",
+    "top token of both models; underlined: in the text",
   );
   return make("div", { class: "tops" }, ...models.map(table), legend);
 }

@@ -1,4 +1,4 @@
-/** A new element; `text` is never markup, everything else is an attribute. */
+/** A new element; `text` is never parsed as markup, all other options are attributes. */
 export function make(tag, { text, ...attributes } = {}, ...children) {
   const element = document.createElement(tag);
   if (text !== undefined) element.textContent = text;

@@ -1,4 +1,4 @@
-// The gate's conditions over recorded signals, as `easd.core.conditions` asks them.
+// The gate's conditions on recorded signals, the same as `easd.core.gate`.
 
 export const CONDITIONS = ["draft_entropy", "target_entropy", "overlap"];
 export const CONDITION_NAMES = {
@@ -7,17 +7,17 @@ export const CONDITION_NAMES = {
   overlap: "they agree",
 };
 
-/** The least number of shared top tokens that meets tau_o; 4/5 > 0.8 fails in binary. */
+/** The smallest number of shared top tokens that meets tau_o, safe from rounding. */
 export function requiredShared(tauO, topN) {
   return Math.ceil(Number((tauO * topN).toFixed(9)));
 }
 
-/** How many top tokens both models have at a row; null where the draft said nothing. */
+/** The number of shared top tokens at a row; null without a draft. */
 export function sharedTop(row, topN) {
   return row.overlap === null ? null : Math.round(row.overlap * topN);
 }
 
-/** Which conditions a row of the tokens table meets, asked or not. */
+/** Whether a row of the tokens table meets each condition. */
 export function conditionsMet(row, { tauH, leastShared, topN }) {
   const above = (entropy) => entropy !== null && Math.fround(entropy) > Math.fround(tauH);
   const shared = sharedTop(row, topN);
@@ -28,12 +28,12 @@ export function conditionsMet(row, { tauH, leastShared, topN }) {
   };
 }
 
-/** Whether the gate, asked of these conditions, would be open. */
+/** Whether a gate with the conditions `asked` is open. */
 export function isCaught(met, asked) {
   return asked.every((name) => met[name]);
 }
 
-/** Counts over examined rows: all, caught, and those that meet each condition. */
+/** Numbers of examined rows: all, those where the gate is open, those that meet each condition. */
 export function replay(rows, thresholds, asked) {
   const found = {
     examined: rows.length,

@@ -1,4 +1,4 @@
-// Tokens as elements, and elements as lines that break where the text does.
+// Tokens as elements, in lines that break where the text does.
 
 import { make } from "./dom.js";
 import { fate } from "./model.js";
@@ -6,13 +6,13 @@ import { named, visible } from "./visible.js";
 import { outcome } from "./words.js";
 
 export class Lines {
-  /** One element a token. */
+  /** One element per token. */
   elements = [];
   #line = null;
-  #breaks = 0; // That end the line so far.
-  #indent = ""; // Of the line to come.
+  #breaks = 0; // line breaks at the end of the current line
+  #indent = ""; // of the next line
 
-  /** Puts tokens at the end; returns the lines that this begins. */
+  /** Appends tokens; returns the new lines. */
   add(tokens) {
     const begun = [];
     for (const token of tokens) this.#append(token, begun);
@@ -21,7 +21,7 @@ export class Lines {
 
   #append(token, begun) {
     const [, space, word, breaks = "", indent] = token.row.text.match(/^( *)(.*?)(\n+)?([ \t]*)$/s);
-    // A line break that follows another stays in the line that they end.
+    // Consecutive line breaks end the same line.
     if (!this.#line || (this.#breaks && (word || !breaks))) {
       const kind = this.#breaks > 1 ? "row apart" : "row";
       this.#line = make("div", { class: kind }, this.#indent);
@@ -51,7 +51,7 @@ function elementOf(token, index, shown) {
   if (kind === "penalised") {
     element.append(make("s", { text: named(token.refused.text) }), make("i", { text: "→" }));
   }
-  // Spaces alone keep their width where nothing happened, and are named where something did.
+  // Only spaces: shown as they are if accepted, else by name.
   element.append(shown.trim() || (shown && quiet) ? shown : named(token.row.text));
   const row = token.refused ?? token.row;
   element.style.setProperty("--d", row.draft_entropy ?? 0);

@@ -1,4 +1,4 @@
-// Decoding while one watches: the form, and the server's stream of events.
+// Live decoding: the form, and the server's stream of events.
 
 import { byId, make } from "./dom.js";
 import { count, percent } from "./words.js";
@@ -49,7 +49,7 @@ export class Live {
     }
   }
 
-  /** Offers the numbers that the chosen rule has. */
+  /** Shows inputs for the numeric fields of the chosen rule. */
   #showFields() {
     const { fields, summary, lossless } = this.#rules[this.#form.elements.rule.value];
     const numbers = Object.entries(fields).filter(([, value]) => typeof value === "number");
@@ -62,7 +62,7 @@ export class Live {
     );
     byId("rule-fields").replaceChildren(...inputs);
     byId("rule-summary").textContent =
-      `${summary} ${lossless ? "Lossless: the text follows the target’s law." : "Changes what the target would say."}`;
+      `${summary} ${lossless ? "Lossless: the text follows the target’s distribution." : "Changes the target’s distribution."}`;
   }
 
   async #decode() {
@@ -71,7 +71,7 @@ export class Live {
     byId("problem").textContent = "";
     byId("stop").disabled = false;
     let begun = false;
-    // What is shown stays until the server has taken the request.
+    // The current texts stay until the server has accepted the request.
     const begin = () => {
       if (!begun) this.#page.start();
       begun = true;
@@ -81,11 +81,11 @@ export class Live {
       (box) => box.checked && box.value !== elements.rule.value,
     );
     try {
-      // One after the other: each has the machine for itself, so that speeds compare.
+      // One after the other, so that speeds are comparable.
       for (const rule of [elements.rule.value, ...others.map((box) => box.value)])
         await this.#one(rule, running.signal, begin);
     } catch (error) {
-      if (this.#running !== running) return; // Another decoding has begun.
+      if (this.#running !== running) return; // another decoding has begun
       if (error.name === "AbortError") this.#page.announce("stopped");
       else this.#fail(error);
     }
@@ -146,15 +146,15 @@ export class Live {
     };
   }
 
-  /** A response that is well, or an error with the server's words. */
+  /** A successful response, or an error with the server's message. */
   async #fetch(path, options = {}) {
     const key = this.#form.elements.key.value;
     const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
     const response = await fetch(path, { ...options, headers });
     if (response.ok) return response;
     if (response.status === 401) byId("key").hidden = false;
-    const told = await response.json().catch(() => null);
-    throw new Error(told?.error?.message ?? `the server answered ${response.status}`);
+    const answer = await response.json().catch(() => null);
+    throw new Error(answer?.error?.message ?? `the server answered ${response.status}`);
   }
 
   #fail(error) {

@@ -1,4 +1,4 @@
-// The page: what is shown, what the sliders say, where the reader points.
+// The page: panels, sliders, and the card of the token at the pointer or focus.
 
 import { card, story } from "./card.js";
 import { byId, make } from "./dom.js";
@@ -10,10 +10,10 @@ import { named, visible } from "./visible.js";
 import { count, number } from "./words.js";
 
 const DEFAULTS = { tau_h: 1.5, tau_o: 0.8 };
-const ANNOUNCE_AFTER = 400; // ms; quick steps through a text are not all read out.
+const ANNOUNCE_AFTER = 400; // ms, so that quick steps through a text are not all read out
 
 class Page {
-  #runs = []; // Recorded ones.
+  #runs = []; // recorded ones
   #panels = [];
   #recorded = { tauH: DEFAULTS.tau_h, leastShared: 4 };
   #thresholds = this.#recorded;
@@ -74,7 +74,7 @@ class Page {
     this.#showText(0);
   }
 
-  /** Forgets what was shown. */
+  /** Removes all panels. */
   start() {
     this.#panels = [];
     this.#focused = this.#pointed = null;
@@ -115,7 +115,7 @@ class Page {
     byId("status").textContent = text;
   }
 
-  /** Shows what changed, once a frame. */
+  /** Redraws, at most once per frame. */
   refresh() {
     this.#frame ||= requestAnimationFrame(() => {
       this.#frame = 0;

@@ -5,11 +5,11 @@ const EXAMINED = new Set(["accepted", "rejected", "penalised"]);
 /** One text as it was decoded; rows may come step by step. */
 export class Text {
   /**
-   * Tokens of the text: `row` was emitted, `refused` stood there before, `dropped` came after it;
-   * `drafted` says whether its block held draft tokens.
+   * Tokens of the text: `row` was emitted, `refused` is the draft token it replaces, `dropped` are
+   * draft tokens discarded after that, and `drafted` tells whether the block had draft tokens.
    */
   tokens = [];
-  /** Rows that the rule was asked about. */
+  /** Examined rows. */
   examined = [];
   finished = false;
   #refused = null;
@@ -32,13 +32,13 @@ export class Text {
   }
 }
 
-/** What became of a token's place: accepted, replacement, penalised, bonus, or drawn without a draft. */
+/** The outcome at a token's position: accepted, replacement, penalised, bonus, or drawn without a draft. */
 export function fate(token) {
   if (token.refused?.outcome === "penalised") return "penalised";
   return token.drafted ? token.row.outcome : "drawn";
 }
 
-/** The row whose signals the gate looked at; a bonus token has none. */
+/** The row whose signals the gate judged; a bonus token has none. */
 export function examinedRow(token) {
   return token.refused ?? (token.row.outcome === "accepted" ? token.row : null);
 }
@@ -51,7 +51,7 @@ export function rowsOf(columns) {
   );
 }
 
-/** Index of the first token that differs, as far as both are there; null where none does. */
+/** Index of the first different token; null if there is none so far. */
 export function firstDifference(text, other) {
   const common = Math.min(text.tokens.length, other.tokens.length);
   for (let i = 0; i < common; i++) {
@@ -61,7 +61,7 @@ export function firstDifference(text, other) {
   return ended && text.tokens.length !== other.tokens.length ? common : null;
 }
 
-/** The rows of a text that the rule was asked about. */
+/** The examined rows of a text. */
 export function examinedRows(rows) {
   return rows.filter((row) => EXAMINED.has(row.outcome));
 }

@@ -1,6 +1,6 @@
-// Where a key leads in a text.
+// Keyboard navigation in a text.
 
-/** Index of the token that `key` leads to from `at`, or null where it leads nowhere. */
+/** Index of the token that `key` moves to from `at`; null for other keys. */
 export function moved(key, at, tokens, elements) {
   switch (key) {
     case "ArrowRight":

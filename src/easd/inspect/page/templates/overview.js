@@ -1,4 +1,4 @@
-// A whole text in one strip: draft entropy up, target entropy down, outcomes below.
+// A strip of the whole text: draft entropy upwards, target entropy downwards, outcomes below.
 
 import { make } from "./dom.js";
 import { fate } from "./model.js";
@@ -14,7 +14,7 @@ export class Overview {
   #width = 0;
   #draw = () => {};
 
-  /** `onPoint` is called with the index of the token that the pointer is at, and whether it was pressed. */
+  /** `onPoint` gets the index of the token at the pointer, and whether it was pressed. */
   constructor(onPoint) {
     this.element = make("div", { class: "strip" }, this.#canvas, this.#cursor);
     new ResizeObserver(([entry]) => {
@@ -72,7 +72,7 @@ export class Overview {
       penalised: colour.penalty,
     };
     const height = (entropy) => Math.min((entropy ?? 0) / top, 1) * HALF;
-    // Outcomes that matter are drawn last, so that a crowded strip does not hide them.
+    // Draw the important outcomes last, so that a crowded strip does not hide them.
     const byFate = { accepted: [], drawn: [], bonus: [], replacement: [], penalised: [] };
     tokens.forEach((token, i) => byFate[fate(token)].push(i));
     for (const i of Object.values(byFate).flat()) {

@@ -1,4 +1,4 @@
-// One system's text: its rule, its figures, its tokens.
+// One system's text: rule, figures and tokens.
 
 import { make } from "./dom.js";
 import { CONDITIONS, CONDITION_NAMES, conditionsMet, isCaught, replay } from "./gate.js";
@@ -11,24 +11,24 @@ import { percent, thresholdWords } from "./words.js";
 
 export class Panel {
   text = new Text();
-  /** Examined rows of all texts of the run, where it has several. */
+  /** Examined rows of all texts, if the run has several. */
   examined = [];
-  /** The highest entropy, in nats, and one that few tokens exceed. */
+  /** The highest entropy and its 95 % quantile, in nats. */
   highest = 0;
   usual = 0;
-  /** Entropy that is drawn at full height; the page sets it. */
+  /** Entropy of full height in drawings; set by the page. */
   top = 1;
   #caught = [];
   #current = 0;
   #marked = null;
   #lines = new Lines();
 
-  /** `onPoint(panel, index, how)` is told where the reader points; index null when nowhere. */
+  /** `onPoint(panel, index, how)` gets the token at the pointer or focus; index null for none. */
   constructor({ name, run, vocabulary }, onPoint) {
     this.name = name;
     this.run = run;
     this.vocabulary = vocabulary;
-    /** The conditions that the rule's gate asks; all of them for a rule without. */
+    /** The conditions of the rule's gate; all for a rule without a gate. */
     this.asked = run.config.rule.conditions ?? CONDITIONS;
     this.summary = make("div", { class: "summary" });
     this.state = make("p", { class: "state soft" });
@@ -61,7 +61,7 @@ export class Panel {
     this.summary.replaceChildren(...summaryOf(this.run, summary, texts));
   }
 
-  /** Starts over with an empty text. */
+  /** Removes the text. */
   clear() {
     this.text = new Text();
     this.#caught = [];
@@ -85,7 +85,7 @@ export class Panel {
     }
   }
 
-  /** Marks what the gate would catch; touches only tokens for which that changes. */
+  /** Marks tokens where the gate is open; updates only those for which that changed. */
   apply(thresholds) {
     this.list.style.setProperty("--top", this.top);
     for (const line of this.list.children)
@@ -113,7 +113,7 @@ export class Panel {
     return `◆ catches ${share({ examined, caught })}${whole}. Met alone: ${alone}.`;
   }
 
-  /** Shows where this text leaves another panel's; `index` null where it does not. */
+  /** Marks the first difference from another panel's text; `index` is null without one. */
   markDifference(index, other) {
     const ended = this.text.finished && other.text.finished;
     const marked = `${index} ${other.name} ${ended}`;
@@ -135,7 +135,7 @@ export class Panel {
     jump.addEventListener("click", () => this.focus(index));
     this.difference.replaceChildren(jump);
     const shared = [this, other].every((panel) => panel.run.config.coupling === "shared");
-    if (!shared) this.difference.append(" by chance, too: noise is not shared");
+    if (!shared) this.difference.append(" (noise is not shared, so this may be chance)");
   }
 
   focus(index) {

@@ -1,9 +1,9 @@
-// The figures of a run: how much was kept, how fast, and where the time went.
+// The figures of a run: acceptance, speed, and wall time by part.
 
 import { make } from "./dom.js";
 import { count, number, percent, setting } from "./words.js";
 
-/** Elements for a run's head; `summary` is what `easd.trace.summary` gives. */
+/** Elements for a run's head; `summary` is that of `easd.runs.summary`. */
 export function summaryOf(run, summary, texts) {
   return [settings(run.config, texts), ...(summary ? [figures(summary), time(summary)] : [])];
 }
@@ -55,7 +55,7 @@ function time(summary) {
   return make("div", { class: "times" }, bar, make("p", { class: "soft" }, ...words));
 }
 
-/** The settings that matter most, and all of them for those who ask. */
+/** The most important settings, which unfold to all settings. */
 function settings(config, texts) {
   const { rule, ...rest } = config;
   const { name, ...fields } = rule;

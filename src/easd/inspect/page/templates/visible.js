@@ -1,4 +1,4 @@
-// As `easd.errors.visible` in Python; a test holds the two together.
+// The same as `easd.errors.visible` in Python, which a test checks.
 const UNSEEN =
   /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|\p{Surrogate}/gu;
 
@@ -10,9 +10,9 @@ export function visible(text) {
   });
 }
 
-const LONGEST = 60; // Characters of a name; the text itself has the token in full.
+const LONGEST = 60; // characters of a name; the text has the whole token
 
-/** A token in a line of its own. */
+/** A token's name in one line. */
 export function named(text) {
   if (/^ +$/.test(text)) return "␣".repeat(text.length);
   const name = visible(text).replaceAll("\n", "⏎").replaceAll("\t", "⇥").trim() || "∅";

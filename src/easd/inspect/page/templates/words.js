@@ -6,7 +6,7 @@ import { visible } from "./visible.js";
 export const number = (value, digits = 2) =>
   value === null || value === undefined ? "none" : value.toFixed(digits);
 
-/** A probability; one too small for three digits says so. */
+/** A probability with three digits, or "<0.001". */
 export function probability(value) {
   if (value === null) return "none";
   return value > 0 && value < 0.0005 ? "<0.001" : value.toFixed(3);
@@ -35,7 +35,7 @@ export function thresholdWords(rule) {
     .join(", ");
 }
 
-/** What became of a token's place, in a word or two. */
+/** The outcome at a token's position, in words. */
 export function outcome(token) {
   return fate(token) === "penalised" ? "penalised, replaced" : fate(token);
 }
