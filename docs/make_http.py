@@ -17,9 +17,9 @@ HEAD = """<!-- Written by docs/make_http.py from the server's own OpenAPI descri
 
 # HTTP
 
-This page lists the endpoints of `easd serve`, as the server describes them at `/openapi.json`. `/metrics`
-(Prometheus) and `/` ([the page](page.md)) are not in it. Fields that are not listed are refused,
-not ignored. A field that is null counts as absent.
+This page lists the endpoints of `easd serve`, as the server describes them at `/openapi.json`.
+`/metrics` (Prometheus) and `/` ([the page](page.md)) are not in it. Fields that are not listed are
+refused, not ignored. A field that is null counts as absent.
 """
 
 LIMITS = {
