@@ -84,15 +84,15 @@ def grade_exact(item: Item, text: str) -> Grade:
 
 
 def _short_answer(text: str) -> str | None:
-    said = last_boxed(text) or text.replace("**", "")
+    statement = last_boxed(text) or text.replace("**", "")
     announced = (
-        [found.end() for found in _ANSWER_SENTENCE.finditer(said)]
-        if "answer" in said.lower()
+        [found.end() for found in _ANSWER_SENTENCE.finditer(statement)]
+        if "answer" in statement.lower()
         else []
     )
-    if announced and said[announced[-1] :].strip():
-        said = said[announced[-1] :]
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if announced and statement[announced[-1] :].strip():
+        statement = statement[announced[-1] :]
+    lines = [line.strip() for line in statement.splitlines() if line.strip()]
     return _ANSWER_PREFIX.sub("", lines[0]).strip() if lines else None
 
 
@@ -108,10 +108,14 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
     letters = ascii_uppercase[: len(choices)]
     boxed = last_boxed(text)
     if boxed is not None:
-        said = boxed if boxed.isalpha() else _unmarked(boxed)
-        chosen = _named(said, boxed, choices)
+        statement = boxed if boxed.isalpha() else _unmarked(boxed)
+        chosen = _named(statement, boxed, choices)
         # A box with a formula need not be the answer; one with letters is.
-        if chosen is not None or _LETTER.fullmatch(said) or not _is_formula(said, letters):
+        if (
+            chosen is not None
+            or _LETTER.fullmatch(statement)
+            or not _is_formula(statement, letters)
+        ):
             return chosen
     plain = _unmarked(text)
     lines = [line for line in plain.splitlines() if line.strip()]
@@ -119,8 +123,8 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
         return announced
     if boxed is not None:
         return None
-    for said in (plain, *lines[-1:], *lines[:1]):
-        if chosen := _named(said.strip(), said, choices):
+    for statement in (plain, *lines[-1:], *lines[:1]):
+        if chosen := _named(statement.strip(), statement, choices):
             return chosen
     return None
 
@@ -131,8 +135,8 @@ def _announced(lines: list[str], letters: str) -> str | None:
     for line in reversed(lines):
         lower = line.lower()
         if _CUE.search(lower):
-            said = f"{line}\n{after}" if lower.rstrip().endswith(_UNFINISHED) else line
-            for found in reversed(_ANNOUNCED.findall(said)):
+            statement = f"{line}\n{after}" if lower.rstrip().endswith(_UNFINISHED) else line
+            for found in reversed(_ANNOUNCED.findall(statement)):
                 if (letter := "".join(found)) in letters:
                     return letter
         after = line
@@ -149,21 +153,21 @@ def _unmarked(text: str) -> str:
     return _MARKUP.sub("", bare).strip()
 
 
-def _is_formula(said: str, letters: str) -> bool:
-    return not re.fullmatch(rf"[{letters}](?:\W+(?:and|or)?\W*[{letters}])*\W*", said)
+def _is_formula(statement: str, letters: str) -> bool:
+    return not re.fullmatch(rf"[{letters}](?:\W+(?:and|or)?\W*[{letters}])*\W*", statement)
 
 
-def _named(said: str, raw: str, choices: tuple[str, ...]) -> str | None:
+def _named(statement: str, raw: str, choices: tuple[str, ...]) -> str | None:
     """Returns the letter that an expression is, begins with, or whose option it repeats."""
     letters = ascii_uppercase[: len(choices)]
-    if alone := _LETTER.fullmatch(said):
+    if alone := _LETTER.fullmatch(statement):
         return alone[1].upper() if alone[1].upper() in letters else None
     options = list(zip(letters, choices, strict=True))
-    repeats = {_plain(raw), _plain(said)}
+    repeats = {_plain(raw), _plain(statement)}
     named = [x for x, option in options if _plain(option) in repeats]
     if named:
         return named[0] if len(named) == 1 else None
-    opening = _LETTER_AND_MORE.match(said)
+    opening = _LETTER_AND_MORE.match(statement)
     letter = (opening[1] or opening[2]) if opening else None
     return letter if letter is not None and letter in letters else None
 

@@ -26,22 +26,22 @@ def main() -> None:
 
     numeric_eq = grader.sympy_numeric_eq
 
-    def near(gold: Any, said: Any, *args: Any, **options: Any) -> bool:
+    def near(gold: Any, answer: Any, *args: Any, **options: Any) -> bool:
         """Adds a relative test to the library's comparison, for which small numbers are equal."""
-        return numeric_eq(gold, said, *args, **options) and not _far(gold, said)
+        return numeric_eq(gold, answer, *args, **options) and not _far(gold, answer)
 
     # The library also calls it for numbers in sets, tuples, intervals and matrices.
     grader.sympy_numeric_eq = near
 
-    def right(gold: str, said: list[Any], tolerance: str | None) -> bool:
+    def right(gold: str, answer: list[Any], tolerance: str | None) -> bool:
         known = parse(f"\\boxed{{{gold}}}", parsing_timeout=0)
-        return verify(known, said, timeout_seconds=None) or _within(gold, said, tolerance)
+        return verify(known, answer, timeout_seconds=None) or _within(gold, answer, tolerance)
 
     def grade(request: dict[str, Any]) -> dict[str, Any]:
         form = "\\boxed{{{}}}" if request["boxed"] else "{}"
         read = [parse(form.format(text), parsing_timeout=0) for text in request["answers"]]
         correct = any(
-            right(gold, said, request["tolerance"]) for said in read for gold in request["gold"]
+            right(gold, answer, request["tolerance"]) for answer in read for gold in request["gold"]
         )
         return {"answer": str(read[0][-1]) if read[0] else None, "correct": correct}
 
@@ -55,21 +55,21 @@ def main() -> None:
         print(json.dumps(reply), file=replies, flush=True)
 
 
-def _far(gold: Any, said: Any) -> bool:
+def _far(gold: Any, answer: Any) -> bool:
     """Returns whether two numbers differ by more than rounding, relative to their size."""
     try:
-        of_gold, of_said = complex(gold.doit()), complex(said.doit())
+        of_gold, of_answer = complex(gold.doit()), complex(answer.doit())
     except (TypeError, ValueError, AttributeError, OverflowError):  # They are not numbers.
         return False
-    return abs(of_gold - of_said) > RELATIVE * abs(of_gold)
+    return abs(of_gold - of_answer) > RELATIVE * abs(of_gold)
 
 
-def _within(gold: str, said: list[Any], tolerance: str | None) -> bool:
+def _within(gold: str, answer: list[Any], tolerance: str | None) -> bool:
     """Returns whether a number is within the data set's tolerance of the gold one."""
-    if tolerance is None or not said:
+    if tolerance is None or not answer:
         return False
     try:
-        return abs(float(said[0]) - float(gold)) <= float(tolerance)
+        return abs(float(answer[0]) - float(gold)) <= float(tolerance)
     except (TypeError, ValueError):
         return False
 

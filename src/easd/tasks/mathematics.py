@@ -60,16 +60,16 @@ def grade_mathematics(item: Item, text: str) -> Grade:
     return Grade(answer=reply["answer"], correct=reply["correct"])
 
 
-def _equal(gold: str, said: str) -> bool:
+def _equal(gold: str, answer: str) -> bool:
     """Returns whether both are spelled alike or the same number."""
-    if _spelling(gold) == _spelling(said):
+    if _spelling(gold) == _spelling(answer):
         return True
-    known, number = read_number(gold), _number(said)
+    known, number = read_number(gold), _number(answer)
     return known is not None and number is not None and same_number(known, number)
 
 
-def _number(said: str) -> Number | None:
-    return read_number(said) or read_number(without_words(said))
+def _number(answer: str) -> Number | None:
+    return read_number(answer) or read_number(without_words(answer))
 
 
 def _plain_number(expression: str) -> bool:
@@ -82,10 +82,10 @@ def _compare(answers: tuple[str, ...], boxed: str, tolerance: str | None) -> dic
     """Compares with each gold answer by math-verify."""
     reply: dict[str, Any] = {"correct": False}
     for gold in answers:
-        known, said = _aligned(without_signs(gold), without_signs(without_words(boxed)))
+        known, answer = _aligned(without_signs(gold), without_signs(without_words(boxed)))
         readings = {
             "gold": _readings(_as_variable(known)),
-            "answers": _readings(_without_unit(said)),
+            "answers": _readings(_without_unit(answer)),
         }
         reply = _worker.ask({**readings, "boxed": True, "tolerance": tolerance})
         if reply.get("correct") or "failure" in reply:
@@ -136,20 +136,22 @@ _DOTS_OF_DECIMAL = re.compile(rf"(\d\.\d+)\s*(?:{_DOTS.pattern})")
 _GAP = r"\xi "  # The variable that stands for what dots leave out.
 
 
-def _aligned(gold: str, said: str) -> tuple[str, str]:
+def _aligned(gold: str, answer: str) -> tuple[str, str]:
     """Replaces dots by a variable in both, after as many terms as both spell out.
 
     math-verify drops dots and would then compare only the last terms of two sequences.
     """
-    gold, said = (_DOTS_OF_DECIMAL.sub(r"\1", each) for each in (gold, said))
-    if _DOTS.search(gold) and _DOTS.search(said):
-        (gold, gold_end), (said, said_end) = (_DOTS.split(e, maxsplit=1) for e in (gold, said))
-        terms = [gold.split(","), said.split(",")]
+    gold, answer = (_DOTS_OF_DECIMAL.sub(r"\1", each) for each in (gold, answer))
+    if _DOTS.search(gold) and _DOTS.search(answer):
+        (gold, gold_end), (answer, answer_end) = (
+            _DOTS.split(e, maxsplit=1) for e in (gold, answer)
+        )
+        terms = [gold.split(","), answer.split(",")]
         shown = min(map(len, terms)) - 1  # The last is the empty text before the dots.
         if shown > 1:
-            gold, said = (",".join([*each[:shown], ""]) for each in terms)
-        gold, said = gold + _GAP + gold_end, said + _GAP + said_end
-    return _DOTS.sub(re.escape(_GAP), gold), _DOTS.sub(re.escape(_GAP), said)
+            gold, answer = (",".join([*each[:shown], ""]) for each in terms)
+        gold, answer = gold + _GAP + gold_end, answer + _GAP + answer_end
+    return _DOTS.sub(re.escape(_GAP), gold), _DOTS.sub(re.escape(_GAP), answer)
 
 
 class _Worker:

@@ -99,17 +99,17 @@ def _fraction(found: re.Match[str], sign: int, percent: bool) -> Number | None:
     return Number(sign * (int(found["whole"] or 0) + Fraction(above, below)), True, percent)
 
 
-def same_number(gold: Number, said: Number) -> bool:
+def same_number(gold: Number, answer: Number) -> bool:
     """Returns whether two numbers are equal, up to the rounding of a decimal.
 
     A percentage equals its hundredth. It also equals the same number without the sign, unless the
     answer is below one: 0.5 % is not a half.
     """
-    if gold.percent == said.percent:
-        return _near(gold, said.value)
-    if _near(gold, said.value / 100 if said.percent else said.value * 100):
+    if gold.percent == answer.percent:
+        return _near(gold, answer.value)
+    if _near(gold, answer.value / 100 if answer.percent else answer.value * 100):
         return True
-    return (gold.percent or abs(said.value) >= 1) and _near(gold, said.value)
+    return (gold.percent or abs(answer.value) >= 1) and _near(gold, answer.value)
 
 
 def _near(gold: Number, value: Fraction) -> bool:

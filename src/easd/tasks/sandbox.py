@@ -104,19 +104,19 @@ def run(
         try:
             process = _start(request, nonce, report_to)
             try:
-                said = _listen(process, report, timeout)
+                message = _listen(process, report, timeout)
             finally:
                 process.kill()
                 process.wait()
         finally:
             os.close(report)
-    if said is None:
+    if message is None:
         return Outcome(passed=False, failure=f"the code ran for more than {timeout:g} s")
     if process.returncode == -signal.SIGXCPU:
         return Outcome(passed=False, failure=f"the code computed for more than {cpu_time} s")
-    if said == nonce.encode():
+    if message == nonce.encode():
         return Outcome(passed=True)
-    return _reported(said, process.returncode)
+    return _reported(message, process.returncode)
 
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -143,25 +143,25 @@ def _start(request: dict[str, Any], nonce: str, report_to: int) -> subprocess.Po
             os.close(end)
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:
-        told = {**request, "report": report_to, "nonce": nonce_from}
-        process.stdin.write(json.dumps(told).encode())
+        sent = {**request, "report": report_to, "nonce": nonce_from}
+        process.stdin.write(json.dumps(sent).encode())
     return process
 
 
 def _listen(process: subprocess.Popen[bytes], report: int, timeout: float) -> bytes | None:
     """Returns what the process reports before it ends; None if it does not end in time."""
-    said = b""
+    message = b""
     deadline = time.monotonic() + timeout
     poll = select.poll()
     poll.register(report, select.POLLIN)
-    while len(said) <= _REPORT_SIZE:
+    while len(message) <= _REPORT_SIZE:
         if not poll.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
             return None
         chunk = os.read(report, _REPORT_SIZE)
         if not chunk:
-            return said if _ends(process, deadline) else None
-        said += chunk
-    return said
+            return message if _ends(process, deadline) else None
+        message += chunk
+    return message
 
 
 def _ends(process: subprocess.Popen[bytes], deadline: float) -> bool:
@@ -172,10 +172,10 @@ def _ends(process: subprocess.Popen[bytes], deadline: float) -> bool:
     return True
 
 
-def _reported(said: bytes, code: int) -> Outcome:
+def _reported(message: bytes, code: int) -> Outcome:
     """Returns the process's report of its failure, or how it ended without one."""
     try:
-        report = json.loads(said)
+        report = json.loads(message)
         error, failure = report.get("error"), report.get("failure")
     except (ValueError, AttributeError, RecursionError):  # The code itself wrote to the pipe.
         error = failure = None
@@ -185,6 +185,6 @@ def _reported(said: bytes, code: int) -> Outcome:
     return Outcome(passed=False, error=_text(error), failure=_text(failure))
 
 
-def _text(said: object) -> str | None:
+def _text(message: object) -> str | None:
     """Converts an untrusted value to short text that can be encoded as UTF-8."""
-    return None if said is None else str(said)[:500].encode(errors="replace").decode()
+    return None if message is None else str(message)[:500].encode(errors="replace").decode()
