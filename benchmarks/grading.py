@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,10 +44,11 @@ def seconds_of_sets(names: list[str], items: int) -> dict[str, float]:
 
 def _spent(worker) -> float:
     """Processor seconds of this process, of those that have ended, and of math-verify's."""
-    spent = sum(os.times()[:4])
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = time.process_time() + ended.ru_utime + ended.ru_stime
     if worker._process is not None:
-        fields = Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(") ")[2].split()
-        spent += sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+        threads = Path(f"/proc/{worker._process.pid}/task").glob("*/schedstat")
+        spent += sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
     return spent
 
 

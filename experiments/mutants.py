@@ -49,11 +49,13 @@ ROOMS = {
         ["unit/test_rules.py", "unit/test_signals.py", "unit/test_noise.py", "laws", "properties"],
     ),
     "engine": (
-        ["engine/*.py", "engine/models/*.py", "core/reference.py", "core/scope.py"],
+        ["engine/*.py", "engine/models/*.py", "core/scope.py"],
         ["unit/test_packing.py", "unit/test_int8.py", "unit/test_trace.py",
          "unit/test_stopping.py", "end_to_end/test_engine.py", "end_to_end/test_slots.py",
          "end_to_end/test_isolation.py", "end_to_end/test_prefill.py",
-         "end_to_end/test_processors.py", "end_to_end/test_sequences.py"],
+         "end_to_end/test_processors.py", "end_to_end/test_plain_forward.py",
+         "end_to_end/test_vocabularies.py", "end_to_end/test_other_vocabulary.py",
+         "end_to_end/test_sequences.py"],
     ),
     "stats": (
         ["stats/*.py"],
@@ -71,7 +73,7 @@ ROOMS = {
         ["serve/scheduler.py", "serve/serving.py", "serve/limits.py"],
         ["end_to_end/test_scheduler.py", "end_to_end/test_server_limits.py",
          "end_to_end/test_server_refusals.py", "end_to_end/test_server_shutdown.py",
-         "end_to_end/test_server.py"],
+         "end_to_end/test_server.py", "unit/test_cli_docs.py"],
     ),
 }  # fmt: skip
 

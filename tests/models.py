@@ -23,8 +23,8 @@ from transformers import (
 from easd.core.noise import Noise, race, request_key
 from easd.engine.generate import decode
 from easd.engine.pair import Pair
+from easd.engine.processing import Processing
 from easd.engine.request import Request, Row
-from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 
 DEVICE = os.environ.get("EASD_TEST_DEVICE", "cpu")

@@ -1,4 +1,4 @@
-"""`python -m easd` is `easd`."""
+"""Runs the command line as `python -m easd`."""
 
 from easd.cli import main
 

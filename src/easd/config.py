@@ -1,4 +1,4 @@
-"""One frozen record of a run, parsed once from options, files or dictionaries."""
+"""The configuration of a run, parsed once from options, files or dictionaries."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _BITS = re.compile(r"\s*([0-9.eE+-]+)\s*bits?\s*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """Which models decode, and how.
+    """The models of a run and how they decode.
 
     Attributes:
         pair: an embedded pair's name (see `easd pairs`); smollm2 unless `target` is given.
         target: the target model: a hub id or a folder.
         draft: the draft model: a hub id or a folder.
         dtype: type of the weights: float32, bfloat16, float16 or float64. Unless given, float32 on
-            a CPU and elsewhere the checkpoint's own.
-        int8_draft: round the draft's matrices to int8, which is faster on a CPU for up to some ten
-            texts at once, and makes it another draft.
-        device: where the models run: cpu, cuda, cuda:1 or mps; unless given, a GPU if there is one.
-        chat: whether prompts go into the tokenizer's chat template; unless given, where it has one.
+            a CPU and otherwise the checkpoint's.
+        int8_draft: round the draft's matrices to int8, which changes the draft and is faster on a
+            CPU for up to about ten texts at once.
+        device: device of the models: cpu, cuda, cuda:1 or mps; unless given, a GPU if there is one.
+        chat: put prompts into the tokenizer's chat template; unless given, if it has one.
         settings: everything else.
     """
 
@@ -68,31 +68,20 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Builds a run from a flat mapping; `rule` is a name or a mapping with `name` and fields.
-
-        Raises:
-            ConfigError: A key is unknown or a value does not fit.
-            RuleError: The same for the rule and its fields.
-        """
+        """Builds a run from a flat mapping; `rule` is a name or a mapping with its fields."""
         values = dict(values)
         settings = [f.name for f in fields(Settings)]
         for name in values:
             if name not in (*MODEL_FIELDS, *settings):
                 known = ", ".join([*MODEL_FIELDS, *settings])
                 raise ConfigError(f"{name!r} is not a setting; choose from {known}")
-        found = {}
-        if values.get("rule") is not None:
-            found["rule"] = parse_rule(values["rule"])
+        rule = values.pop("rule", None)
+        found: dict[str, Any] = {} if rule is None else {"rule": parse_rule(rule)}
         found |= {
-            name: _convert(Settings, name, values[name], ConfigError)
-            for name in settings
-            if name != "rule" and name in values
+            name: _convert(Settings if name in settings else cls, name, value, ConfigError)
+            for name, value in values.items()
         }
-        models = {
-            name: _convert(cls, name, values[name], ConfigError)
-            for name in MODEL_FIELDS
-            if name in values
-        }
+        models = {name: found.pop(name) for name in MODEL_FIELDS if name in found}
         return cls(**models, settings=Settings(**found))
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,16 +103,13 @@ def load_config(
     fill: Fill | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """Reads a YAML file and lays dotted overrides over it, such as `{"rule.tau_h": 1.2}`.
+    """Reads a YAML file and applies dotted overrides, such as `{"rule.tau_h": 1.2}`.
 
     Args:
-        path: the file; without one everything is as by default.
+        path: the file, if any.
         overrides: settings by name, dotted for fields of the rule.
-        fill: adds to the rule's mapping what neither of them says, such as a calibration.
-        defaults: settings where neither of them says any.
-
-    Raises:
-        EasdError: The file cannot be read, or what results is not a valid run.
+        fill: completes the rule's mapping, for example from a calibration.
+        defaults: settings that neither file nor overrides give.
     """
     values = read_yaml(Path(path)) if path is not None else {}
     leave_models_to(overrides or {}, values)
@@ -136,7 +122,7 @@ def load_config(
 
 
 def leave_models_to(overrides: Mapping[str, Any], values: dict[str, Any]) -> None:
-    """Removes a file's models where an override names others: a pair replaces both of them."""
+    """Removes a file's models that an override replaces; a pair replaces both."""
     if overrides.get("pair") is not None:
         values.pop("target", None)
         values.pop("draft", None)
@@ -145,27 +131,20 @@ def leave_models_to(overrides: Mapping[str, Any], values: dict[str, Any]) -> Non
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Splits `field=value`; the value is read as YAML.
-
-    Raises:
-        ConfigError: There is no `=`.
-    """
+    """Splits `field=value`; the value is read as YAML."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"{text!r} sets nothing; write field=value")
     try:
         return name.strip(), parse_yaml(value)
     except ValueError:
-        return name.strip(), value  # Whether text fits is the setting's to say.
+        return name.strip(), value  # Checked with the setting.
 
 
 def parse_rule(spec: str | Mapping[str, Any]) -> Rule:
     """A rule from its name, or from a mapping with `name` and any of its fields.
 
-    `tau_h` may be given in bits ("2bits"); it is converted to nats with a warning that says so.
-
-    Raises:
-        RuleError: The rule or a field is unknown, or a value does not fit.
+    `tau_h` may be given in bits ("2bits"), which are converted to nats with a warning.
     """
     values = _rule_mapping(spec)
     name = values.pop("name", "easd")
@@ -187,11 +166,7 @@ def rule_to_dict(rule: Rule) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
-
-    Raises:
-        ConfigError: It cannot be read, or holds something else.
-    """
+    """The mapping in a YAML file."""
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -202,7 +177,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"the config {str(path)!r} is no mapping; write lines like 'gamma: 4'")
+        raise ConfigError(f"the config {str(path)!r} is not a mapping; write lines like 'gamma: 4'")
     return values
 
 

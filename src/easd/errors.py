@@ -1,6 +1,6 @@
-"""Errors a user can mend. Each message names the value, the limit and the way out.
+"""Errors that a user can fix, and escaping of untrusted text in messages.
 
-Beside them stands how text that is not ours is quoted and shown.
+Each message names the value, the limit and the way out.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class RuleError(EasdError, ValueError):
 
 
 class ConfigError(EasdError, ValueError):
-    """A setting of a run that cannot be honoured."""
+    """A setting of a run that is invalid or does not fit."""
 
 
 class ModelError(EasdError):
-    """Model files that are missing, corrupt, mismatched, or of a kind that cannot be served."""
+    """Model files that are missing, corrupt, mismatched, or not supported."""
 
 
 class InputError(EasdError, ValueError):
@@ -39,11 +39,11 @@ class TraceError(EasdError):
 
 
 class EndpointError(EasdError):
-    """A server that cannot be reached, refuses a request, or does not answer as it should."""
+    """A server that cannot be reached, refuses a request, or gives an invalid answer."""
 
 
 def shown(value: Any) -> str:
-    """A value as messages quote it: in one short line, control characters escaped."""
+    """A value quoted for messages: one short line with control characters escaped."""
     return _SHORT.repr(value)
 
 
@@ -53,7 +53,7 @@ def visible(text: str) -> str:
 
 
 def one_line(message: str) -> str:
-    """A message as people are shown it: one line, of bounded length, `visible`."""
+    """A message in one line of bounded length, with invisible characters spelt out."""
     text = " ".join(message.split())
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
@@ -61,7 +61,7 @@ def one_line(message: str) -> str:
 
 
 class _Short(Repr):
-    """Also for integers of more digits than Python turns into text."""
+    """Supports integers with more digits than Python converts to text."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The fields of dataclasses: type, bounds, default and the sentence that documents each."""
+"""The fields of dataclasses: their types, bounds, defaults and documentation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from easd.errors import EasdError, shown
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """Bounds of a number, beside its type: `rate: Annotated[float, Within(0, 1, "not a share")]`.
+    """Bounds of a number, as in `rate: Annotated[float, Within(0, 1, "not a share")]`.
 
     Attributes:
-        least, most: the bounds; both are allowed.
-        what: what is said of a number outside, such as "not a share".
+        least, most: inclusive bounds.
+        what: description of a number outside, such as "not a share".
         unit: of the number.
-        above: whether the number must be more than `least`.
+        above: whether `least` itself is excluded.
     """
 
     least: float
@@ -33,7 +33,7 @@ class Within:
     above: bool = False
 
     def admits(self, value: Any) -> bool:
-        """Whether a value lies within; no NaN does, and no integer too large for a float."""
+        """Whether a value is within bounds; NaN and integers too large for a float are not."""
         try:
             value = float(value) if math.isinf(self.most) else value
         except OverflowError:
@@ -41,7 +41,7 @@ class Within:
         return self.least <= value <= self.most and not (self.above and value == self.least)
 
     def limits(self, kind: type) -> str:
-        """What to use instead of a value outside."""
+        """The valid values, for messages."""
         unit = f"{self.unit}, " if self.unit else ""
         if math.isinf(self.most):
             return "a number" if math.isinf(self.least) else f"{unit}{self.least:g} or more"
@@ -52,14 +52,14 @@ class Within:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What values a field takes.
+    """The values that a field takes.
 
     Attributes:
-        kind: its type without `None`; the type of an element where it holds several.
+        kind: its type without `None`; the type of an element if it holds several.
         several: whether it holds several values.
         optional: whether it may be `None`.
-        choices: the only values there are, if it has such.
-        within: its bounds, if it is a number that has such.
+        choices: all values, if they are enumerated.
+        within: its declared bounds, if any.
     """
 
     kind: type
@@ -75,8 +75,8 @@ class Described(Kind):
 
     Attributes:
         name: as in the dataclass.
-        default: its default; `MISSING` where it has none, or a factory.
-        help: what the dataclass's docstring says of it.
+        default: its default; `MISSING` if it has none or a factory.
+        help: its text in the dataclass's docstring.
     """
 
     name: str
@@ -86,22 +86,22 @@ class Described(Kind):
 
 @cache
 def described(owner: type) -> dict[str, Described]:
-    """The fields of a dataclass by name, with the documentation of its bases where it adds none."""
-    said = _documentation(owner)
+    """The fields of a dataclass by name; their documentation may come from its bases."""
+    help_texts = _documentation(owner)
     defaults = {field.name: field.default for field in fields(owner)}
     return {
         name: Described(
             **{field.name: getattr(kind, field.name) for field in fields(Kind)},
             name=name,
             default=defaults[name],
-            help=said.get(name, ""),
+            help=help_texts.get(name, ""),
         )
         for name, kind in _kinds(owner).items()
     }
 
 
 def default_text(field: Described) -> str | None:
-    """The default as a reader would write it; None where that says nothing."""
+    """The default as text for help; None if it is empty."""
     if field.default in (MISSING, None, ()):
         return None
     if isinstance(field.default, bool):
@@ -147,10 +147,10 @@ def _kind(hint: Any) -> Kind:
 
 
 def check_fields(owner: Any, error: type[EasdError]) -> None:
-    """Refuses a dataclass with a field of another type than declared, or out of its bounds.
+    """Refuses a dataclass with a field of the wrong type or out of bounds.
 
-    Integers without bounds of their own must fit into 64 bits, and floats must not be NaN. An
-    integer given for a float becomes one, and a list given for a tuple.
+    Integers without declared bounds must fit into 64 bits, and floats must not be NaN. Integers
+    become floats, and lists become tuples, where the field's type says so.
 
     Raises:
         error: Names the field, its value and what to use instead.
@@ -178,27 +178,27 @@ def bounds_of(kind: Kind) -> Within | None:
 
 
 def _wrong(value: Any, kind: Kind) -> str | None:
-    """What is wrong with a value and what to use instead; None where nothing is."""
+    """The fault of a value and what to use instead; None if it is valid."""
     if kind.choices:
         allowed = ", ".join(kind.choices)
         return None if value in kind.choices else f"is not known; choose one of {allowed}"
     if kind.kind is bool:
         return None if isinstance(value, bool) else "is neither true nor false; use one of them"
     if kind.kind is str:
-        return None if isinstance(value, str) else "is no text; use one"
+        return None if isinstance(value, str) else "is not a text; use one"
     within = bounds_of(kind)
     if within is None:
         return None
     if isinstance(value, bool) or not isinstance(value, _NUMBERS[kind.kind][0]):
         what = "whole number" if kind.kind is int else "number"
-        return f"is no {what}; use {within.limits(kind.kind)}"
+        return f"is not a {what}; use {within.limits(kind.kind)}"
     if not within.admits(value):
         return f"is {within.what}; use {within.limits(kind.kind)}"
     return None
 
 
-# What counts as a number of each type, and its bounds where a field declares none.
+# The abstract class of each type of number, and its bounds if a field declares none.
 _NUMBERS: dict[type, tuple[type, Within]] = {
     int: (Integral, Within(-(2**63), 2**63 - 1, "out of range")),
-    float: (Real, Within(-math.inf, math.inf, "no number")),
+    float: (Real, Within(-math.inf, math.inf, "not a number")),
 }

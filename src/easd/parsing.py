@@ -1,4 +1,4 @@
-"""JSON and YAML that others wrote: whatever is wrong with a text is one kind of error."""
+"""Parses untrusted JSON and YAML; every fault of a text raises ValueError."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ import yaml
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        ValueError: It is no JSON, not UTF-8, or nested too deeply.
-    """
+    """The value of a JSON text."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -21,11 +17,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        ValueError: It is no YAML, holds a value that is none, or is nested too deeply.
-    """
+    """The value of a YAML text."""
     try:
         return yaml.safe_load(text)
     except RecursionError:

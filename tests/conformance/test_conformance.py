@@ -29,8 +29,8 @@ from easd.core.noise import Noise, race, request_key
 from easd.core.rules import TargetOnly
 from easd.engine.generate import decode
 from easd.engine.pair import Pair
+from easd.engine.processing import Processing
 from easd.engine.request import Request
-from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 
 TEXTS = prompts(6)

@@ -122,6 +122,8 @@ def test_prompt_lookup_proposes_and_is_accepted_on_repetitive_text():
     first = next(iter(decode(Pair.of(target), asked, Settings(**lookup))))
     assert first.step.num_draft_tokens.tolist() == [5, 5]
     assert first.step.draft_tokens.tolist() == [[5, 6, 7, 8, 5]] * 2
+    tokens, probs = first.step.draft_tokens, first.step.draft_probs[:, :5]
+    assert torch.equal(probs, torch.zeros_like(probs).scatter(-1, tokens[..., None], 1))
     greedy = run((target, None), asked, rule=TargetOnly())
     assert {n: row.ids for n, row in done.items()} == {n: row.ids for n, row in greedy.items()}
 

@@ -14,7 +14,7 @@ from easd.core.rules import TargetOnly
 from easd.engine.chat import encode
 from easd.engine.generate import decode, make_requests
 from easd.engine.models.slots import SlotModel
-from easd.pairs.smollm2 import load_gemma3
+from easd.pairs.smollm2 import GEMMA3
 
 pytestmark = pytest.mark.gemma
 
@@ -23,7 +23,7 @@ SENTENCE = "The river runs past the mill, the mill grinds the corn, and the corn
 
 @pytest.fixture(scope="module")
 def gemma():
-    return load_gemma3()
+    return GEMMA3.load()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from easd.core.rules import EASD, Rule, Speculative
 from easd.engine.batch import StepRecord
 from easd.engine.generate import decode, make_engine
 from easd.engine.pair import Pair
-from easd.engine.sampling import Processing
+from easd.engine.processing import Processing
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, NumericsError
 

@@ -70,7 +70,7 @@ def test_dropout_is_refused():
     model = build(gpt2_config(24))
     model.transformer.drop = nn.Dropout(0.1)
     model.train()
-    with pytest.raises(ModelError, match=r"dropout is random beyond any seed; call model\.eval"):
+    with pytest.raises(ModelError, match=r"dropout follows no seed; call model\.eval"):
         generate(model, None, ASKED, rule=TargetOnly(), max_new_tokens=2)
 
 

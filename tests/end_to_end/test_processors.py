@@ -18,7 +18,8 @@ from transformers.generation import logits_process as hf
 from easd.core.rules import EASD, Speculative, TargetOnly
 from easd.engine.generate import decode
 from easd.engine.pair import Pair
-from easd.engine.sampling import NoEndBefore, Processing
+from easd.engine.processing import NoEndBefore, Processing
+from easd.engine.sampling import raised
 from easd.engine.settings import Settings
 from easd.errors import NumericsError
 
@@ -171,3 +172,33 @@ def test_texts_with_a_least_length_do_not_depend_on_how_it_is_kept():
         found.append(texts(llama_pair(), asked, rule=GATED, gamma=4))
     assert found[0] == found[1]
     assert [len(text) >= number for number, text in enumerate(found[0])] == [True] * 6
+
+
+@pytest.mark.parametrize("power", [0.5, 2.0, 700.0, float("inf")])
+def test_probabilities_to_a_power_are_finite_and_sum_to_one(power):
+    """Tokens that were cut off stay so, and the smallest of many is no divisor."""
+    probs = torch.tensor([[0.5, 0.3, 0.2, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    found = raised(probs, power)
+    assert found.sum(-1).tolist() == pytest.approx([1, 1])
+    assert found[1].tolist() == [1, 0, 0, 0]
+    expected = [(each / 0.5) ** power for each in (0.5, 0.3, 0.2, 0.0)]
+    assert found[0].tolist() == pytest.approx([each / sum(expected) for each in expected])
+
+
+def test_settings_ask_for_transformers_own_processors_in_its_order():
+    asked = {
+        "repetition_penalty": (1.5, hf.RepetitionPenaltyLogitsProcessor),
+        "temperature": (0.5, hf.TemperatureLogitsWarper),
+        "top_k": (3, hf.TopKLogitsWarper),
+        "top_p": (0.9, hf.TopPLogitsWarper),
+        "min_p": (0.1, hf.MinPLogitsWarper),
+    }
+
+    def kinds(**options):
+        return [type(one) for one in processing(**options).processors]
+
+    assert kinds() == []
+    for name, (value, kind) in asked.items():
+        assert kinds(**{name: value}) == [kind]
+    every = {name: value for name, (value, _) in asked.items()}
+    assert kinds(**every) == [kind for _, kind in asked.values()]

@@ -138,6 +138,14 @@ def test_models_without_a_context_window_write_as_much_as_is_asked_for(monkeypat
         reader.requests(body, [[last + 1]], reader.settings(body), max_new_tokens=1)
 
 
+def test_prompts_of_ids_may_fill_the_context_window_and_no_more():
+    reader = Reader(endless(), Serving(config=load_config(None, {"target": "x"})))
+    longest = [5] * reader.limit
+    assert reader.prompts(longest) == [longest]
+    with pytest.raises(Refusal, match=f"the prompt has {len(longest) + 1} tokens"):
+        reader.prompts([*longest, 5])
+
+
 def test_as_many_texts_as_slots_and_queue_hold_are_taken_at_once():
     metrics = Metrics("endless", 4)
 

@@ -11,11 +11,11 @@ from functools import cache
 import pytest
 import torch
 from models import build, gpt2_config, near, requests, texts
+from reference import Reference
 from scipy.stats import chi2
 
 from easd.core.couplings import Maximal
 from easd.core.noise import Noise
-from easd.core.reference import Reference
 from easd.core.rules import EASD, DraftOnly, RandomRefusal, Speculative, TargetOnly
 from easd.core.rules.pool import Pool
 from easd.core.rules.pool_everywhere import PoolEverywhere

@@ -203,8 +203,9 @@ def test_the_page_names_the_limits():
     assert f"the body took longer than {limits.BODY_SECONDS:g} seconds" in page
     assert f"send no request within {limits.HEAD_SECONDS:g} seconds are closed" in page
     assert f"its connection is closed after {limits.STALLED_SECONDS:g} seconds" in page
-    (largest,) = (field.default for field in fields(Serving) if field.name == "max_body")
-    assert f"more than `--max-body` bytes ({largest >> 20} MiB)" in page
+    default = {field.name: field.default for field in fields(Serving)}
+    assert f"more than `--max-body` bytes ({default['max_body'] >> 20} MiB)" in page
+    assert f"Up to `--max-queue` texts ({default['max_queue']}) wait" in page
 
 
 def test_garbage_instead_of_http(server):
@@ -245,17 +246,37 @@ def test_a_thousand_connections(server):
     assert still_serves(server)
 
 
+def stalled(server):
+    """A connection whose client asks for a long text and does not read."""
+    body = json.dumps({"prompt": "w5", "max_tokens": 1900}).encode()
+    connection = socket.socket()
+    connection.settimeout(120)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", server.port))
+    connection.sendall(head(DECODE, f"Content-Length: {len(body)}") + body)
+    server.wait_for("easd_texts_running", 1)
+    return connection
+
+
 def test_a_reader_that_stalls(monkeypatch):
     monkeypatch.setattr(limits, "STALLED_SECONDS", 0.5)
     with endless_server({"max_queue": 200}, batch_size=1, coupling="shared") as server:
-        body = json.dumps({"prompt": "w5", "max_tokens": 1900}).encode()
-        stalled = socket.socket()
-        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        stalled.connect(("127.0.0.1", server.port))
-        stalled.sendall(head(DECODE, f"Content-Length: {len(body)}") + body)
-        server.wait_for("easd_texts_running", 1)
+        waiting = stalled(server)
         server.wait_for("easd_texts_running", 0)
         assert server.complete("w5", max_tokens=3).status_code == 200
-        received = read_all(stalled)
+        received = read_all(waiting)
         assert b'"type":"rows"' in received
         assert b'"type":"end"' not in received
+
+
+def test_a_reader_that_goes_on_is_not_cut_off(monkeypatch):
+    monkeypatch.setattr(limits, "STALLED_SECONDS", 1000)
+    with (
+        endless_server({"max_queue": 200}, batch_size=1, coupling="shared") as server,
+        stalled(server) as reading,
+    ):
+        connections = server.server.server_state.connections
+        while not (timers := [one._writing_timer for one in [*connections] if one._writing_timer]):
+            time.sleep(0.02)
+        while not timers[0].cancelled():
+            assert reading.recv(65536)

@@ -12,13 +12,13 @@ from vllm.engine.arg_utils import EngineArgs
 from easd.core.rules import EASD
 from easd.errors import ConfigError, EasdError
 from easd.integrations.vllm import EXTENSION
-from easd.integrations.vllm.seams import (
+from easd.integrations.vllm.compatibility import (
     FIRST_RUNNER,
     METRICS,
     REQUESTS,
     SECOND_RUNNER,
     changed_in,
-    check_seams,
+    check_functions,
 )
 from easd.integrations.vllm.serving import Serving
 from easd.integrations.vllm.start import check_second_runner, check_verification
@@ -108,21 +108,21 @@ def test_what_only_the_second_runner_can_do_is_refused(setting):
         check_second_runner(SimpleNamespace(**on, parallel_config=SimpleNamespace(**on)))
 
 
-@pytest.mark.parametrize("seam", EVERY, ids=[seam.function for seam in EVERY])
-def test_a_changed_seam_is_refused(monkeypatch, seam):
+@pytest.mark.parametrize("wanted", EVERY, ids=[wanted.function for wanted in EVERY])
+def test_a_changed_function_is_refused(monkeypatch, wanted):
     def changed(logits, draft):
         raise AssertionError
 
-    check_seams([seam])
-    *classes, name = seam.function.split(".")
-    owner = import_module(seam.module)
+    check_functions([wanted])
+    *classes, name = wanted.function.split(".")
+    owner = import_module(wanted.module)
     for each in classes:
         owner = getattr(owner, each)
     monkeypatch.setattr(owner, name, changed)
-    if seam.arguments:
+    if wanted.arguments:
         with pytest.raises(ConfigError, match=rf"{name}\(logits, draft\) is not the one"):
-            check_seams([seam])
-    assert f"{name}() is not the one" in str(seam.check(None))
+            check_functions([wanted])
+    assert f"{name}() is not the one" in str(wanted.check(None))
 
 
 def test_a_wheel_is_read_without_installing_it(tmp_path):
@@ -130,7 +130,7 @@ def test_a_wheel_is_read_without_installing_it(tmp_path):
     for renamed in (False, True):
         wheel = tmp_path / f"{renamed}.whl"
         with ZipFile(wheel, "w") as files:
-            for module in {seam.module for seam in EVERY} | {UTILS}:
+            for module in {wanted.module for wanted in EVERY} | {UTILS}:
                 source = Path(import_module(module).__file__)
                 text = source.read_text()
                 if renamed:

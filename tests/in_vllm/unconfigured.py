@@ -23,7 +23,7 @@ params = vllm.SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
 done = engine.generate([{"prompt_token_ids": ids} for ids in PROMPTS], params, use_tqdm=False)
 
 runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
-seams = [
+functions = [
     rejection_sampler.rejection_sample,
     rejection_sampler.expand_batch_to_tokens,
     runner._sample,
@@ -36,6 +36,6 @@ seams = [
 report = {
     "tokens": [list(answer.outputs[0].token_ids) for answer in done],
     "modules": sorted(name for name in sys.modules if name.split(".")[0] == "easd"),
-    "files": [function.__code__.co_filename for function in seams],
+    "files": [function.__code__.co_filename for function in functions],
 }
 print("REPORT", json.dumps(report))

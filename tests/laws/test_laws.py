@@ -9,7 +9,7 @@ from enumeration import K, check_blocks, check_law, every_eighth, expected_kept,
 from models import DEVICE
 from torch.nn.functional import pad
 
-from easd.core.couplings import Jointly, Maximal, drafted
+from easd.core.couplings import Blockwise, Maximal, drafted
 from easd.core.gate import ALL_CONDITIONS
 from easd.core.rules import (
     EASD,
@@ -91,33 +91,33 @@ def test_blocks_verified_jointly_yield_the_law(rule):
             check_blocks(rule, replace(few, num_draft_tokens=torch.arange(5) % (K + 1)))
 
 
-class WrongAtTheEnd(Jointly):
+class WrongAtTheEnd(Blockwise):
     """Forgets that behind the last token nothing more is drafted."""
 
     def judge(self, step):
         longer = replace(step, num_draft_tokens=step.num_draft_tokens + 1)
-        return Jointly.judge(self, longer)
+        return Blockwise.judge(self, longer)
 
 
-class WeightNotCapped(Jointly):
+class WeightNotCapped(Blockwise):
     def judge(self, step):
-        judged, law = Jointly.judge(self, step), self.rule.law(step)
+        judged, law = Blockwise.judge(self, step), self.rule.law(step)
         ratio = drafted(law, step) / drafted(step.proposal, step).clamp_min(1e-300)
         return replace(judged, law_weight=pad(ratio.cumprod(1), (1, 0), value=1.0))
 
 
-class ResidualWithoutWeight(Jointly):
+class ResidualWithoutWeight(Blockwise):
     def replacement(self, step, judgement, at, penalised):
         plain = replace(judgement, law_weight=torch.ones_like(judgement.law_weight))
-        return Jointly.replacement(self, step, plain, at, penalised)
+        return Blockwise.replacement(self, step, plain, at, penalised)
 
 
-class TokenByToken(Jointly):
+class TokenByToken(Blockwise):
     """Tests tokens of the block one by one, but keeps the last that passes."""
 
     def judge(self, step):
         accept_prob = Maximal(self.rule).judge(step).accept_prob
-        return replace(Jointly.judge(self, step), accept_prob=accept_prob)
+        return replace(Blockwise.judge(self, step), accept_prob=accept_prob)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ class TokenByToken(Jointly):
 )
 def test_planted_bugs_of_block_verification_are_found(wrong):
     rule, step = EASD(tau_h=0.9, tau_o=0.6), dict(steps())["unlike"]
-    check_blocks(rule, step, Jointly(rule))
+    check_blocks(rule, step, Blockwise(rule))
     with pytest.raises(AssertionError, match="law off"):
         check_blocks(rule, step, wrong(rule))
 

@@ -197,7 +197,7 @@ def planted(rule, wrong):
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Planted(type(rule)):
         def published(self):
-            return wrong(self) if issubclass(wrong, Maximal) else wrong(self, self.refusal)
+            return wrong(self)
 
     return Planted(**{field.name: getattr(rule, field.name) for field in fields(rule)})
 

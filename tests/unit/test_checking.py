@@ -35,7 +35,7 @@ def folder(tmp_path):
     ("config", "reason"),
     [
         ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder models are not supp"),
-        ({"model_type": "own", "auto_map": {"AutoModel": "x.Y"}}, "brings Python code of its own"),
+        ({"model_type": "own", "auto_map": {"AutoModel": "x.Y"}}, "contains Python code"),
         ({"model_type": "gpt2", "n_layer": 10**9}, "n_layer = 1000000000 .* more than any model"),
         ({"model_type": "llama", "num_hidden_layers": 10**30}, "num_hidden_layers = .* than any"),
     ],

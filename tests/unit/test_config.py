@@ -139,7 +139,7 @@ def test_a_temperature_is_zero_or_warm_enough_to_divide_by(name):
 @pytest.mark.parametrize("name", ["stop", "bad_words"])
 @pytest.mark.parametrize(
     ("value", "says"),
-    [("a", "is one text; give a list"), ((5,), "is no text"), (5, "is one value; give a list")],
+    [("a", "is one text; give a list"), ((5,), "is not a text"), (5, "is one value; give a list")],
 )
 def test_texts_are_texts(name, value, says):
     with pytest.raises(ConfigError, match=f"{name} = '?[a5]'? {says}"):

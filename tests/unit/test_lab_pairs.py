@@ -1,6 +1,7 @@
 """The `lab` grammars and the packaged models."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,12 +25,20 @@ def spelled_out(problem):
     return totals
 
 
+def computed_tokens(problem):
+    """The solution's tokens that are computed, rather than copied or formatting."""
+    words = problem.solution.split()
+    if "=" not in words:
+        return words
+    return [after for word, after in pairwise(words) if word == "="]
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("split", ["train", "calibration", "test"])
 def test_solution_is_right_arithmetic(pair, split):
     for problem in lab.problems(pair, 200, seed=3, split=split):
         words = problem.solution.split()
-        totals = [words[i] for i in lab.deciding_positions(problem)]
+        totals = computed_tokens(problem)
         assert totals == spelled_out(problem)
         assert problem.answer == totals[-1] == words[-1]
 
@@ -45,21 +54,16 @@ def test_grading(pair):
     for problem in lab.problems(pair, 50, seed=4):
         for text in (problem.solution, f" {problem.solution} {lab.EOS}"):
             assert lab.grade(problem, text)
-            assert lab.matches_reference(problem, text)
-        words = problem.solution.split()
-        wrong = str((int(words[-1]) + 1) % 100)
-        for text in ("", " ".join(words[:-1]), " ".join([*words[:-1], wrong])):
-            assert not lab.matches_reference(problem, text)
+        wrong = str((int(problem.answer) + 1) % 100)
         assert not lab.grade(problem, wrong)
         assert not lab.grade(problem, "")
 
 
-def test_grade_forgives_a_wrong_step_that_matches_reference_does_not():
+def test_grade_forgives_a_wrong_step():
     problem = lab.problems("lab-a", 1, seed=0)[0]
     words = problem.solution.split()
     detour = " ".join([str((int(words[0]) + 1) % 100), *words[1:]])
     assert lab.grade(problem, detour)
-    assert not lab.matches_reference(problem, detour)
 
 
 @pytest.mark.parametrize("pair", PAIRS)

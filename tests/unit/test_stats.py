@@ -302,7 +302,7 @@ def test_power_without_difference_is_the_error_allowed():
 
 def test_exact_power_of_a_sure_gain():
     """All discordant pairs are gains: found as soon as six of them occur."""
-    found = Spread.of_disagreement(0.05).power_at(0.05, 100)
+    found = Spread(shared=0.05).power_at(0.05, 100)
     assert found == pytest.approx(scipy_stats.binom.sf(5, 100, 0.05))
 
 
@@ -319,11 +319,7 @@ def test_detectable_and_required_invert_power():
 
 
 def test_five_problems_detect_nothing():
-    assert Spread.of_disagreement(0.2).detectable(5) is None
-
-
-def test_answers_that_know_nothing_of_each_other_disagree_most():
-    assert Spread.of_accuracies(0.8, 0.7) == Spread.of_disagreement(0.8 * 0.3 + 0.2 * 0.7)
+    assert Spread(shared=0.2).detectable(5) is None
 
 
 # Every system against a baseline
@@ -451,7 +447,6 @@ def test_tables_that_do_not_pair_are_refused(table, change, message):
         (lambda: top_mean([1, 2], [0, 1], 5), "give a number above 0 and up to 1"),
         (lambda: Spread(shared=-0.1), "neither can be negative"),
         (lambda: Spread.of_pilot([0.5, 1], [0, 1]), "grades of 0 and 1 only"),
-        (lambda: Spread.of_disagreement(5), "no share"),
         (lambda: Spread(shared=0.1).power_at(5, 100), "0.01 is one point"),
         (lambda: Spread(shared=0.1).power_at(0.05, 0), "make no run"),
         (lambda: Spread(shared=0.1).power_at(0.05, 10, level=5), "no probability of error"),

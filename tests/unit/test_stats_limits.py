@@ -62,8 +62,8 @@ def test_unpaired_interval_of_unequal_accuracies_is_newcombes():
 
 def test_a_tail_of_exactly_the_level_rejects():
     """Six gains of six have a two-sided p-value of 1/32."""
-    assert Spread.of_disagreement(1).power_at(1, 6, level=1 / 32) == pytest.approx(1)
-    assert Spread.of_disagreement(1).power_at(1, 6, level=1 / 33) == 0
+    assert Spread(shared=1).power_at(1, 6, level=1 / 32) == pytest.approx(1)
+    assert Spread(shared=1).power_at(1, 6, level=1 / 33) == 0
 
 
 @pytest.mark.parametrize(

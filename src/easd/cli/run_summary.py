@@ -12,6 +12,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from easd.errors import EasdError, visible
+from easd.report.best import answers
+from easd.report.metrics import differences_to_best, drafting, frames
 from easd.runs import open_run
 
 _SUMS = ("gate_open", "examined", "new_tokens", "blocks")
@@ -60,6 +62,19 @@ def show_run(folder: Path, console: Console) -> None:
             "nothing: lower tau_h, or have `easd calibrate --rate 0.02` find one at which it opens"
         )
         console.print(Text(line, "yellow"), soft_wrap=True)
+
+
+def show_verdict(folder: Path, console: Console) -> None:
+    """Prints whether EASD, or any system, beats the target at its best temperature."""
+    run = open_run(folder, "evaluation")
+    if not run.samples.num_rows:
+        return
+    found = frames(run)
+    tables = {"differences_to_best": differences_to_best(found)}
+    if not found.is_remote:
+        tables["drafting"] = drafting(found)
+    for line in answers(found, tables):
+        console.print(shown_text(line), soft_wrap=True)
 
 
 def say_failures(folder: Path, console: Console) -> None:

@@ -33,7 +33,7 @@ from easd.cli.options import (
     fields_of,
     options,
 )
-from easd.cli.run_summary import say_failures, show_run, shown_text
+from easd.cli.run_summary import say_failures, show_run, show_verdict, shown_text
 from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.engine.pair import fingerprints
@@ -208,6 +208,7 @@ class GridOptions:
                 study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
                 watch(Evaluation(study, pair, tasks, out, fitted), console)
         show_run(out, console)
+        show_verdict(out, console)
         console.print(shown_text(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
         say_failures(out, console)
 

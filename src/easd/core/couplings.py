@@ -1,7 +1,7 @@
 """How a drafted block helps to draw from a rule's law.
 
-A coupling decides which draft tokens are kept and what replaces the first one that is not. It
-changes neither the law at a position nor what a rule looks at:
+A coupling decides which draft tokens are kept and what replaces the first refused one. It changes
+neither the law at a position nor the signals that a rule looks at:
 
 * `maximal`: speculative sampling towards the law (arXiv:2211.17192, Alg. 1, with the law in the
   target's place). No coupling of one position keeps its draft token more often.
@@ -48,7 +48,7 @@ class Procedure(Protocol):
 
 
 class HasLaw(Protocol):
-    """What couplings know of a rule; see `easd.core.rules.Rule`."""
+    """The part of a rule that couplings use; see `easd.core.rules.Rule`."""
 
     def signals(self, step: Step) -> Mapping[str, Tensor]: ...
     def law(self, step: Step) -> Tensor: ...
@@ -91,19 +91,19 @@ class Maximal:
 
 
 @dataclass(frozen=True, slots=True)
-class Jointly(Maximal):
-    """Block verification: keeps the longest beginning of the block that its own uniform accepts.
+class Blockwise(Maximal):
+    """Block verification: keeps the longest prefix of the block whose last token passes its test.
 
     With r the proposal and l the law at each position, w_0 = 1 and w_i = min(1, w_(i-1) l(x_i) /
     r(x_i)) is the probability that at least i tokens of the block x_1 ... x_n are kept. The law's
-    mass that drafting on cannot reach behind x_i is Z_i = sum of max(0, w_i l - r) at the next
-    position, so x_i passes with h_i = Z_i / (Z_i + 1 - w_i), and the last token with h_n = w_n. The
-    last x_i that passes ends the block, and the token behind it is drawn from
+    mass that further draft tokens after x_i cannot cover is Z_i = sum of max(0, w_i l - r) at the
+    next position, so x_i passes with h_i = Z_i / (Z_i + 1 - w_i), and the last token with h_n =
+    w_n. The last x_i that passes ends the block, and the next token is drawn from
     norm(max(0, w_i l - r)), or from the law at the bonus position.
 
-    Indeed P(at least i kept) = P(more than i kept) + P(not more) h_i, where P(more than i kept) is
-    the sum of min(r, w_i l) = w_i - Z_i over the next token, which makes w_i. A block may end
-    anywhere, as long as its own tokens decide where.
+    Proof: P(at least i kept) = P(more than i kept) + P(not more) h_i, where P(more than i kept) is
+    the sum of min(r, w_i l) = w_i - Z_i over the next token, which gives w_i. A block may end
+    anywhere, as long as only its own tokens decide where.
     """
 
     def judge(self, step: Step) -> Judgement:
@@ -128,13 +128,9 @@ class Jointly(Maximal):
 
 
 def procedure(rule: HasLaw, coupling: Coupling) -> Procedure:
-    """How a coupling judges draft tokens for a rule.
-
-    Under `shared` noise tokens are kept by comparison; the judgement then serves to tell penalties
-    from rejections only.
-    """
+    """The procedure of a coupling for a rule; `shared` uses it only to tell apart refusals."""
     if coupling == "block":
-        return Jointly(rule)
+        return Blockwise(rule)
     published = None if coupling == "maximal" else rule.published()
     return Maximal(rule) if published is None else published
 

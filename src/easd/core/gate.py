@@ -1,4 +1,4 @@
-"""The entropy gate as a value. No torch: tensors, NumPy arrays and table columns are all judged."""
+"""The entropy gate as a value without torch, for tensors, NumPy arrays and table columns."""
 
 from __future__ import annotations
 
@@ -32,9 +32,6 @@ class Gate:
             models must have in common, compared as a count with `>=`.
         top_n: number of top tokens whose overlap is counted.
         conditions: which of the three conditions are asked.
-
-    Raises:
-        RuleError: A value is out of range.
     """
 
     tau_h: Nats = 1.5
@@ -56,14 +53,12 @@ class Gate:
 
     @property
     def required_shared(self) -> int:
-        """The smallest number of shared top tokens that meets `tau_o`.
-
-        Counts are compared, since 4/5 >= 0.8 fails in binary.
-        """
+        """The smallest number of shared top tokens that meets `tau_o`."""
+        # Rounded: in binary, 0.28 * 25 is more than 7.
         return math.ceil(round(self.tau_o * self.top_n, 9))
 
     def holds(self, condition: Condition, signal: Any) -> Any:
-        """Where `condition` holds, given the signal that it looks at."""
+        """Where `condition` holds, given its signal."""
         return signal >= self.required_shared if condition == "overlap" else signal > self.tau_h
 
     def met(self, signals: Mapping[str, Any]) -> dict[Condition, Any]:
@@ -73,11 +68,8 @@ class Gate:
             signals: `draft_entropy` and `target_entropy` in nats, `shared_top` as a count of
                 tokens; arrays of one shape.
         """
-        return {
-            "draft_entropy": self.holds("draft_entropy", signals["draft_entropy"]),
-            "target_entropy": self.holds("target_entropy", signals["target_entropy"]),
-            "overlap": self.holds("overlap", signals["shared_top"]),
-        }
+        names = zip(ALL_CONDITIONS, SIGNALS, strict=True)
+        return {condition: self.holds(condition, signals[signal]) for condition, signal in names}
 
     def opens(self, signals: Mapping[str, Any]) -> Any:
         """Where the gate is open; booleans shaped like the signals."""

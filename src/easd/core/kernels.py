@@ -1,7 +1,7 @@
-"""What verification reads whole vocabulary rows for, in one pass over them on a GPU.
+"""Fused Triton kernels for verification: one pass over each vocabulary row.
 
-The functions give what their namesakes in `signals`, `rules.gated` and `noise` give; those
-stay the definition, and the way wherever `usable` is false. EASD_KERNELS=0 turns the kernels off.
+Each function computes what its namesake in `signals`, `rules.gated` or `noise` defines; those run
+wherever `usable` is false. EASD_KERNELS=0 turns the kernels off.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 MOST_TOP = 16
-"""Above it, searching for the top takes longer than reading the rows."""
+"""Largest `top_n` of the kernels; above it, searching for the top dominates reading the rows."""
 
 _HAVE_TRITON = find_spec("triton") is not None
 
 
 def usable(tensor: Tensor) -> bool:
-    """Whether the kernels can take `tensor`; never while torch compiles."""
+    """Whether the kernels support `tensor`; false while torch compiles."""
     return (
         tensor.is_cuda
         and os.environ.get("EASD_KERNELS") != "0"
@@ -33,22 +33,18 @@ def usable(tensor: Tensor) -> bool:
 def gate_signals(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> dict[str, Tensor]:
     """Entropies in nats and the number of shared top tokens; [..., V] -> name -> [...].
 
-    `top_n` is at most `MOST_TOP`; of equally probable tokens the lower counts as the more so.
+    `top_n` is at most `MOST_TOP`; ties go to the lower token.
     """
     return _scan(draft_probs, target_probs, top_n, gate=True, odds=False)[0]
 
 
 def sum_of_odds(draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With o(y) = q(y) / (1 - p(y)): their sum without the target's top token, that token, its own.
-
-    All [...], from rows [..., V] of which the target's sum to 1. The top token's 1 - p is the sum
-    of the other entries, and its o infinite or nan where that is 0.
-    """
+    """As `signals.sum_of_odds`, from rows [..., V]; all [...]."""
     return _scan(draft_probs, target_probs, 1, gate=False, odds=True)[1]
 
 
 def race(probs: Tensor, key: Tensor) -> Tensor:
-    """Samples [...] from `probs` [..., V] by the clocks of `key` [...], which are not stored."""
+    """Samples [...] from `probs` [..., V] with the exponential clocks of `key` [...]."""
     programs, rows = _programs(), _rows(probs)
     grid = _grid(programs, probs)
     values = torch.empty(grid, device=probs.device)
@@ -67,7 +63,7 @@ def race(probs: Tensor, key: Tensor) -> Tensor:
 def _scan(
     draft_probs: Tensor, target_probs: Tensor, top_n: int, *, gate: bool, odds: bool
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """`gate_signals` and `sum_of_odds`; what is not asked for is not filled in."""
+    """`gate_signals` and `sum_of_odds`; tensors of the one not asked for stay uninitialised."""
     programs = _programs()
     draft, target = _rows(draft_probs.expand_as(target_probs)), _rows(target_probs)
     positions, pieces = _grid(programs, target_probs)
@@ -109,20 +105,20 @@ def _scan(
 
 
 def _programs() -> Any:
-    """The module with the Triton programs, which cannot be imported without triton."""
+    """The module of Triton programs; importing it needs triton."""
     from easd.core import triton_kernels
 
     return triton_kernels
 
 
 def _rows(probs: Tensor) -> Tensor:
-    """[..., V] as [groups, rows, V] with neighbouring entries in neighbouring places."""
+    """[..., V] as [groups, rows, V], contiguous along V."""
     if probs.stride(-1) != 1:
         probs = probs.contiguous()
     return probs[(None,) * (3 - probs.ndim)].flatten(0, -3)
 
 
 def _grid(programs: Any, probs: Tensor) -> tuple[int, int]:
-    """How many positions [..., V] has, and in how many pieces each is read."""
+    """The number of positions of [..., V], and of pieces that each is read in."""
     piece = programs.BLOCK * programs.STEPS
     return probs.shape[:-1].numel(), -(-probs.shape[-1] // piece)

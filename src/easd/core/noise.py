@@ -1,9 +1,7 @@
 """Randomness as a pure function of (seed, request, absolute position, purpose).
 
-Numbers come from a counter-based hash, so a request's text depends neither on who shares its
-batch nor on the order in which anything is computed, and is the same on every device. The mixing
-steps are the 64-bit finaliser of SplitMix (Steele et al. 2014) for the key and a two-round 32-bit
-avalanche hash ("lowbias32", C. Wellons) for the vocabulary.
+Numbers come from counter-based hashes, so a request's text depends neither on the other rows of its
+batch nor on the order of computation, and is the same on every device.
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ import torch
 from torch import Tensor
 
 from easd.core import kernels
-from easd.core.mixing import GOLDEN_32, GOLDEN_64, MIX_32, MIX_64
+from easd.core.hashing import GOLDEN_32, avalanche_in_place, mix_key, random_bits
 
 # What a number is for. Two draws at one position must never use the same number by accident.
 _BLOCK, _ACCEPT, _EMIT, _DRAFT = 0, 1, 2, 3
 
-_IN_CACHE = 65_536  # Numbers of four bytes: two such tables fit into a core's own cache.
+_IN_CACHE = 65_536  # Numbers of four bytes: two such tables fit into a core's L2 cache.
 
 
 def request_key(seed: int, request: int) -> int:
@@ -32,25 +30,27 @@ def request_key(seed: int, request: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """The noise of one step: `keys` [B] of the requests, `start` [B] = position of draft token 0.
+    """The noise of one step.
 
-    Where it is `shared`, the draft is sampled with the very numbers that the emitted token at the
-    same position will be sampled with (arXiv:2408.07978).
-
-    Where a block is verified as a whole, the tokens and tests behind its end have decided where it
-    ended. The next block, which begins among them, needs numbers of its own: those of `fresh` rows
-    depend on `start`, too.
+    Attributes:
+        keys: of the requests, int64 [B].
+        start: absolute position of draft token 0, int64 [B].
+        shared: sample the draft token with the numbers that the emitted token at the same position
+            is sampled with (arXiv:2408.07978).
+        fresh: rows whose numbers also depend on `start`, bool [B]. Where a block is verified as a
+            whole, the tokens and tests after its end decided where it ended, so the next block,
+            which begins among them, needs new numbers.
     """
 
     keys: Tensor
     start: Tensor
     shared: bool = False
-    fresh: Tensor | None = None  # bool [B]
+    fresh: Tensor | None = None
 
     def accept(self, length: int) -> Tensor:
         """Uniforms in [0, 1) for the acceptance tests of a block; [B, length]."""
         positions = self.start[:, None] + torch.arange(length, device=self.start.device)
-        return _unit(_mix(_key(self._block_keys[:, None], positions, _ACCEPT)))
+        return _unit(random_bits(mix_key(self._block_keys[:, None], positions, _ACCEPT)))
 
     def emit(self, at: Tensor, vocab_size: int) -> Tensor:
         """Exponential race for the emitted token at block offsets `at` [B, ...]; [B, ..., V]."""
@@ -61,10 +61,9 @@ class Noise:
         return _clocks(self._drafting_keys(at), vocab_size)
 
     def drafts(self, count: int, vocab_size: int) -> Tensor | None:
-        """`draft` at the first `count` offsets, [B, count, V], in the calls of one.
+        """`draft` at the first `count` offsets, [B, count, V], computed at once.
 
-        None where such a table would cost more than it saves: it has to stay in a core's cache, and
-        a GPU needs no table.
+        None where such a table would cost more than it saves: on a GPU, or beyond a core's cache.
         """
         if not self.keys.is_cpu or len(self.keys) * count * vocab_size > _IN_CACHE:
             return None
@@ -78,7 +77,7 @@ class Noise:
     def drafted(self, probs: Tensor, at: Tensor, among: Tensor | None = None) -> Tensor:
         """Tokens [B, ...] drawn from `probs` [B, ..., V]: `race` against `draft`, with no table.
 
-        Where only the tokens `among` [n] have any probability, the others need no clock.
+        Only the tokens `among` [n], if given, have any probability; the others need no clock.
         """
         keys = self._drafting_keys(at)
         if among is None:
@@ -87,10 +86,10 @@ class Noise:
 
     @property
     def _block_keys(self) -> Tensor:
-        """Keys of the numbers that no other block of a fresh row has."""
+        """Keys [B], different in every block of a fresh row."""
         if self.fresh is None:
             return self.keys
-        return torch.where(self.fresh, _key(self.keys, self.start, _BLOCK), self.keys)
+        return torch.where(self.fresh, mix_key(self.keys, self.start, _BLOCK), self.keys)
 
     def _drafting_keys(self, at: Tensor) -> Tensor:
         if self.shared:
@@ -99,7 +98,7 @@ class Noise:
 
     def _keys(self, keys: Tensor, at: Tensor, purpose: int) -> Tensor:
         ahead = (1,) * (at.ndim - 1)
-        return _key(keys.view(-1, *ahead), self.start.view(-1, *ahead) + at, purpose)
+        return mix_key(keys.view(-1, *ahead), self.start.view(-1, *ahead) + at, purpose)
 
 
 def race(probs: Tensor, noise: Tensor) -> Tensor:
@@ -107,44 +106,20 @@ def race(probs: Tensor, noise: Tensor) -> Tensor:
     return (probs / noise).argmax(-1)
 
 
-def _key(keys: Tensor, positions: Tensor, purpose: int) -> Tensor:
-    z = keys + (positions * 4 + purpose) * GOLDEN_64
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * MIX_64[0]
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * MIX_64[1]
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
-
-
-def _mix(key: Tensor, counter: Tensor | None = None) -> Tensor:
-    """Uniform 31-bit integers from 64-bit keys [...] and counters [n]: [...] or [..., n]."""
-    low, high = key.to(torch.int32), (key >> 32).to(torch.int32)
-    if counter is None:
-        x = low
-    else:
-        low, high = low[..., None], high[..., None]
-        x = counter * GOLDEN_32 + low
-    return _avalanche(_avalanche(x) ^ high) & 0x7FFFFFFF
-
-
-def _avalanche(x: Tensor) -> Tensor:
-    x = (x ^ ((x >> 16) & 0xFFFF)) * MIX_32[0]
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * MIX_32[1]
-    return x ^ ((x >> 15) & 0x1FFFF)
-
-
 def _clocks(key: Tensor, vocab_size: int) -> Tensor:
     """The clocks of all tokens, [...] -> [..., V]."""
     tokens = torch.arange(vocab_size, dtype=torch.int32, device=key.device)
-    return _exponential(_mix(key, tokens))
+    return _exponential(random_bits(key, tokens))
 
 
 def _winner(probs: Tensor, key: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """The place of the first clock to ring, by `race`; of all tokens unless `tokens` [n] says."""
-    if tokens is None and kernels.usable(probs):
-        return kernels.race(probs, key)
+    """Index of the first clock to ring, by `race`; of all tokens unless `tokens` [n] are given."""
     if tokens is None:
+        if kernels.usable(probs):
+            return kernels.race(probs, key)
         tokens = torch.arange(probs.shape[-1], dtype=torch.int32, device=key.device)
     if not key.is_cpu or torch.compiler.is_compiling():
-        return race(probs, _exponential(_mix(key, tokens)))
+        return race(probs, _exponential(random_bits(key, tokens)))
     rows = probs.reshape(-1, probs.shape[-1])
     first, winners = 0, []
     for clocks in _clock_blocks(key, tokens):
@@ -154,10 +129,10 @@ def _winner(probs: Tensor, key: Tensor, tokens: Tensor | None = None) -> Tensor:
 
 
 def _clock_blocks(key: Tensor, tokens: Tensor) -> Iterator[Tensor]:
-    """`_exponential(_mix(key, tokens))`, bit for bit, as many rows at a time as stay in cache.
+    """`_exponential(random_bits(key, tokens))`, bit for bit, in blocks of rows that fit in cache.
 
-    Eleven times as fast as the whole table at once, for a vocabulary of 49,152 on one core. Each
-    block stands in the same memory as the one before.
+    Eleven times as fast as the whole table at once, for a vocabulary of 49,152 on one core. Blocks
+    reuse the same memory.
     """
     flat = key.reshape(-1, 1)
     low, high = flat.to(torch.int32), (flat >> 32).to(torch.int32)
@@ -167,24 +142,13 @@ def _clock_blocks(key: Tensor, tokens: Tensor) -> Iterator[Tensor]:
     for lows, highs in zip(low.split(size), high.split(size), strict=True):
         bits, scratch = space[:, : len(lows)]
         torch.add(counter, lows, out=bits)
-        _avalanche_in_place(bits, scratch)
+        avalanche_in_place(bits, scratch)
         bits ^= highs
-        _avalanche_in_place(bits, scratch)
+        avalanche_in_place(bits, scratch)
         bits &= 0x7FFFFFFF
         clocks = times[: len(lows)]
         clocks.copy_(bits).add_(0.5).mul_(2.0**-31).clamp_max_(1 - 2.0**-24)
         yield clocks.neg_().log1p_().neg_()
-
-
-def _avalanche_in_place(x: Tensor, scratch: Tensor) -> None:
-    for shift, mask, factor in ((16, 0xFFFF, MIX_32[0]), (15, 0x1FFFF, MIX_32[1])):
-        torch.bitwise_right_shift(x, shift, out=scratch)
-        scratch &= mask
-        x ^= scratch
-        x *= factor
-    torch.bitwise_right_shift(x, 15, out=scratch)
-    scratch &= 0x1FFFF
-    x ^= scratch
 
 
 def _unit(bits: Tensor) -> Tensor:

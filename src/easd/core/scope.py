@@ -1,8 +1,8 @@
-"""Rules that hold in a part of the text only, with lossless speculation everywhere else.
+"""Restricts a rule to part of a text, with lossless speculation everywhere else.
 
-What relaxes verification may do harm where a text begins (a model that refuses a request does so in
-its first tokens) or where the answer stands. So any rule may be kept from the first tokens of a
-text, or to what the model writes between its reasoning markers.
+Relaxed verification may do harm where a text begins (a model that refuses a request does so in its
+first tokens) or where it answers. A rule may therefore leave out the first tokens of a text, or
+hold only between the model's reasoning markers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,13 @@ _LOSSLESS = Maximal(Speculative())
 
 
 @dataclass(frozen=True, slots=True)
-class Within:
-    """`rule` at the positions of `step.in_scope`, and the target's own law at the others."""
+class Scoped:
+    """`rule` at the positions of `step.in_scope`, and the target's law at the others."""
 
     rule: HasLaw
 
     def signals(self, step: Step) -> Mapping[str, Tensor]:
-        signals = self.rule.signals(step)
-        if "gate" not in signals:
-            return signals
-        return ChainMap({"gate": signals["gate"] * _scope(step)}, signals)  # type: ignore[arg-type]
+        return _closed_outside(self.rule.signals(step), step)
 
     def law(self, step: Step) -> Tensor:
         return self.law_given(step, self.signals(step))
@@ -45,34 +42,38 @@ class Within:
         return torch.where(_scope(step)[..., None], law, step.target_probs.gather(-1, tokens))
 
     def published(self) -> Procedure | None:
-        own = self.rule.published()
-        return None if own is None else _Published(own)
+        published = self.rule.published()
+        return None if published is None else _ScopedProcedure(published)
 
 
 @dataclass(frozen=True, slots=True)
-class _Published:
-    """A published procedure in scope, and speculative sampling out of it."""
+class _ScopedProcedure:
+    """A published procedure in scope, and speculative sampling elsewhere."""
 
-    own: Procedure
+    published: Procedure
 
     def judge(self, step: Step) -> Judgement:
-        own, scope = self.own.judge(step), _scope(step)
+        judged, scope = self.published.judge(step), _scope(step)[:, :-1]
         lossless = _LOSSLESS.judge(step).accept_prob
-        signals = own.signals
-        if "gate" in signals:
-            signals = ChainMap({"gate": signals["gate"] * scope}, signals)  # type: ignore[arg-type]
         return Judgement(
-            accept_prob=torch.where(scope[:, :-1], own.accept_prob, lossless),
-            penalty_prob=own.penalty_prob * scope[:, :-1],
-            signals=signals,
+            accept_prob=torch.where(scope, judged.accept_prob, lossless),
+            penalty_prob=judged.penalty_prob * scope,
+            signals=_closed_outside(judged.signals, step),
         )
 
     def replacement(
         self, step: Step, judgement: Judgement, at: Tensor, penalised: Tensor
     ) -> Tensor:
-        own = self.own.replacement(step, judgement, at, penalised)
+        published = self.published.replacement(step, judgement, at, penalised)
         lossless = _LOSSLESS.replacement(step, judgement, at, penalised)
-        return torch.where(_scope(step).gather(1, at[:, None]), own, lossless)
+        return torch.where(_scope(step).gather(1, at[:, None]), published, lossless)
+
+
+def _closed_outside(signals: Mapping[str, Tensor], step: Step) -> Mapping[str, Tensor]:
+    """The signals, with the gate closed out of scope."""
+    if "gate" not in signals:
+        return signals
+    return ChainMap({"gate": signals["gate"] * _scope(step)}, signals)  # type: ignore[arg-type]
 
 
 def _scope(step: Step) -> Tensor:

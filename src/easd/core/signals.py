@@ -1,4 +1,4 @@
-"""Quantities computed from distributions over the vocabulary (last axis)."""
+"""Quantities of distributions over the vocabulary (last axis)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _SLICE = 16_384
 def entropy(probs: Tensor) -> Tensor:
     """Shannon entropy in nats over the full vocabulary; [..., V] -> [...].
 
-    Slice by slice, so that temporaries stay in cache; slices of one size, so that a row's sum does
-    not depend on how many are summed. `torch.special.entr` takes twice as long.
+    Summed in slices of fixed size: temporaries stay in cache, and a row's sum does not depend on
+    the number of rows. `torch.special.entr` takes twice as long.
     """
     tiny = torch.finfo(probs.dtype).tiny
     parts = [part.clamp_min(tiny).log_().mul_(part).sum(-1) for part in probs.split(_SLICE, -1)]
-    return 0 - reduce(torch.add, parts)  # a bare minus would turn 0 into -0
+    return 0 - reduce(torch.add, parts)  # unary minus would turn 0 into -0
 
 
 def top_tokens(probs: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Values and indices of the n largest entries, [..., min(n, V)].
 
-    Selecting from a whole vocabulary row is slow on CPU, so rows are cut into chunks first: the n
-    largest entries lie in the n chunks with the largest maxima.
+    Selecting from a whole vocabulary row is slow on a CPU. The n largest entries lie in the n
+    chunks with the largest maxima, so only those are searched.
     """
     vocab_size = probs.shape[-1]
     n = min(n, vocab_size)
@@ -47,10 +47,9 @@ def top_tokens(probs: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def shared_top_tokens(draft_probs: Tensor, target_probs: Tensor, n: int) -> Tensor:
-    """How many tokens are among the n most probable of both; int64 [...].
+    """The number of tokens among the n most probable of both; int64 [...].
 
-    Tokens of probability zero are never members: after truncation two disjoint one-hot rows would
-    otherwise share whatever the sort leaves next to the top.
+    Tokens of probability zero do not count: truncated rows would otherwise share arbitrary ones.
     """
     draft_values, draft_top = top_tokens(draft_probs, n)
     target_values, target_top = top_tokens(target_probs, n)
@@ -60,7 +59,7 @@ def shared_top_tokens(draft_probs: Tensor, target_probs: Tensor, n: int) -> Tens
 
 
 def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
-    """norm(max(0, p - q)), or p where nothing is left (then no token is ever rejected)."""
+    """norm(max(0, p - q)), or p where that is zero everywhere (then no token is ever rejected)."""
     positive = (target_probs - draft_probs).clamp_min(0)
     total = positive.sum(-1, keepdim=True)
     return torch.where(total > 0, positive / total, target_probs)
@@ -79,10 +78,10 @@ def exclude(probs: Tensor, token: Tensor) -> Tensor:
 
 
 def sum_of_odds(draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With o(y) = q(y) / (1 - p(y)): their sum without the target's top token, that token, its own.
+    """(sum of the odds except at the target's top token, that token, its odds); all [..., 1].
 
-    All [..., 1]. At the top token, where 1 - p would cancel, it is the sum of the other entries; o
-    is infinite or nan where that is 0.
+    The odds of y are q(y) / (1 - p(y)). At the top token 1 - p would cancel, so the sum of the
+    other entries of p replaces it; its odds are infinite or nan where that sum is 0.
     """
     if kernels.usable(target_probs):
         rest, top, top_odds = kernels.sum_of_odds(draft_probs, target_probs)
@@ -94,5 +93,5 @@ def sum_of_odds(draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tens
 
 
 def log(probs: Tensor) -> Tensor:
-    """Natural logarithms that stay finite at zero."""
+    """Natural logarithms, finite at zero."""
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()

@@ -1,8 +1,8 @@
 """The values that rules, couplings and verification exchange.
 
 Shape letters, here and everywhere: B rows of the batch, K the padded draft length, V the
-vocabulary. Position k < K holds draft token k; position n = `num_draft_tokens` of a row is that
-row's bonus position, and everything after it is padding.
+vocabulary. Position k < K holds draft token k; position `num_draft_tokens` of a row is its bonus
+position, and later ones are padding.
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ NeedsRaw = Literal["never", "greedy", "always"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Everything one verification step may look at.
+    """The input of one verification step.
 
-    Probabilities are the ones tokens are drawn from, after every processor, in at least float32.
-    A row of `draft_probs` that is all zeros says that the draft was not evaluated there; the bonus
-    position is one unless a rule asks for it.
+    Probabilities are those after all processors, in at least float32. Raw probabilities are at
+    temperature 1 without truncation (penalties and bans stay), present where the rule needs them.
 
-    The raw probabilities are those at temperature 1 without truncation (penalties and bans stay);
-    they are given when the rule needs them.
-
-    `draft_probs` are the draft's opinion, which rules and gates look at. Draft tokens may be drawn
-    from another distribution, the proposal: it is all that couplings look at.
+    Rules and gates look at `draft_probs`, the draft's opinion: rows of zeros where the draft was
+    not evaluated, such as the bonus position unless the rule asks for it. Couplings look only at
+    the proposal, from which draft tokens were drawn; it may be another distribution.
     """
 
     draft_tokens: Tensor  # int64 [B, K]
@@ -48,7 +45,7 @@ class Step:
 
     @property
     def proposal(self) -> Tensor:
-        """What each draft token was drawn from, [B, K+1, V]."""
+        """The distributions that draft tokens were drawn from, [B, K+1, V]."""
         return self.draft_probs if self.proposal_probs is None else self.proposal_probs
 
     def is_bonus(self, at: Tensor) -> Tensor:
@@ -56,33 +53,20 @@ class Step:
         return at >= self.num_draft_tokens
 
     def has_draft(self) -> Tensor:
-        """Which positions hold a draft token, as bool [B, K+1].
-
-        A step narrowed to single positions remembers what these were.
-        """
+        """Which positions hold a draft token (before `at` narrowed the step), bool [B, K+1]."""
         if self.drafted is not None:
             return self.drafted
         positions = torch.arange(self.draft_tokens.shape[1] + 1, device=self.draft_tokens.device)
         return positions < self.num_draft_tokens[:, None]
 
     def raw(self) -> tuple[Tensor, Tensor]:
-        """The draft's and the target's raw probabilities, [B, K+1, V] each.
-
-        Raises:
-            RuleError: The step does not carry them.
-        """
+        """The draft's and the target's raw probabilities, [B, K+1, V] each."""
         if self.raw_draft_probs is None or self.raw_target_probs is None:
-            raise RuleError("this step needs raw probabilities beside the sampling ones")
+            raise RuleError("this step has no raw probabilities; declare `needs_raw` in the rule")
         return self.raw_draft_probs, self.raw_target_probs
 
     def opinions(self) -> tuple[Tensor, Tensor]:
-        """What draft and target think of every token, [B, K+1, V] each.
-
-        The probabilities tokens are drawn from, and for greedy rows, whose are one-hot, raw ones.
-
-        Raises:
-            RuleError: There are greedy rows and no raw probabilities.
-        """
+        """Both models' probabilities, [B, K+1, V] each: raw ones for greedy rows."""
         if self.greedy is None:
             return self.draft_probs, self.target_probs
         greedy, (draft_probs, target_probs) = self.greedy[:, None, None], self.raw()
@@ -96,7 +80,7 @@ class Step:
         return self.at(torch.arange(at.shape[0], device=at.device), at)
 
     def at(self, rows: Tensor, positions: Tensor) -> Step:
-        """The step narrowed to n positions, each a row of its own: K = 0, probabilities [n, 1, V].
+        """The step narrowed to n positions as rows: K = 0, probabilities [n, 1, V].
 
         Args:
             rows, positions: int64 [n].
@@ -124,23 +108,21 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The fate of each draft token before any randomness.
+    """Probabilities of what happens to each draft token; the rest to 1 is an ordinary rejection.
 
-    `accept_prob + penalty_prob <= 1`; what is missing to 1 is an ordinary rejection. Where a block
-    is verified as a whole, `accept_prob` is the probability that it is kept up to this token, given
-    that nothing behind it is, and `law_weight` what the law weighs against the proposal where the
-    block ends. `signals` are the quantities the rule looked at, for the trace.
+    Under block verification, `accept_prob` is the probability that the block is kept up to this
+    token, given that no later token is kept.
     """
 
     accept_prob: Tensor  # [B, K]
     penalty_prob: Tensor  # [B, K]
-    signals: Mapping[str, Tensor]  # name -> [B, K+1]
-    law_weight: Tensor | None = None  # [B, K+1]
+    signals: Mapping[str, Tensor]  # name -> [B, K+1], for traces
+    law_weight: Tensor | None = None  # [B, K+1], w_i of `couplings.Blockwise`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What became of one step: `num_accepted` draft tokens are kept, then `next_token` follows."""
+    """The outcome of a step: `num_accepted` draft tokens are kept, then `next_token` follows."""
 
     num_accepted: Tensor  # int64 [B]
     next_token: Tensor  # int64 [B]

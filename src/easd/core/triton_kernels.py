@@ -15,12 +15,12 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from triton.language.extra import libdevice  # pyright: ignore[reportMissingImports]
 
-from easd.core.mixing import GOLDEN_32, MIX_32
+from easd.core.hashing import GOLDEN_32, MIX_32
 
 BLOCK = 1024
 STEPS = 8
 
-# What a piece leaves in `sums` [positions, FIELDS, pieces].
+# Partial results of a piece, in `sums` [positions, FIELDS, pieces].
 FIELDS = 6
 _DRAFT_ENTROPY = tl.constexpr(0)
 _TARGET_ENTROPY = tl.constexpr(1)
@@ -58,7 +58,7 @@ def scan(
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """One piece of one position of [groups, rows, V]; `merge` reads what it leaves."""
+    """Reduces one piece of one position of [groups, rows, V]; `merge` combines the pieces."""
     position, piece, pieces = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     group, row = position // rows, position % rows
     draft_probs += group * draft_stride + row * draft_row_stride
@@ -69,7 +69,7 @@ def scan(
     none = tl.zeros([BLOCK], tl.float32)
     draft_entropy, draft_best, draft_top = none, none, column
     target_entropy, target_best, target_top = none, none, column
-    # The largest entry so far stays out of the sums: its 1 - p may be all cancellation.
+    # The largest entry so far stays out of the sums, since its 1 - p may cancel.
     draft_at_top, odds, others = none, none, none
     for step in tl.static_range(STEPS):
         token = column + step * BLOCK
@@ -139,7 +139,7 @@ def merge(
     CANDIDATES: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """One position's results from its pieces; PIECES, CANDIDATES, PLACES: powers of 2 with room."""
+    """Combines a position's pieces; PIECES, CANDIDATES and PLACES are rounded up to powers of 2."""
     position = tl.program_id(0).to(tl.int64)
     piece = tl.arange(0, PIECES)
     there = piece < pieces
@@ -184,7 +184,7 @@ def race(
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """The first of one piece's exponential clocks, which are those of `easd.core.noise`."""
+    """The first of one piece's exponential clocks; the same clocks as in `easd.core.noise`."""
     position, piece, pieces = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     probs += (position // rows) * stride + (position % rows) * row_stride
     key = tl.load(keys + position)
@@ -197,8 +197,8 @@ def race(
         mixed = _avalanche(token.to(tl.uint32) * _GOLDEN + low) ^ high
         bits = (_avalanche(mixed) & 0x7FFFFFFF).to(tl.float32)
         unit = tl.minimum((bits + 0.5) * 2.0**-31, 1 - 2.0**-24)
-        # The quotient may be off by two units in the last place, so a tie closer than that may end
-        # otherwise than in torch; the exact one has a slow path for the very improbable.
+        # Approximate division: its last two bits may differ from torch's, and so may near-ties. The
+        # exact one has a slow path for very improbable tokens.
         value = prob / -libdevice.log1p(-unit)
         larger = value > best
         best, winner = tl.where(larger, value, best), tl.where(larger, token, winner)
@@ -216,7 +216,7 @@ def _avalanche(x):
 
 @triton.jit
 def _first(values, tokens):
-    """The largest value, and the lowest token that has it."""
+    """The largest value, and the lowest token with it."""
     best = tl.max(values, 0)
     return best, tl.min(tl.where(values == best, tokens, _NO_TOKEN), 0)
 
@@ -234,7 +234,7 @@ def _without_top(values, tokens, draft_at, odds, others):
 
 @triton.jit
 def _take(probs, vocab_size, start, rest, best, top, BLOCK: tl.constexpr):
-    """The largest of the columns' `best`, and the columns with its column's next one instead."""
+    """Pops the largest of the columns' `best` and replaces it by the next one of its column."""
     value, token = _first(best, top)
     column = start + (token - start) % BLOCK + rest
     prob = tl.load(probs + column, mask=column < vocab_size, other=0.0)

@@ -10,30 +10,30 @@ from torch import Tensor
 from easd.core.couplings import Coupling, HasLaw, Procedure, procedure
 from easd.core.noise import Noise
 from easd.core.rules.base import Rule
-from easd.core.scope import Within
+from easd.core.scope import Scoped
 from easd.core.step import Decision, Judgement, Step
 
 
 def verify(rule: Rule, step: Step, noise: Noise, coupling: Coupling | None = None) -> Decision:
-    """Decides one step; compiled or on a GPU without a branch on data, so it is one graph.
+    """Decides one step, without a branch on data when compiled or on a GPU.
 
     Args:
-        rule: says what law tokens are drawn from.
+        rule: its law is the output distribution.
         step: B rows of K draft tokens with the distributions of both models.
-        noise: shared exactly where the coupling is, and fresh where blocks are verified jointly.
-        coupling: the rule's own default unless given.
+        noise: must be `shared` exactly if the coupling is, and have `fresh` for the coupling block.
+        coupling: the rule's default unless given.
     """
     coupling = coupling or rule.default_coupling
-    assert noise.shared == (coupling == "shared"), "drafts are drawn with what verifies them"
-    assert coupling != "block" or noise.fresh is not None, "a block decides by all of its numbers"
-    scoped = rule if step.in_scope is None else Within(rule)
+    assert noise.shared == (coupling == "shared"), "drafts and replacements must share noise"
+    assert coupling != "block" or noise.fresh is not None, "the coupling block needs fresh noise"
+    scoped = rule if step.in_scope is None else Scoped(rule)
     chosen = procedure(scoped, coupling)
     judgement = chosen.judge(step)
     if coupling == "shared":
         num_accepted, next_token, penalised = _shared(scoped, step, judgement, noise)
     else:
         kept = _last if coupling == "block" else _leading
-        num_accepted, next_token, penalised = _drawn(chosen, step, judgement, noise, kept)
+        num_accepted, next_token, penalised = _test_drafts(chosen, step, judgement, noise, kept)
     return Decision(
         num_accepted=num_accepted,
         next_token=next_token,
@@ -42,14 +42,14 @@ def verify(rule: Rule, step: Step, noise: Noise, coupling: Coupling | None = Non
     )
 
 
-def _drawn(
+def _test_drafts(
     chosen: Procedure,
     step: Step,
     judgement: Judgement,
     noise: Noise,
     kept: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tests each draft token with a uniform of its own; `kept` counts those that stay."""
+    """Tests each draft token with its own uniform number; `kept` counts the accepted ones."""
     uniforms = noise.accept(step.draft_tokens.shape[1])
     num_accepted = kept((uniforms < judgement.accept_prob) & step.has_draft()[:, :-1])
     penalised = _first_refusal_is_penalty(uniforms, step, judgement, num_accepted)
@@ -60,14 +60,14 @@ def _drawn(
 def _shared(
     rule: HasLaw, step: Step, judgement: Judgement, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples the law at every position and keeps draft tokens as long as they equal the sample."""
+    """Samples the law at every position and accepts draft tokens up to the first that differs."""
     law = rule.law_given(step, judgement.signals)
     batch, positions, _ = law.shape
     every = torch.arange(positions, device=law.device).expand(batch, -1)
     wanted = noise.emitted(law, every)
     num_accepted = _leading((wanted[:, :-1] == step.draft_tokens) & step.has_draft()[:, :-1])
-    # Coupled this way a refusal has no acceptance test of its own to tell a penalty from a
-    # rejection; a uniform over what is not accepted splits it in the rule's proportion.
+    # No acceptance test tells a penalty from a rejection here, so a uniform number over the rest of
+    # the acceptance probability splits refusals in the rule's proportion.
     uniforms = torch.lerp(
         judgement.accept_prob,
         torch.ones_like(judgement.accept_prob),
@@ -90,9 +90,9 @@ def _leading(accepted: Tensor) -> Tensor:
 
 
 def _last(accepted: Tensor) -> Tensor:
-    """The place of the last true entry of each row, from 1; 0 without; bool [B, K] -> int64 [B]."""
-    places = torch.arange(1, accepted.shape[1] + 1, device=accepted.device)
-    return (accepted * places).amax(1) if len(places) else accepted.sum(1)
+    """One-based index of each row's last true entry, or 0; bool [B, K] -> int64 [B]."""
+    indices = torch.arange(1, accepted.shape[1] + 1, device=accepted.device)
+    return (accepted * indices).amax(1) if len(indices) else accepted.sum(1)
 
 
 def _at(values: Tensor, at: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The rows of one step: what they ask for, which of them verify together, and what comes out."""
+"""The rows of one step, grouped by rule and coupling for verification, and their outcome."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from easd.errors import NumericsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """One step of the rows that one call of a rule verified, for traces, progress and streams.
+    """One step of the rows that one call verified, for traces, progress and streams.
 
     Attributes:
-        rows: the rows that took part, in batch order, in their state after the step.
+        rows: in batch order, in their state after the step.
         starts: position of draft token 0 in each row's text.
         committed: the tokens that each row gained, up to its end.
         step, decision, noise: input and output of verification.
@@ -52,8 +52,9 @@ class StepRecord:
             if isinstance(value, Mapping):
                 return {name: narrow(held) for name, held in value.items()}
             if is_dataclass(value) and not isinstance(value, type):
-                own = {f.name: narrow(getattr(value, f.name)) for f in fields(value)}
-                return replace(value, **own)
+                return replace(
+                    value, **{f.name: narrow(getattr(value, f.name)) for f in fields(value)}
+                )
             return value
 
         return narrow(self)
@@ -61,14 +62,14 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that ended by a fault of its own, and that fault."""
+    """A request that failed, and why."""
 
     row: Row
     error: Exception
 
 
 class Batch:
-    """The rows of one step, of which each may have a rule and processing of its own.
+    """The rows of one step, each with its rule and processing.
 
     Args:
         rows: in the order of their slots.
@@ -80,13 +81,11 @@ class Batch:
         self.starts = [len(row.ids) for row in rows]
         groups: dict[tuple[Rule, Coupling, bool], list[int]] = {}
         for place, row in enumerate(rows):
-            own = rule if row.request.rule is None else row.request.rule
-            # Noise is shared by all of an engine's rows or by none.
-            asked: Coupling | None = coupling
-            if coupling != "shared" and row.request.coupling is not None:
-                asked = row.request.coupling
-            verified = own.default_coupling if asked is None else asked
-            key = (own, verified, row.request.processing.greedy)
+            row_rule = row.request.rule or rule
+            row_coupling = row.request.coupling or coupling or row_rule.default_coupling
+            # Either all rows of an engine share noise or none.
+            row_coupling = "shared" if coupling == "shared" else row_coupling
+            key = (row_rule, row_coupling, row.request.processing.greedy)
             groups.setdefault(key, []).append(place)
         self.groups = [Group(self, *key, places) for key, places in groups.items()]
         jointly = [place for group in self.groups if group.jointly for place in group.places]
@@ -96,15 +95,15 @@ class Batch:
         self.rules_need_raw = any(group.needs_raw for group in self.groups)
 
     def verify(self, draft: Draft, target: Distributions, noise: Noise) -> list[Verified]:
-        """Verifies every group; a row that makes its rule raise fails alone."""
+        """Verifies every group; where a rule raises, only the rows that cause it fail."""
         return [found for group in self.groups for found in group.verify(draft, target, noise)]
 
     def block_lengths(self, gamma: int) -> list[int]:
-        """How many tokens to draft for each row; its last token is always the target's."""
+        """Number of tokens to draft for each row; a text's last token is always the target's."""
         return [min(gamma, row.remaining - 1) for row in self.rows]
 
     def process(self, logits: Tensor, draft: Draft) -> Distributions:
-        """The target's distributions, [B, K+1, V], and whatever else the rows ask for."""
+        """The target's distributions [B, K+1, V], with scores and raw ones if rows need them."""
         return distributions(
             logits,
             self.rows,
@@ -116,7 +115,7 @@ class Batch:
 
 
 class Group:
-    """Rows of a batch, by their places in it, that one call of a rule verifies."""
+    """Rows of a batch, by their indices in it, that one call verifies."""
 
     def __init__(
         self, batch: Batch, rule: Rule, coupling: Coupling, greedy: bool, places: list[int]
@@ -131,7 +130,7 @@ class Group:
         self._is_whole_batch = len(places) == len(batch.rows)
 
     def verify(self, draft: Draft, target: Distributions, noise: Noise) -> list[Verified]:
-        """Verifies the group at once, or row by row where that raises."""
+        """Verifies the group at once, or row by row if that raises."""
         step, noise_here = self.step(draft, target), self.narrow(noise)
         try:
             decision = verify(self.rule, step, noise_here, self.coupling)
@@ -194,7 +193,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Tokens that a row emits, how many of them were drafted, and whether a penalty ended them."""
+    """Tokens that a row emits, how many were accepted, and whether a penalty ended the block."""
 
     tokens: list[int]
     num_accepted: int
@@ -203,7 +202,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A group after verification: what went in, what came out, and each row's block or fault."""
+    """A group after verification: its input and output, and each row's block or error."""
 
     group: Group
     step: Step
@@ -212,7 +211,7 @@ class Verified:
     blocks: list[Block | NumericsError]
 
     def record(self, committed: list[list[int]], seconds: dict[str, float]) -> StepRecord | None:
-        """The record of the rows that did not fail, or None where all did.
+        """The record of the rows that did not fail, or None if all did.
 
         Args:
             committed: the tokens of every row of the batch.
@@ -235,13 +234,9 @@ class Verified:
 
 
 def read_blocks(step: Step, decision: Decision) -> list[Block | NumericsError]:
-    """Copies a decision to the host, in one transfer.
-
-    Returns:
-        Each row's block, or an error where a model's probabilities are not a distribution.
-    """
+    """Each row's block, or its error if a model's probabilities are NaN; in one host transfer."""
     positions = torch.arange(step.target_probs.shape[1], device=step.target_probs.device)
-    # Behind a row's own draft there is padding, which only the rest of the batch needs.
+    # Positions after a row's draft are padding for longer rows.
     padding = positions > step.num_draft_tokens[:, None]
     columns = [
         decision.num_accepted,
@@ -266,7 +261,7 @@ def read_blocks(step: Step, decision: Decision) -> list[Block | NumericsError]:
 
 
 class Clock:
-    """Wall time by part of a step; `before` has that of steps without a record."""
+    """Wall time by part of a step, added to `before`, that of steps without a record."""
 
     def __init__(self, before: Mapping[str, float]) -> None:
         self.seconds = dict(before)

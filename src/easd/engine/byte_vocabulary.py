@@ -1,4 +1,4 @@
-"""A tokenizer read by bytes: what each token stands for, and how it encodes inside a text."""
+"""A tokenizer by bytes: the bytes of each token, and how text is encoded inside a longer one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from easd.engine.pair import num_tokens
 from easd.errors import ModelError
 
-# Special tokens that mean the same in different families.
+# Equivalent special tokens of different model families.
 _TURN_BEGINS = ("<|im_start|>", "<start_of_turn>", "<|turn>")
 _TURN_ENDS = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<turn|>")
 _TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
@@ -26,18 +26,18 @@ _WAYS_OUT = "use a draft with the target's own tokenizer, or the prompt-lookup d
 
 
 class ByteVocabulary:
-    """The tokens of one tokenizer as bytes, and how it encodes bytes inside a text.
+    """The tokens of one tokenizer as bytes, and its encoding of bytes inside a text.
 
     Attributes:
         size: one more than the largest id.
-        bytes_of: the bytes of each id; None for special tokens and ids that are none.
-        special: ids of special tokens by their names.
-        names: and the other way round.
-        begin: the id that the tokenizer puts before a text, if it does.
-        end: the id that ends a text, if there is one.
+        bytes_of: the bytes of each id; None for special tokens and unused ids.
+        special: ids of special tokens by name.
+        names: names of special tokens by id.
+        begin: the id that the tokenizer puts before a text, if any.
+        end: the id that ends a text, if any.
 
     Raises:
-        ModelError: The tokenizer has no reading as bytes.
+        ModelError: The tokenizer cannot be read as bytes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -69,7 +69,7 @@ class ByteVocabulary:
         self._of_segment = lru_cache(1 << 16)(self._encode)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a text as they stand inside a longer one: no special tokens, no dummy space."""
+        """Ids of a text inside a longer one: without special tokens or a dummy space."""
         return self._of_segment(text)
 
     def encode_all(self, pieces: Sequence[bytes]) -> list[list[int]]:
@@ -84,7 +84,7 @@ class ByteVocabulary:
 
     @property
     def ending(self) -> int | None:
-        """The token that an answer ends with, or a text where there are no turns."""
+        """The token that ends an answer, or a text if there are no turns."""
         of_turn = self.turn_end if self.answers_turns else None
         return self.end if of_turn is None else of_turn
 
@@ -117,9 +117,9 @@ class ByteVocabulary:
 
 
 def _plain(backend: Any) -> Tokenizer:
-    """A copy that adds nothing to a text: no special tokens and no space before the first word.
+    """A copy that adds neither special tokens nor a space before the first word.
 
-    It shares the model, since copying one of a large vocabulary takes seconds.
+    It shares the model, since copying a large vocabulary takes seconds.
     """
     plain = Tokenizer(backend.model)
     if backend.normalizer is not None:
@@ -134,7 +134,7 @@ def _plain(backend: Any) -> Tokenizer:
         for part in ("normalizer", "pre_tokenizer"):
             whole[part] = _bare(whole[part])
         plain = Tokenizer.from_str(json.dumps(whole))
-    plain.encode_special_tokens = True  # Where a text spells one, it is text.
+    plain.encode_special_tokens = True  # A special token spelt out in a text is plain text.
     return plain
 
 
@@ -144,7 +144,7 @@ def _without_prefix(part: Any, blank: Any) -> Any:
 
 
 def _bare(part: Any) -> Any:
-    """The description of a normalizer or pre-tokenizer without what it puts before a text."""
+    """The description of a normalizer or pre-tokenizer without the prefix that it adds."""
     if isinstance(part, list):
         kept = (each for each in part if not _is_prefix(each))
         return [_bare(each) for each in kept]
@@ -161,11 +161,7 @@ def _is_prefix(part: Any) -> bool:
 
 
 def _check_reading(tokenizer: PreTrainedTokenizerBase, backend: Any) -> bool:
-    """Whether tokens are spelt in a byte alphabet; else in characters, with bytes for the rest.
-
-    Raises:
-        ModelError: In neither.
-    """
+    """Whether tokens are spelt in a byte alphabet, rather than characters with byte fallback."""
     model, name = backend.model, f"the tokenizer of {tokenizer.name_or_path or 'a model'}"
     kind = type(model).__name__
     if kind not in ("BPE", "Unigram"):
@@ -198,7 +194,7 @@ def _decoded(piece: bytes) -> str | None:
 
 
 def _valid_length(piece: bytes) -> int:
-    """How many bytes at the beginning are whole characters."""
+    """The number of leading bytes that are whole characters."""
     try:
         return len(piece.decode().encode())
     except UnicodeDecodeError as error:

@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from easd.errors import ConfigError, InputError, one_line
 
-# What models write around their reasoning: Qwen3, DeepSeek-R1 and most others; Magistral.
+# Markers around reasoning: of Qwen3, DeepSeek-R1 and most others; of Magistral.
 _REASONING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 
 
 class ChatPrompt(list[int]):
-    """Token ids of a conversation, and its turns: another model renders them in its own template.
+    """Token ids of a conversation, and its turns for a draft with another chat template.
 
     Attributes:
         turns: each with `role` and `content`.
@@ -58,10 +58,6 @@ def encode(
         tokenizer: the target's.
         chat: whether to use the chat template; None uses it if there is one.
         system: a system message.
-
-    Raises:
-        ConfigError: A chat or a system message is asked for and there is no template.
-        InputError: The prompt is empty.
     """
     turns = [{"role": "user", "content": prompt}]
     if system is not None:
@@ -100,7 +96,7 @@ def encode_turns(
                 turns, add_generation_prompt=True, return_dict=False
             )
             return ChatPrompt(ids, turns)  # type: ignore[arg-type]
-        except Exception as error:  # A template is a program, of anyone's, and raises anything.
+        except Exception as error:  # A template is a third-party program and may raise anything.
             reason = one_line(str(error)) or type(error).__name__
             raise InputError(f"the chat template refuses this conversation ({reason})") from None
     if len(turns) > 1:
@@ -112,11 +108,7 @@ def encode_turns(
 
 
 def as_turn(message: Any) -> dict[str, str]:
-    """A message of a conversation as a turn.
-
-    Raises:
-        InputError: It is none.
-    """
+    """A message of a conversation as a turn; refuses anything else."""
     found = dict(message) if isinstance(message, Mapping) else {}
     if not all(isinstance(found.get(name), str) for name in ("role", "content")):
         raise InputError(
@@ -127,11 +119,7 @@ def as_turn(message: Any) -> dict[str, str]:
 
 
 def check_characters(text: str) -> None:
-    """Refuses a text that no tokenizer reads.
-
-    Raises:
-        InputError: It has half of a character, a lone surrogate.
-    """
+    """Refuses a text with a lone surrogate, half of a character, which no tokenizer reads."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -144,9 +132,9 @@ def check_characters(text: str) -> None:
 def without_system_turn(
     turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, str]]:
-    """The turns, with a system message put before the user's where the template takes none.
+    """The turns, with a system message moved into the user's if the template has no such role.
 
-    Templates without that role raise an error, or leave the message out without a word.
+    Such templates raise an error or silently drop the message.
     """
     if turns[0]["role"] != "system":
         return turns

@@ -18,15 +18,15 @@ from easd.engine.sampling import Distributions, distributions, prefixed, proposa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """Draft tokens, what the draft thinks of every token, and what they were drawn from.
+    """Draft tokens, the draft's distributions, and those that the tokens were drawn from.
 
     Attributes:
         tokens: int64 [B, K], padded.
         counts: number of tokens of each row.
         probs: [B, K+1, V]; the last position is all zeros unless the draft was evaluated at the
             bonus position.
-        raw: the same at temperature 1 without truncation, where asked for.
-        proposals: what the tokens were drawn from, [B, K+1, V]; None where it is `probs`.
+        raw: the same at temperature 1 without truncation, if asked for.
+        proposals: the distributions that the tokens were drawn from, [B, K+1, V]; None if `probs`.
     """
 
     tokens: Tensor
@@ -37,17 +37,15 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Proposes tokens for the rows of a batch.
-
-    Attributes:
-        models: those whose slots follow the rows of the batch.
-    """
+    """Proposes tokens for the rows of a batch."""
 
     @property
-    def models(self) -> Sequence[SlotModel]: ...
+    def models(self) -> Sequence[SlotModel]:
+        """The models whose slots follow the rows of the batch."""
+        ...
 
     def prompt(self, row: Row) -> list[int]:
-        """What its models cache of a new row's prompt before the row decodes."""
+        """The tokens of a new row's prompt that its models cache before the row decodes."""
         ...
 
     def propose(
@@ -62,20 +60,20 @@ class Drafter(Protocol):
 
 
 class ModelDrafter:
-    """Drafts with a smaller language model that has slots of its own.
+    """Drafts with a smaller language model.
 
     A row's block ends early once the draft's probability of all its tokens falls below
-    `least_block_prob`. Whether a position is drafted thus depends only on the tokens before it, so
+    `least_block_prob`. Whether a position is drafted then depends only on the tokens before it, so
     every token keeps its law. The expected -log of that probability is the sum of the draft's
     entropies, which predict refusals (compare arXiv:2410.18351, which stops before a token is drawn
-    and so wastes the forward that it took).
+    and so wastes a forward).
     """
 
     def __init__(self, model: SlotModel, vocab_size: int, least_block_prob: float = 0.0) -> None:
         self.model = model
         self.vocab_size = vocab_size
         self.least_block_prob = least_block_prob
-        # A reduced head (`easd.pairs.smollm2.ReducedHead`) names the tokens it knows.
+        # A reduced head (`easd.pairs.smollm2.ReducedHead`) lists its tokens.
         known = getattr(model.model.get_output_embeddings(), "token_ids", None)
         self._known = None if known is None else known[known < vocab_size]
 
@@ -94,7 +92,7 @@ class ModelDrafter:
         greedy = all(row.request.processing.greedy for row in rows)
         constrained = any(prefixed(row) for row in rows)
         some_greedy = any(row.request.processing.greedy for row in rows)
-        # Greedy probabilities are one-hot; only scores show how confident the draft was.
+        # Greedy probabilities are one-hot; only scores show the draft's confidence.
         wants_scores = constrained or (some_greedy and self.least_block_prob > 0)
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
@@ -104,15 +102,15 @@ class ModelDrafter:
         position = 0
         while position < max(counts) + bonus:
             needed = [position < count + bonus for count in counts]
-            logits, mute = self._next(rows, drafted, needed)
-            for row in mute:
+            logits, no_opinion = self._next(rows, drafted, needed)
+            for row in no_opinion:
                 counts[row] = min(counts[row], position)
             found = distributions(
                 logits, rows, drafted, counts, want_raw=raw, want_scores=wants_scores
             )
-            silent = _silent(found) if constrained else None
-            probs.append(_certain_where(silent, found.probs))
-            raws.append(found.raw if found.raw is None else _certain_where(silent, found.raw))
+            banned = _all_banned(found) if constrained else None
+            probs.append(_certain_where(banned, found.probs))
+            raws.append(found.raw if found.raw is None else _certain_where(banned, found.raw))
             if position < max(counts):
                 among = None if constrained else self._known
                 proposal = proposals(probs[-1], rows)
@@ -129,14 +127,14 @@ class ModelDrafter:
                     for row, prob in enumerate(block_prob.tolist()):
                         if prob < self.least_block_prob:
                             counts[row] = min(counts[row], position + 1)
-            for each in (probs[-1], raws[-1], *drawn_from[position:]) if mute else ():
+            for each in (probs[-1], raws[-1], *drawn_from[position:]) if no_opinion else ():
                 if each is not None:
-                    each[mute] = 0
+                    each[no_opinion] = 0
             position += 1
         if not bonus:
             probs.append(blank)
             raws.append(blank)
-        positions = drafted.shape[1] + 1  # One less than were asked for, where all fell silent.
+        positions = drafted.shape[1] + 1  # One fewer than asked for, if no row had an opinion.
         return Draft(
             tokens=drafted,
             counts=counts,
@@ -164,19 +162,16 @@ class ModelDrafter:
     def _next(
         self, rows: Sequence[Row], drafted: Tensor, needed: list[bool]
     ) -> tuple[Tensor, list[int]]:
-        """Logits [B, 1, V] after what is drafted, and the rows where the draft has no opinion.
+        """Logits [B, 1, V] after `drafted` [B, k], and the rows where the draft has no opinion.
 
-        Args:
-            rows: those of the batch.
-            drafted: int64 [B, k].
-            needed: the rows whose logits are used.
+        Only the rows `needed` use their logits.
         """
         if drafted.shape[1] == 0:
             return self._catch_up(rows), []
         return self._forward(drafted[:, -1:], [1] * len(rows)), []
 
     def _catch_up(self, rows: Sequence[Row]) -> Tensor:
-        """Feeds each row what its cache misses; returns the logits [B, 1, V] after that."""
+        """Feeds each row the tokens that its cache lacks; returns the next logits [B, 1, V]."""
         missing = [row.ids[self.model.lengths[place] :] for place, row in enumerate(rows)]
         counts = [len(tokens) for tokens in missing]
         longest = max(counts)
@@ -196,21 +191,21 @@ class ModelDrafter:
 
 def _joined(proposals: list[Tensor | None], blank: Tensor) -> Tensor | None:
     """The proposals of a block and a blank bonus position, [B, K+1, V]; None without any."""
-    own = [proposal for proposal in proposals if proposal is not None]
-    return torch.cat([*own, blank], 1) if own else None
+    given = [proposal for proposal in proposals if proposal is not None]
+    return torch.cat([*given, blank], 1) if given else None
 
 
 def _padded(token: Tensor, rows: Sequence[Row], drafts: list[bool]) -> Tensor:
-    """`token` [B] where a row still drafts, elsewhere its own last: no token that it never had."""
+    """`token` [B] where a row still drafts, else its text's last token as padding."""
     if all(drafts):
         return token
     last = torch.tensor([row.ids[-1] for row in rows], device=token.device)
     return torch.where(torch.tensor(drafts, device=token.device), token, last)
 
 
-def _silent(found: Distributions) -> Tensor:
+def _all_banned(found: Distributions) -> Tensor:
     """Where every token that the draft knows is banned, as bool [B, T]."""
-    assert found.scores is not None, "they were asked for"
+    assert found.scores is not None, "scores were asked for"
     return found.scores.amax(-1) == float("-inf")
 
 
@@ -220,21 +215,21 @@ def _confidence(found: Distributions, token: Tensor) -> Tensor:
     return probs[:, 0].gather(-1, token[:, None])[:, 0]
 
 
-def _certain_where(silent: Tensor | None, probs: Tensor) -> Tensor:
-    """`probs` [..., V], replaced by token 0 with probability 1 where `silent` [...].
+def _certain_where(banned: Tensor | None, probs: Tensor) -> Tensor:
+    """`probs` [..., V], replaced by token 0 with probability 1 where `banned` [...].
 
-    A processor may ban every token that a reduced head knows. Any proposal will do there: if the
-    target's distribution excludes it, it is refused, and the replacement token is drawn exactly.
+    A processor may ban every token that a reduced head knows. Any proposal is exact there: if the
+    target excludes it, it is refused and replaced.
     """
-    if silent is None:
+    if banned is None:
         return probs
     certain = torch.zeros_like(probs)
     certain[..., 0] = 1
-    return torch.where(silent[..., None], certain, probs)
+    return torch.where(banned[..., None], certain, probs)
 
 
 class NoDrafter:
-    """Proposes nothing, so that every step is one token of the target."""
+    """Proposes nothing: every step is one token of the target."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
@@ -248,7 +243,7 @@ class NoDrafter:
         return []
 
     def commit(self, lengths: list[int]) -> None:
-        """Does nothing: there is no state."""
+        """Does nothing, since there is no cache."""
 
     def propose(
         self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
@@ -275,10 +270,7 @@ class NoDrafter:
 
 
 class PromptLookupDrafter(NoDrafter):
-    """Proposes what followed an earlier occurrence of the last few tokens of the text.
-
-    Its proposals are one-hot distributions, with entropy 0.
-    """
+    """Proposes what followed an earlier occurrence of the text's last tokens, with certainty."""
 
     def __init__(self, vocab_size: int, device: torch.device, gamma: int) -> None:
         super().__init__(vocab_size, device)

@@ -1,4 +1,4 @@
-"""Propose, score, verify, commit, record: speculative decoding of a batch, one step at a time."""
+"""Speculative decoding of a batch in steps: propose, score, verify, commit, record."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Engine:
     models as the engine's rule does.
 
     Args:
-        target: scores drafted tokens.
+        target: scores draft tokens.
         drafter: proposes them.
         rule: of the requests that name none.
-        vocab_size: number of the target's tokens; rows that pad its embeddings are none.
-        context_window: most tokens of a prompt and its text, or None.
-        gamma: most draft tokens in a block.
+        vocab_size: number of the target's tokens, without rows that pad its embeddings.
+        context_window: maximum number of tokens of a prompt and its text, or None.
+        gamma: maximum number of draft tokens in a block.
         num_rows: texts decoded at once.
-        noise: see `Settings.noise`.
+        coupling: of the requests that name none; None for their rules' defaults.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Engine:
         """Queues a request; `step` admits it once a slot is free.
 
         Raises:
-            ConfigError: Its rule runs the models in another way than the engine's.
+            ConfigError: Its rule runs the models differently from the engine's.
             InputError: Its prompt is empty, has unknown token ids, or does not fit.
         """
         self._check_prompt(request)
@@ -78,15 +78,15 @@ class Engine:
 
     @torch.inference_mode()
     def step(self, prefill_tokens: int | None = None) -> list[StepRecord | Failure]:
-        """Caches prompts, and advances every row whose prompt is cached by at least one token.
+        """Caches prompts, and advances every row with a cached prompt by at least one token.
 
         Args:
-            prefill_tokens: most prompt tokens to cache first, padding included, which bounds how
-                long the others wait for them; None caches all.
+            prefill_tokens: maximum number of prompt tokens to cache first, padding included, which
+                bounds the delay of decoding rows; None caches all.
 
         Returns:
-            A record for each rule and greediness among the rows, and the requests that ended by a
-            fault of their own: their processors, criteria or rule raised, or their logits are NaN.
+            A record for each group of rows that one call verified, and the requests that failed:
+            their processors, criteria or rule raised, or their logits are NaN.
         """
         clock = Clock(self._unrecorded)
         self._admit()
@@ -118,7 +118,7 @@ class Engine:
 
     @torch.inference_mode()
     def cancel(self, request: Request) -> None:
-        """Drops a request, waiting or being decoded, and frees its slot."""
+        """Drops a request, queued or being decoded, and frees its slot."""
         self._waiting = deque(r for r in self._waiting if r is not request)
         self._rows.release([at for at, row in enumerate(self._rows) if row.request is request])
 
@@ -180,7 +180,7 @@ class Engine:
         verified: Sequence[Verified],
         scores: Tensor | None,
     ) -> list[list[int]]:
-        """Extends each row by its block, truncates the caches, and frees the rows that ended."""
+        """Extends each row by its block, truncates the caches and frees finished rows."""
         committed: list[list[int]] = [[] for _ in rows]
         lengths = self.target.lengths[: len(rows)]
         for group in verified:
@@ -190,7 +190,7 @@ class Engine:
                     committed[place] = self._extend(rows[place], block, draft.counts[place])
         for place, row in enumerate(rows):
             if row.request.keep_scores and row.error is None:
-                assert scores is not None, "they were asked for"
+                assert scores is not None, "scores were asked for"
                 row.scores.extend(scores[place, : len(committed[place])].clone())
         self.target.lengths[: len(lengths)] = lengths
         self.drafter.commit(lengths)
@@ -198,7 +198,7 @@ class Engine:
         return committed
 
     def _extend(self, row: Row, block: Block, num_draft_tokens: int) -> list[int]:
-        """Appends a block to a row's text; returns the tokens that were kept."""
+        """Appends a block to a row's text; returns the tokens kept."""
         try:
             kept = row.extend(block.tokens)
         except Exception as error:  # of a stopping criterion

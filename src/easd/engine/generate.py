@@ -1,4 +1,4 @@
-"""Decode prompts with a target and a draft: the front door of the engine."""
+"""Decodes prompts with a target and a draft."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from easd.core.couplings import Coupling
 from easd.core.rules import Rule
 from easd.engine.batch import Failure, StepRecord
 from easd.engine.chat import as_turn, check_characters, encode, encode_turns, reasoning_markers
-from easd.engine.drafters import Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
+from easd.engine.drafter_kinds import DrafterKind, make_drafter
 from easd.engine.engine import Engine
 from easd.engine.models.slots import SlotModel
-from easd.engine.other_vocabulary import OtherVocabularyDrafter
 from easd.engine.pair import Pair
 from easd.engine.request import Counts, FinishReason, Request, Row
-from easd.engine.settings import DrafterKind, Scope, Settings
+from easd.engine.settings import Scope, Settings
 from easd.engine.stopping import StopStrings
-from easd.engine.vocabulary import vocabulary_map
 from easd.errors import ConfigError, EasdError
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Tensor | Sequence[Message]
 
 _NEW_TOKENS = 256
-_MOST_CHARACTERS = 300  # of an error that a caller's own code raised
+_MOST_CHARACTERS = 300  # of an error raised by the caller's code
 
 
 class SettingsFields(TypedDict, total=False):
@@ -62,15 +60,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _listing_settings(function: F) -> F:
-    """Names every setting, with its default, in the signature that `help` prints."""
+    """Shows every setting, with its default, in the signature that `help` prints."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    shown, types = Settings(), get_type_hints(SettingsFields)
+    defaults, types = Settings(), get_type_hints(SettingsFields)
     settings = [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=getattr(shown, field.name),
+            default=getattr(defaults, field.name),
             annotation=types[field.name],
         )
         for field in fields(Settings)
@@ -84,13 +82,13 @@ class Generation:
     """One decoded text.
 
     Attributes:
-        number: of the request: prompt i's j-th text has number i * n + j.
+        number: the request's; the j-th text of prompt i has number i * n + j.
         token_ids: the new tokens, including an end-of-sequence token.
         text: the new tokens as text without special tokens; None without a tokenizer.
         finish_reason: `eos`, `stop` (a stop string or criterion), `length`, or `error`.
         counts: blocks (target forwards), and draft tokens proposed, examined, accepted, penalised.
-        scores: the target's processed scores of each emitted token where asked for, else empty.
-        error: what ended the text where `finish_reason` is `error`.
+        scores: the target's processed scores of each emitted token if asked for, else empty.
+        error: the cause where `finish_reason` is `error`.
     """
 
     number: int
@@ -118,19 +116,19 @@ def generate(
 ) -> list[Generation]:
     """Decodes every prompt and returns the texts in the prompts' order.
 
-    A text with a fault of its own, such as NaN logits, ends with `finish_reason` "error" and a
-    warning, and the others go on; if all texts have one, the first is raised.
+    A text that fails, for example by NaN logits, ends with `finish_reason` "error" and a warning,
+    and the others continue. If all texts fail, the first error is raised.
 
     Args:
-        target: the model whose text is wanted.
+        target: the model to decode.
         draft: a smaller model; None with prompt lookup or a rule that runs the target alone.
         prompts: one prompt or several: text to continue, a conversation to answer (a list of
             messages with `role` and `content`), or token ids. Text and conversations need
             `tokenizer`.
         tokenizer: turns text into ids and back, and names the end-of-sequence token.
         draft_tokenizer: the draft's, if it is another.
-        chat: answer a text as a user's turn in the tokenizer's chat template; without, the text
-            is continued as it stands, which chat models often end at once.
+        chat: answer a text as a user's turn in the tokenizer's chat template. Otherwise the text
+            is continued as it is, which chat models often end at once.
         settings: how to decode.
         on_step: called with every step's record.
         **overrides: single fields of `Settings`, for example `rule=EASD(tau_h=1.2)`; its
@@ -166,14 +164,11 @@ def decode(
     settings: Settings,
     on_failure: Callable[[Row], None] | None = None,
 ) -> Iterator[StepRecord]:
-    """Decodes `requests` to their ends and yields a record of every step.
+    """Decodes `requests` and yields a record of every step.
 
     Args:
-        pair: the models.
-        requests: what to decode.
-        settings: how to.
-        on_failure: called with every row that a fault of its own ended, while the others go on;
-            without it the fault is raised.
+        on_failure: called with every row that fails, while the others continue; without it the
+            error is raised.
     """
     requests = list(requests)
     engine = make_engine(pair, settings, num_rows=min(settings.batch_size, len(requests)))
@@ -190,7 +185,7 @@ def decode(
 
 
 def summary_of_failures(failed: Sequence[Row], texts: int) -> str:
-    """One line on the texts that failed, of so many in all."""
+    """One line on the failed ones of `texts` texts."""
     first = min(failed, key=lambda row: row.request.number)
     return (
         f"{len(failed)} of {texts} texts failed and end early; "
@@ -199,20 +194,26 @@ def summary_of_failures(failed: Sequence[Row], texts: int) -> str:
 
 
 def describe_error(error: Exception | None) -> str:
-    """One line on a text's fault."""
+    """One line on why a text failed."""
     line = " ".join(str(error).split())[:_MOST_CHARACTERS]
     return line if isinstance(error, EasdError) else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
 def make_engine(pair: Pair, settings: Settings, *, num_rows: int) -> Engine:
-    """An idle engine; for a rule that runs one model alone it has just that one."""
+    """An idle engine with the models that the settings' rule runs."""
     rule = settings.rule
     seen = pair.seen_by(rule)
     gamma = settings.gamma if rule.models == "both" else 0
     num_rows = max(num_rows, 1)
     return Engine(
         SlotModel(seen.target, num_rows),
-        _drafter(seen, settings, gamma, num_rows),
+        make_drafter(
+            settings.drafter,
+            seen,
+            gamma=gamma,
+            num_rows=num_rows,
+            least_block_prob=settings.least_block_prob,
+        ),
         rule,
         vocab_size=seen.vocab_size,
         context_window=pair.context_window,
@@ -220,21 +221,6 @@ def make_engine(pair: Pair, settings: Settings, *, num_rows: int) -> Engine:
         num_rows=num_rows,
         coupling=settings.coupling,
     )
-
-
-def _drafter(pair: Pair, settings: Settings, gamma: int, num_rows: int) -> Drafter:
-    if gamma == 0:
-        return NoDrafter(pair.vocab_size, pair.target.device)
-    if settings.drafter == "prompt-lookup":
-        return PromptLookupDrafter(pair.vocab_size, pair.target.device, gamma)
-    if pair.draft is None:
-        raise ConfigError("no draft model given; name one, or use drafter='prompt-lookup'")
-    if pair.draft_tokenizer is not None:
-        words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
-        draft = SlotModel(pair.draft, num_rows)
-        return OtherVocabularyDrafter(draft, words, pair.vocab_size, settings.least_block_prob)
-    draft = SlotModel(pair.draft, num_rows, pair.vocab_size)
-    return ModelDrafter(draft, pair.vocab_size, settings.least_block_prob)
 
 
 def make_requests(
@@ -247,11 +233,8 @@ def make_requests(
     """`settings.n` requests for each prompt of token ids.
 
     Args:
-        pair: gives end-of-sequence tokens, the context window and the tokenizer.
-        prompts: token ids.
-        settings: how to decode.
-        numbers: of each prompt's first request, which its other ones count on from; unless given,
-            all requests count from 0.
+        numbers: of each prompt's first request, and consecutive ones of its others; unless given,
+            all requests are numbered from 0.
     """
     eos, tokenizer = pair.end_tokens, pair.tokenizer
     if (settings.stop or settings.bad_words) and tokenizer is None:
@@ -279,16 +262,12 @@ def make_requests(
 
 
 def _room(prompt_length: int, limit: int | None) -> int:
-    """Default number of new tokens; at least one, so that the engine can say what does not fit."""
+    """Default number of new tokens; at least one, so that the engine reports what does not fit."""
     return _NEW_TOKENS if limit is None else max(1, min(_NEW_TOKENS, limit - prompt_length))
 
 
 def with_overrides(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
-    """`settings` with single fields replaced.
-
-    Raises:
-        ConfigError: A name is not a setting.
-    """
+    """`settings` with some fields replaced; refuses unknown names."""
     known = [field.name for field in fields(Settings)]
     for name in overrides:
         if name not in known:
@@ -306,7 +285,7 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _prompt_ids(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, *, chat: bool
 ) -> list[int]:
-    """Token ids of a prompt; conversations and, if asked for, texts go into the chat template."""
+    """Token ids of a prompt; conversations, and with `chat` texts, use the chat template."""
     turns = None if isinstance(prompt, str | Tensor) else list(prompt)
     if not turns or not isinstance(turns[0], Mapping):
         if not (chat and isinstance(prompt, str)):

@@ -1,9 +1,9 @@
 """Drafts with a model whose tokenizer is not the target's.
 
-The draft reads the target's text in tokens of its own. Which tokens these are is a function of the
-text, never of where blocks ended, so that a rule's law is one, too: the text is cut into segments,
-each of which the draft's tokenizer encodes by itself. Only the last segment can still change as the
-text grows; the draft's cache is rolled back to where the tokens begin to differ.
+The draft reads the target's text in its own tokens. They are a function of the text alone, never of
+where blocks ended, so that a rule's law is, too: the text is cut into segments, which the draft's
+tokenizer encodes separately. As the text grows, only the last segment changes, and the draft's
+cache is rolled back to the first changed token.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from easd.engine.models.slots import LONGEST_PIECE, SlotModel, context_window
 from easd.engine.request import Row
 from easd.engine.vocabulary import VocabularyMap
 
-# Segments begin with a space behind something else. No tokenizer in use merges across that place,
-# so the text has the tokens that it would have as a whole.
+# Segments begin at a space after another character. No common tokenizer merges across that
+# boundary, so the tokens are those of the whole text.
 _BEGINS = re.compile(r"(?<=\S)(?= )")
-_LONGEST_SEGMENT = 256  # characters, which bounds what one more token costs
+_LONGEST_SEGMENT = 256  # characters; bounds the cost of one more token
 _MOST_AT_ONCE = 16  # tokens of ragged rows whose logits are computed together
 _Utf8 = getincrementaldecoder("utf-8")
 
 
 @dataclass(slots=True, kw_only=True)
 class Reading:
-    """A text of the target as the draft reads it.
+    """A text of the target in the draft's tokens.
 
     Attributes:
         words: the map between the vocabularies.
-        settled: the draft's ids of all segments but the last, which no continuation changes.
-        segment: the last one.
-        unfinished: the bytes behind it, of a character that is not complete.
-        length: how many of the target's tokens are read.
+        settled: the draft's ids of all segments but the last; no continuation changes them.
+        segment: the last segment.
+        unfinished: the following bytes of an incomplete character.
+        length: number of the target's tokens read.
     """
 
     words: VocabularyMap
@@ -49,7 +49,7 @@ class Reading:
 
     @classmethod
     def start(cls, words: VocabularyMap, row: Row) -> Reading:
-        """Of a row's prompt, or of what its request gives the draft to read instead."""
+        """Reads a row's prompt, or the request's `draft_prompt` instead."""
         given = row.request.draft_prompt
         if given is not None:
             return cls(words=words, settled=list(given), length=len(row.request.prompt))
@@ -59,7 +59,7 @@ class Reading:
         return reading
 
     def fork(self) -> Reading:
-        """A copy to read on in."""
+        """A copy for reading ahead."""
         return replace(self, settled=self.settled.copy())
 
     def read(self, tokens: Iterable[int]) -> None:
@@ -75,7 +75,7 @@ class Reading:
 
     @property
     def ids(self) -> list[int] | None:
-        """The text in the draft's tokens; None inside a character and where there is no text."""
+        """The text in the draft's tokens; None inside a character or without text."""
         if self.unfinished:
             return None
         return [*self.settled, *self.words.draft.encode(self.segment)] or None
@@ -83,7 +83,7 @@ class Reading:
     def _read_special(self, token: int) -> None:
         words = self.words
         if token == words.target.begin and self.length == 0:
-            return  # The draft has a beginning of its own, or none.
+            return  # The draft has its own beginning token, or none.
         theirs = words.special_in_draft(token)
         if theirs is None:
             self._append(words.target.names.get(token, "").encode())
@@ -111,7 +111,7 @@ class Reading:
 
 @dataclass(slots=True)
 class _Held:
-    """What a row's slots hold: `ids`, of which the first `settled` can not change any more."""
+    """The tokens in a row's slots: `ids`, of which the first `settled` cannot change any more."""
 
     reading: Reading
     ids: list[int] = field(default_factory=list)
@@ -119,7 +119,7 @@ class _Held:
 
 
 def common_length(one: Sequence[int], other: Sequence[int], known: int = 0) -> int:
-    """The length of the longest common beginning, of which `known` elements need no look."""
+    """The length of the longest common prefix, of which the first `known` are not compared."""
     most = min(len(one), len(other))
     same = min(known, most)
     while same < most and one[same] == other[same]:
@@ -128,11 +128,11 @@ def common_length(one: Sequence[int], other: Sequence[int], known: int = 0) -> i
 
 
 class OtherVocabularyDrafter(ModelDrafter):
-    """Drafts tokens of the target with a model that has other tokens.
+    """Drafts tokens of the target with a model that has another vocabulary.
 
-    Its opinion is the pushforward of the model's distribution (`easd.engine.vocabulary`), so all
-    that stands behind it works in the target's tokens. Where a text ends inside a character, or is
-    longer than the draft's context window, the draft has no opinion: the block ends.
+    Its opinion is the pushforward of the model's distribution (`easd.engine.vocabulary`), in tokens
+    of the target. Where a text ends inside a character, or is longer than the draft's context
+    window, the draft has no opinion and the block ends.
 
     Args:
         model: the draft's.
@@ -162,7 +162,7 @@ class OtherVocabularyDrafter(ModelDrafter):
         return row.draft.ids[:-1]
 
     def commit(self, lengths: list[int]) -> None:
-        """Does nothing: each block begins by rolling the cache back to what its text has."""
+        """Does nothing, since each block begins by rolling the cache back to its text."""
 
     def _next(
         self, rows: Sequence[Row], drafted: Tensor, needed: list[bool]
@@ -185,17 +185,17 @@ class OtherVocabularyDrafter(ModelDrafter):
             ]
         probs = self._probs(missing)
         pushed = self.words.pushforward(probs, self.vocab_size)
-        mute = [
+        no_opinion = [
             place
             for place, mass in enumerate(pushed.sum(-1).tolist())
             if not missing[place] or mass == 0
         ]
         logits = pushed.log_()
-        logits[mute] = 0
-        return logits[:, None], mute
+        logits[no_opinion] = 0
+        return logits[:, None], no_opinion
 
     def _missing(self, place: int, row: Row) -> list[int]:
-        """Rolls the cache back; what the draft is fed next, or nothing where it has no opinion."""
+        """Rolls the cache back; returns the next tokens to feed, none if it has no opinion."""
         held, lengths = row.draft, self.model.lengths
         ids = self._within_window(self._block[place])
         if not ids:
@@ -210,9 +210,9 @@ class OtherVocabularyDrafter(ModelDrafter):
         return ids if self._window is None or len(ids) <= self._window else []
 
     def _probs(self, missing: list[list[int]]) -> Tensor:
-        """Feeds each row what it misses; probabilities [B, V of the draft] after that.
+        """Feeds each row the tokens `missing`; returns the next probabilities [B, V of the draft].
 
-        A row that misses nothing is fed padding, which its next tokens overwrite.
+        Rows without missing tokens are fed padding, which their next tokens overwrite.
         """
         while (longest := max(map(len, missing))) > _MOST_AT_ONCE:
             pieces = [
@@ -221,7 +221,7 @@ class OtherVocabularyDrafter(ModelDrafter):
             ]
             self.model.extend(0, pieces)
             missing = [tokens[len(piece) :] for tokens, piece in zip(missing, pieces, strict=True)]
-        # A row's padding is a token of its own, so that none can spoil it that it does not have.
+        # Padding repeats a row's own token, so that another row's text cannot affect it.
         padded = [[*tokens, *(tokens[-1:] or [0]) * (longest - len(tokens))] for tokens in missing]
         uniform = all(len(tokens) in (0, longest) for tokens in missing)
         fed = torch.tensor(padded, device=self.model.device)

@@ -1,4 +1,4 @@
-"""The two models that decode together, their tokenizer, and what the two agree on."""
+"""A target and a draft with their tokenizers, and the sizes and hashes of both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from easd.runs.provenance import environment
 
 # Vocabularies are padded to suit the hardware; a larger difference means other tokens.
 _MAX_PADDING = 1024
-_SAMPLE = 1024
+_SAMPLE = 1024  # values of each parameter in a fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +29,11 @@ class Pair:
     """A target and its draft, ready to decode.
 
     Attributes:
-        name: for people.
-        target: the model whose text is wanted.
+        name: shown in reports.
+        target: the model to decode.
         draft: None for prompt lookup or the target alone.
         tokenizer: the target's.
-        draft_tokenizer: the draft's, where it is another; None where both share one.
+        draft_tokenizer: the draft's, or None if both share one.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Pair:
         tokenizer: PreTrainedTokenizerBase | None = None,
         draft_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Pair:
-        """Models at hand; without a tokenizer, prompts can only be token ids."""
+        """A pair of loaded models; without a tokenizer, prompts can only be token ids."""
         return cls(
             name="",
             target=target,
@@ -73,11 +73,7 @@ class Pair:
         )
 
     def seen_by(self, rule: Rule) -> Pair:
-        """The pair that `rule` decodes with: a rule that runs the draft alone has it as target.
-
-        Raises:
-            ConfigError: Such a rule has no draft to run.
-        """
+        """The pair as `rule` runs it: the draft as target for a rule that runs the draft alone."""
         if rule.models != "draft":
             return self
         if self.draft is None:
@@ -91,10 +87,10 @@ class Pair:
 
     @property
     def vocab_size(self) -> int:
-        """The number of the target's tokens: rows that only pad its embeddings are none.
+        """The number of the target's tokens, without rows that pad its embeddings.
 
-        Which rows those are, the tokenizer tells; without one every row is a token. The draft may
-        know fewer tokens, which it then never proposes, or more, which are cut.
+        Without a tokenizer, every row counts as a token. The draft may have fewer tokens, which
+        limits its proposals, or more, which are cut.
 
         Raises:
             ModelError: The sizes differ by more than padding or a few added tokens.
@@ -114,18 +110,18 @@ class Pair:
 
     @property
     def context_window(self) -> int | None:
-        """The smaller context window of the two, or None where neither config names one.
+        """The smaller context window of the two, or None if neither config has one.
 
-        A draft with another tokenizer counts other tokens: where its window ends, it falls silent.
+        A draft with another tokenizer does not count: beyond its window it stops proposing.
         """
         draft = self.draft if self.draft_tokenizer is None else None
         windows = [context_window(m) for m in (self.target, draft) if m is not None]
         return min((window for window in windows if window), default=None)
 
     def draft_prompt(self, ids: Sequence[int]) -> tuple[int, ...] | None:
-        """A prompt in the chat template of the draft's own tokenizer; None without any.
+        """A prompt in the chat template of the draft's tokenizer.
 
-        The draft then reads the target's prompt.
+        None if the draft has to read the target's prompt, for lack of a tokenizer or a template.
         """
         tokenizer = self.draft_tokenizer
         if tokenizer is None or not tokenizer.chat_template or not isinstance(ids, ChatPrompt):
@@ -133,28 +129,23 @@ class Pair:
         try:
             turns = without_system_turn(ids.turns, tokenizer)
             return tuple(encode_turns(turns, tokenizer, chat=True))
-        except InputError:  # Its template refuses what the target's takes.
+        except InputError:  # Its template refuses a conversation that the target's takes.
             return None
 
     @property
     def end_tokens(self) -> list[int]:
-        """Ids that end a text: those of the target's generation config, and the tokenizer's."""
-        ids = getattr(self.target.generation_config, "eos_token_id", None)
-        found = (
-            [] if ids is None else [ids] if isinstance(ids, int) else [int(each) for each in ids]
-        )
-        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
-            found.append(int(self.tokenizer.eos_token_id))  # type: ignore[arg-type]
-        return list(dict.fromkeys(found))
+        """Ids that end a text, by the target's generation config and the tokenizer."""
+        ids: Any = getattr(self.target.generation_config, "eos_token_id", None)
+        found: list[Any] = [ids] if ids is None or isinstance(ids, int) else list(map(int, ids))
+        found.append(getattr(self.tokenizer, "eos_token_id", None))
+        return [each for each in dict.fromkeys(found) if each is not None]
 
 
 def plain_model(model: Any) -> PreTrainedModel:
-    """The model inside the wrappers of `torch.compile`, of data parallelism and of peft.
-
-    Adapters that peft puts into a model's layers stay as they are.
+    """The model inside wrappers of `torch.compile`, data parallelism and peft, with its adapters.
 
     Raises:
-        ModelError: It is no model, or peft feeds it more than tokens.
+        ModelError: It is no model, or peft adds virtual tokens to prompts.
     """
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return plain_model(model.module)
@@ -194,7 +185,7 @@ def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def differing_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> int:
-    """How many entries two vocabularies do not share, but for tokens added behind them."""
+    """The number of entries that two vocabularies do not share, except tokens added at the end."""
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     shared = min(num_tokens(tokenizer), num_tokens(other))
     return len(
@@ -206,7 +197,7 @@ def differing_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokeni
 def model_fingerprint(model: PreTrainedModel) -> str:
     """A hash of every parameter's name, shape and at most 1,024 evenly spaced values.
 
-    Values are compared as bfloat16, so that a checkpoint has one hash in every dtype.
+    Values are hashed as bfloat16, so that a checkpoint has the same hash in every dtype.
     """
     digest = hashlib.blake2b(digest_size=12)
     for name, values in sorted(model.state_dict().items()):
@@ -232,7 +223,7 @@ _hashed: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, str]] = WeakKeyDi
 
 
 def fingerprints(pair: Pair) -> dict[str, str | None]:
-    """Hashes of the pair's weights and of its tokenizer, or of both."""
+    """Hashes of the pair's weights and tokenizers."""
     found = {
         "target": model_fingerprint(pair.target),
         "draft": None if pair.draft is None else model_fingerprint(pair.draft),

@@ -1,4 +1,4 @@
-"""Step records on the host: what became of each token, and counts."""
+"""Step records on the host: each token's outcome, and counts."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _FLOATS = ("draft_prob", "target_prob", "accept_prob", "uniform", *_SIGNALS)
 
 @dataclass(slots=True)
 class Recorder:
-    """Counts what the engine decodes, in all and by text.
+    """Counts what the engine decodes, by text and in total.
 
-    The engine itself counts each text's draft tokens; this adds them up, with the seconds and
-    forwards of all steps and, for rules with a gate, where it was open.
+    The engine counts each text's draft tokens; this adds the seconds and forwards of all steps and,
+    for rules with a gate, the positions where it was open.
 
     Attributes:
-        rule: what decodes.
+        rule: the engine's.
         with_gate: whether to look at the gate, which costs a transfer from a GPU each step.
         with_tokens: whether to keep every token.
         rows: the texts by request number.
@@ -55,7 +55,7 @@ class Recorder:
     _tokens: list[Columns] = field(default_factory=list)
 
     def add(self, record: StepRecord) -> None:
-        """Takes in one step."""
+        """Adds one step."""
         self.rows.update((row.request.number, row) for row in record.rows)
         for part, seconds in record.seconds.items():
             self.seconds[part] += seconds
@@ -68,7 +68,7 @@ class Recorder:
         self.draft_steps += drafted + self.rule.draft_at_bonus if drafted else 0
 
     def of(self, number: int) -> Tally:
-        """One text's counts; its share of the seconds is not known."""
+        """One text's counts, without seconds, which only the batch has."""
         row = self.rows[number]
         counts = {name: getattr(row.counts, name) for name in COUNTED}
         found = Tally(tokens=len(row.new_ids), **counts)
@@ -81,14 +81,14 @@ class Recorder:
 
     @property
     def total(self) -> Tally:
-        """All texts' counts, and the seconds."""
+        """The counts and seconds of all texts."""
         total = Tally(seconds=dict(self.seconds))
         for number in self.rows:
             total += self.of(number)
         return total
 
     def token_columns(self) -> Columns | None:
-        """All tokens' rows by column, or None where none were kept."""
+        """All tokens by column, or None if none were kept."""
         return joined(self._tokens) if self._tokens else None
 
     def _add_gates(self, record: StepRecord) -> None:
@@ -117,12 +117,12 @@ def _no_gate() -> np.ndarray:
 
 
 def joined(chunks: list[Columns]) -> Columns:
-    """The columns of several steps, one after the other."""
+    """The concatenated columns of several steps."""
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def outcomes(record: StepRecord) -> list[list[str]]:
-    """What became of each row's draft tokens, and then of the token drawn at its end, if any."""
+    """The outcome of each row's draft tokens, then of the token at the block's end, if any."""
     decision = record.decision
     names = []
     for committed, accepted, drafted, penalised in zip(
@@ -146,18 +146,18 @@ def outcomes(record: StepRecord) -> list[list[str]]:
 
 
 def token_columns(record: StepRecord, names: list[list[str]], *, top_n: int) -> Columns:
-    """The rows of one step: each text's drafted positions, then the token at the block's end.
+    """The tokens of one step: each text's drafted positions, then the token at the block's end.
 
     Args:
         record: the step.
         names: its `outcomes`.
-        top_n: how many top tokens the overlap counts where the rule has no signals of its own.
+        top_n: number of top tokens that the overlap counts if the rule has no such signal.
     """
     floats, ids = _to_host(record, top_n)
     draft_tokens = record.step.draft_tokens.shape[1]
     count = np.array([len(row) for row in names])
     drafted = record.step.num_draft_tokens.cpu().numpy()
-    # Row b's j-th entry is drafted position j, and the one after the last stands at K.
+    # Row b's j-th entry is drafted position j, and the one after the last is at index K.
     place = np.repeat(np.arange(len(names)), count)
     entry = np.concatenate([np.arange(c) for c in count])
     ending = entry >= drafted[place]
@@ -209,10 +209,9 @@ def _to_host(record: StepRecord, top_n: int) -> tuple[Columns, Columns]:
         "uniform": with_end(record.noise.accept(length)),
         **{name: signals[name].gather(1, at) if name in signals else unknown for name in _SIGNALS},
     }
-    # Where the draft said nothing there is nothing to report.
-    silent = bonus & (step.draft_probs.amax(-1).gather(1, at) <= 0)
+    unevaluated = bonus & (step.draft_probs.amax(-1).gather(1, at) <= 0)
     for name in ("draft_prob", "draft_entropy", "shared_top"):
-        floats[name] = floats[name].float().masked_fill(silent, float("nan"))
+        floats[name] = floats[name].float().masked_fill(unevaluated, float("nan"))
     ids = {"token": token, "draft_token": draft_token.masked_fill(bonus, -1), "offset": at}
 
     probs, tokens = [], []
@@ -236,7 +235,7 @@ def _to_host(record: StepRecord, top_n: int) -> tuple[Columns, Columns]:
 
 
 def tokens_table(found: Columns, texts: dict[int, str], *, run: str, top_n: int) -> pa.Table:
-    """The rows of several steps as a table; `texts` has the text of every token."""
+    """The tokens of several steps as a table; `texts` maps every token to its text."""
     size = len(found["step"])
     columns: dict[str, pa.Array] = {
         "run": pa.DictionaryArray.from_arrays(np.zeros(size, dtype=np.int32), [run]),
@@ -260,12 +259,12 @@ def tokens_table(found: Columns, texts: dict[int, str], *, run: str, top_n: int)
 
 
 def _nullable(values: np.ndarray) -> pa.Array:
-    """NaN stands for null in float columns."""
+    # NaN becomes null in float columns.
     return pa.array(values, from_pandas=True)
 
 
 def signals_of(settings: Settings) -> dict[str, Any]:
-    """Where the signals of the tokens table come from."""
+    """The source of the signals in the tokens table."""
     rule = settings.rule
     greedy = settings.temperature == 0
     raw = rule.needs_raw == "always" or (rule.needs_raw == "greedy" and greedy)
@@ -277,5 +276,5 @@ def signals_of(settings: Settings) -> dict[str, Any]:
 
 
 def top_n_of(rule: Rule) -> int:
-    """How many top tokens the overlap of the tokens table counts."""
+    """The number of top tokens that the overlap of the tokens table counts."""
     return TOP if rule.gate is None else rule.gate.top_n

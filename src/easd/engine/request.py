@@ -1,9 +1,9 @@
-"""A text to decode, and its state while it is being decoded."""
+"""A text to decode, and its state during decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from easd.core.couplings import Coupling
 from easd.core.noise import request_key
 from easd.core.rules import Rule, as_rule
-from easd.engine.sampling import Processing
+from easd.engine.processing import Processing
 
 FinishReason = Literal["eos", "stop", "length", "error"]
 Criterion = Callable[[Tensor, None], Tensor | bool]
@@ -20,28 +20,27 @@ Criterion = Callable[[Tensor, None], Tensor | bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt and everything that may differ from request to request.
+    """A prompt and everything that may differ between requests.
 
     Attributes:
         prompt: token ids, at least one.
-        draft_prompt: the prompt in the draft's own tokens, where its tokenizer differs and the
-            target's text is not what the draft should read.
-        number, seed: key all randomness of the request, so its text does not depend on what else
-            is in the batch.
+        draft_prompt: the prompt in the draft's tokens, if its tokenizer differs and it should read
+            another text than the target.
+        number, seed: key all randomness of the request, so its text does not depend on its batch.
         max_new_tokens: at least one.
         eos: ids that end the text.
-        rule: judges its draft tokens; None for the engine's rule. Both must run the same models and
-            agree on whether the draft is evaluated at the bonus position.
-        processing: what is done to logits before sampling.
+        rule: None for the engine's rule. Both must run the same models and agree on whether the
+            draft is evaluated at the bonus position.
+        processing: the logits processors.
         criteria: further stopping criteria, called after every token with the text so far [1, L].
-        padding: ids to the left of the prompt that only processors and criteria see, no model.
-        keep_scores: whether to keep the target's processed scores of every emitted token.
-        coupling: how its blocks are verified; None for the engine's, or else the rule's default.
-            All of an engine's requests share noise, or none do.
-        exact_first: number of first tokens that the rule leaves to the target.
-        markers: ids of the tokens that begin and end reasoning, which the rule is kept to; None
-            where it holds everywhere.
-        wants_raw: whether its steps carry the target's raw probabilities whatever the rule needs.
+        padding: ids left of the prompt that only processors and criteria see.
+        keep_scores: keep the target's processed scores of every emitted token.
+        coupling: None for the engine's, or else the rule's default. Either all requests of an
+            engine share noise or none.
+        exact_first: number of first tokens that are drawn from the target.
+        markers: ids of the tokens that begin and end reasoning, outside which the rule does not
+            apply; None if it applies everywhere.
+        wants_raw: record the target's raw probabilities even if the rule does not need them.
     """
 
     prompt: tuple[int, ...]
@@ -66,13 +65,13 @@ class Request:
 
     @property
     def scoped(self) -> bool:
-        """Whether the rule holds in a part of the text only."""
+        """Whether the rule applies only to part of the text."""
         return self.exact_first > 0 or self.markers is not None
 
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """What became of draft tokens, and in how many blocks (target forwards)."""
+    """Numbers of blocks (target forwards) and of draft tokens by outcome."""
 
     blocks: int = 0
     proposed: int = 0
@@ -81,7 +80,7 @@ class Counts:
     penalised: int = 0
 
     def add(self, *, proposed: int, accepted: int, penalised: bool, kept: int) -> None:
-        """Counts a block, up to the text's end: the text kept `kept` of its tokens."""
+        """Adds a block of which the text kept the first `kept` tokens."""
         self.blocks += 1
         self.proposed += proposed
         self.accepted += min(accepted, kept)
@@ -90,12 +89,12 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
-            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+            **{name: count + getattr(other, name) for name, count in asdict(self).items()}
         )
 
     def __sub__(self, other: Counts) -> Counts:
         return Counts(
-            **{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)}
+            **{name: count - getattr(other, name) for name, count in asdict(self).items()}
         )
 
 
@@ -106,14 +105,16 @@ class Row:
     Attributes:
         ids: the prompt and the tokens decoded so far.
         key: of its noise.
-        counts: its draft tokens so far.
-        scores: the target's, where the request keeps them.
-        finished: why the text has ended; `error` for a fault of the request's own.
-        error: that fault.
-        unread: what is left of the prompt to cache, for each model in its own tokens. The last
-            token never is, as forwards begin there.
-        served: how much is cached, counted on from what the rows before it had when it came.
-        draft: what the drafter keeps of the row.
+        counts: of its draft tokens so far.
+        scores: the target's, if the request keeps them.
+        finished: why the text ended.
+        reasoning: whether the text is within reasoning markers.
+        error: the cause if the text failed.
+        unread: the prompt's tokens still to be cached, for each model in its vocabulary. The last
+            token never is, since forwards begin there.
+        served: number of cached prompt tokens, counted from the most of the rows waiting when this
+            one arrived.
+        draft: the drafter's state of the row.
     """
 
     request: Request
@@ -137,16 +138,16 @@ class Row:
 
     @property
     def new_ids(self) -> list[int]:
-        """The tokens decoded so far."""
+        """Ids of the tokens decoded so far."""
         return self.ids[len(self.request.prompt) :]
 
     @property
     def remaining(self) -> int:
-        """How many tokens may still be decoded."""
+        """Number of tokens that may still be decoded."""
         return self.request.max_new_tokens - (len(self.ids) - len(self.request.prompt))
 
     def fail(self, error: Exception) -> None:
-        """Ends the text for a fault of the request's own; the first one counts."""
+        """Ends the text with an error; only the first is kept."""
         if self.error is None:
             self.error = error
             self.finished = "error"
@@ -159,8 +160,8 @@ class Row:
     def positions(self, drafted: Sequence[int]) -> int:
         """How many positions the text can reach if it continues with `drafted`.
 
-        The first position follows the text so far, the second the first drafted token, and so on.
-        Nothing follows an end-of-sequence token or the last token allowed.
+        Position k follows the first k drafted tokens. Nothing follows an end-of-sequence token or
+        the last token allowed.
         """
         for count, token in enumerate(drafted, 1):
             if count == self.remaining or token in self.request.eos:
@@ -168,7 +169,7 @@ class Row:
         return len(drafted) + 1
 
     def in_scope(self, drafted: Sequence[int]) -> list[bool]:
-        """Whether the rule holds behind the text so far, behind the first drafted token, ..."""
+        """Whether the rule applies at each position after the first k drafted tokens."""
         done, reasoning = len(self.ids) - len(self.request.prompt), self.reasoning
         scope = []
         for count in range(len(drafted) + 1):
@@ -178,7 +179,7 @@ class Row:
         return scope
 
     def _reasons_after(self, tokens: Sequence[int], reasoning: bool) -> bool:
-        """Whether the text is within reasoning markers behind `tokens`."""
+        """Whether the text is within reasoning markers after `tokens`."""
         if self.request.markers is not None:
             for token in tokens:
                 if token in self.request.markers:
@@ -186,7 +187,7 @@ class Row:
         return reasoning
 
     def extend(self, tokens: Sequence[int]) -> int:
-        """Appends tokens up to the first that ends the text; returns how many were kept."""
+        """Appends tokens up to the first that ends the text; returns how many."""
         for count, token in enumerate(tokens, 1):
             self.ids.append(token)
             self.reasoning = self._reasons_after([token], self.reasoning)

@@ -1,4 +1,4 @@
-"""Which request is in which slot, and whose prompt is cached next."""
+"""The slots of an engine: admits rows, caches their prompts in turns, and frees slots."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from easd.engine.request import Row
 class Rows:
     """The requests in an engine's slots: first those that decode, then those still being cached.
 
-    A forward takes consecutive slots, so the two kinds stay together.
-
-    Args:
-        target, drafter: whose models' slots follow the rows.
+    A forward takes consecutive slots, so both kinds are contiguous. The slots of the target and of
+    the drafter's models follow the rows.
     """
 
     def __init__(self, target: SlotModel, drafter: Drafter) -> None:
@@ -36,7 +34,7 @@ class Rows:
         return self._rows[: self._num_decoding]
 
     def add(self, row: Row) -> None:
-        """Gives a row a slot; its prompt waits behind those that wait already."""
+        """Assigns a slot to a row; its prompt is cached after a turn of each waiting one."""
         waiting = self._rows[self._num_decoding :]
         row.served = max((other.served + 1 for other in waiting), default=0)
         row.unread = [row.ids[:-1], *(self._drafter.prompt(row) for _ in self._drafter.models)]
@@ -46,19 +44,19 @@ class Rows:
         self._rows.append(row)
 
     def prefill(self, budget: int | None) -> None:
-        """Caches prompts, `budget` tokens with padding at most, or all that wait if it is None.
+        """Caches at most `budget` prompt tokens, padding included, or all of them if it is None.
 
-        Prompts take turns: the next is the one that was served least, and whoever is new comes
-        last, so a short prompt waits for a turn of each prompt before it and a long one is never
-        overtaken for good.
+        Prompts take turns: next is the one with the fewest cached tokens, and a new prompt starts
+        at the most of those waiting. A short prompt thus waits one turn of each prompt before it,
+        and a long one is never starved.
         """
         left = budget
         while self._num_decoding < len(self._rows) and (left is None or left > 0):
             first, pieces = self._turn(left)
             longest = max(map(_longest, pieces))
-            for model, own in zip(self._models, zip(*pieces, strict=True), strict=True):
-                if any(own):
-                    model.extend(first, own)
+            for model, of_model in zip(self._models, zip(*pieces, strict=True), strict=True):
+                if any(of_model):
+                    model.extend(first, of_model)
             for place, piece in enumerate(pieces, first):
                 row = self._rows[place]
                 row.unread = [
@@ -72,7 +70,7 @@ class Rows:
                 left -= len(pieces) * longest
 
     def release(self, places: Sequence[int]) -> None:
-        """Frees slots; rows behind them move up."""
+        """Frees slots and moves other rows into the gaps."""
         for place in sorted(places, reverse=True):
             self._tidy(place)
             gap = place
@@ -84,9 +82,9 @@ class Rows:
             self._rows.pop()
 
     def _turn(self, budget: int | None) -> tuple[int, list[list[list[int]]]]:
-        """Where the next forward begins, and the piece of each prompt in it, for each model.
+        """The first slot of the next forward, and each prompt's piece in it for each model.
 
-        The rows right behind the one whose turn it is join in, if what they wait for fits too.
+        The rows after the one whose turn it is join while the budget allows.
         """
         waiting = range(self._num_decoding, len(self._rows))
         if budget is None:
@@ -119,7 +117,7 @@ class Rows:
             self._tidy(source)
 
     def _tidy(self, place: int) -> None:
-        """Clears what a row leaves behind, unless a step has seen that it is finite."""
+        """Clears a row's slots unless a step has shown that they are finite."""
         row = self._rows[place]
         if row.error is not None or not row.counts.blocks:
             for model in self._models:

@@ -1,110 +1,20 @@
-"""From logits to the distributions that tokens are drawn from, the same way for draft and target.
+"""Turns logits of draft or target into the distributions that tokens are drawn from.
 
-Processors that may look at the text so far run once for each row and position, with exactly that
-position's prefix. The warpers behind them (temperature, top-k, top-p, min-p) never look at the
+Processors that may look at the text run once for each row and position, with exactly that
+position's prefix. The warpers after them (temperature, top-k, top-p, min-p) do not look at the
 prefix and run on all positions at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import inf
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.generation import logits_process as hf
 
-if TYPE_CHECKING:
-    from easd.engine.request import Row
-
-Processor = Callable[..., Tensor]  # a transformers LogitsProcessor: (input_ids, scores)
-
-_TRUNCATING = (
-    hf.TemperatureLogitsWarper,
-    hf.TopKLogitsWarper,
-    hf.TopPLogitsWarper,
-    hf.TopHLogitsWarper,
-    hf.MinPLogitsWarper,
-    hf.TypicalLogitsWarper,
-    hf.EpsilonLogitsWarper,
-    hf.EtaLogitsWarper,
-)
-_PREFIX_FREE = (*_TRUNCATING, hf.LogitNormalization, hf.InfNanRemoveLogitsProcessor)
-
-
-@dataclass(frozen=True, slots=True)
-class NoEndBefore:
-    """Bans the tokens `ends` from texts shorter than `length`, prompt included, in place.
-
-    transformers' processors of the same effect compare every token of the vocabulary with them.
-    """
-
-    length: int
-    ends: tuple[int, ...]
-
-    @classmethod
-    def standing_for(cls, processor: Any) -> Processor:
-        """`processor`, or what does the same as it."""
-        if type(processor) is hf.MinNewTokensLengthLogitsProcessor:
-            length = processor.prompt_length_to_skip + processor.min_new_tokens
-        elif type(processor) is hf.MinLengthLogitsProcessor:
-            length = processor.min_length
-        else:
-            return processor
-        return cls(length, tuple(processor.eos_token_id.reshape(-1).tolist()))
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if input_ids.shape[-1] < self.length:
-            for end in self.ends:
-                scores[:, end : end + 1] = -inf  # nothing where the model does not know the token
-        return scores
-
-
-@dataclass(frozen=True, slots=True)
-class Processing:
-    """What one request does to logits before a token is drawn.
-
-    Attributes:
-        processors: applied in order.
-        greedy: whether to take the most probable token.
-        proposal_power: draft tokens are drawn from the draft's distribution raised to this power,
-            unless greedy; infinity takes its most probable token.
-        kind: equal for requests whose `warpers` can run as one batch.
-    """
-
-    processors: tuple[Processor, ...] = ()
-    greedy: bool = False
-    proposal_power: float = 1.0
-    kind: tuple[bool, str] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        own = tuple(NoEndBefore.standing_for(processor) for processor in self.processors)
-        object.__setattr__(self, "processors", own)
-        warpers = repr([(type(warper), vars(warper)) for warper in self.warpers])
-        object.__setattr__(self, "kind", (self.greedy, warpers))
-
-    @property
-    def warpers(self) -> tuple[Processor, ...]:
-        """The trailing processors that never look at the prefix."""
-        return self.processors[self._split :]
-
-    def prefixed(self, length: int) -> tuple[Processor, ...]:
-        """The processors up to the last one that may look at the prefix.
-
-        Args:
-            length: of the text so far; what only acts on shorter ones is left out.
-        """
-        before = self.processors[: self._split]
-        return tuple(p for p in before if not isinstance(p, NoEndBefore) or length < p.length)
-
-    @property
-    def _split(self) -> int:
-        last = len(self.processors)
-        while last > 0 and isinstance(self.processors[last - 1], _PREFIX_FREE):
-            last -= 1
-        return last
+from easd.engine.processing import TRUNCATING, Processing, Processor
+from easd.engine.request import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +22,9 @@ class Distributions:
     """Distributions of B rows at T positions.
 
     Attributes:
-        probs: what tokens are drawn from, [B, T, V].
-        scores: the processed logits behind `probs`, where asked for.
-        raw: probabilities at temperature 1 without truncation, where asked for.
+        probs: after all processors, [B, T, V].
+        scores: the processed logits of `probs`, if asked for.
+        raw: probabilities at temperature 1 without truncation, if asked for.
     """
 
     probs: Tensor
@@ -138,10 +48,10 @@ def distributions(
             its prefix and all drafted tokens, the one before it all but the last of them, and so
             on.
         rows: the B rows.
-        drafted: int64 [B, >= T-1], the tokens drafted after the prefix.
+        drafted: tokens drafted after the prefix, int64 [B, >= T-1].
         counts: each row's number of drafted tokens; the rest of `drafted` is padding.
-        want_raw: whether to compute raw probabilities too.
-        want_scores: whether to keep the processed logits.
+        want_raw: compute raw probabilities too.
+        want_scores: keep the processed logits.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     acting = {place: found for place, row in enumerate(rows) if (found := prefixed(row))}
@@ -150,7 +60,7 @@ def distributions(
     raw = None
     if want_raw:
         acting = {
-            place: tuple(p for p in found if not isinstance(p, _TRUNCATING))
+            place: tuple(p for p in found if not isinstance(p, TRUNCATING))
             for place, found in acting.items()
         }
         _with_prefixes(logits, rows, acting, drafted, counts)
@@ -172,7 +82,7 @@ def distributions(
 
 
 def proposals(probs: Tensor, rows: Sequence[Row]) -> Tensor | None:
-    """What draft tokens are drawn from, [B, T, V]; None where it is the draft's `probs` itself."""
+    """The distributions that draft tokens are drawn from, [B, T, V]; None if those are `probs`."""
     powers = [
         1.0 if row.request.processing.greedy else row.request.processing.proposal_power
         for row in rows
@@ -185,13 +95,13 @@ def proposals(probs: Tensor, rows: Sequence[Row]) -> Tensor | None:
 
 def raised(probs: Tensor, power: Tensor | float) -> Tensor:
     """`probs` [..., V] to a power, normalised; infinity leaves the most probable token."""
-    # Relative to the best token, a power can neither overflow nor leave nothing.
+    # Divided by the largest, a power can neither overflow nor vanish everywhere.
     powers = (probs / probs.amax(-1, keepdim=True)).pow(power)
     return powers / powers.sum(-1, keepdim=True)
 
 
 def prefixed(row: Row) -> tuple[Processor, ...]:
-    """A row's processors that may look at the prefix, without those that are done with its text."""
+    """A row's processors that may look at the prefix and still act on its text."""
     return row.request.processing.prefixed(len(row.request.padding) + len(row.ids))
 
 
@@ -202,14 +112,10 @@ def _with_prefixes(
     drafted: Tensor,
     counts: Sequence[int],
 ) -> None:
-    """Applies processors that may look at the prefix, in place: row by row, position by position.
+    """Applies the processors `acting` on each row, by its index, at every position in place.
 
-    Positions that the text cannot reach, behind its end or its last drafted token, are left alone:
-    a grammar may have no answer there. Where a processor raises, its row fails and its scores are
-    NaN.
-
-    Args:
-        acting: those of each row that has any, by its place.
+    Positions after the text's end or last drafted token are left alone, since a grammar may not
+    define them. Where a processor raises, its row fails and its scores become NaN.
     """
     for place, processors in acting.items():
         row = rows[place]

@@ -1,4 +1,4 @@
-"""How to decode: one frozen dataclass behind Python, the command line and files."""
+"""The settings of decoding: one frozen dataclass for Python, the command line and files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from easd.core.gate import Share
 from easd.core.rules import EASD, Rule, as_rule
 from easd.core.rules.base import PositiveShare, Probability
 from easd.core.rules.gated import GatedRule
-from easd.engine.sampling import Processing, Processor
+from easd.engine.drafter_kinds import DrafterKind
+from easd.engine.processing import Processing, Processor
 from easd.errors import ConfigError
 from easd.fields import Within, check_fields
 
-# A block is verified at once, and its distributions are held in memory.
+# All distributions of a block are held in memory at once.
 MOST_GAMMA = 256
 MOST_TOKENS = 2**31 - 1
 
@@ -33,13 +34,12 @@ Batch = Annotated[int, Within(1, 2**14, "out of range")]
 # Logits divided by less than this are infinite in half precision, or too far apart to sample.
 _COLDEST = 1e-3
 
-DrafterKind = Literal["model", "prompt-lookup"]
 Scope = Literal["everywhere", "reasoning"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything besides the models and the prompt that decides a text.
+    """Everything besides the models and the prompt that determines a text.
 
     Attributes:
         rule: how draft tokens are judged: a rule, or its name; see `easd.RULES`.
@@ -66,10 +66,10 @@ class Settings:
             draft tokens as can be, `published` follows the rule's paper, and `shared` samples draft
             and emitted token with the same numbers, so that the text depends on the law alone.
             The rule's own default unless given.
-        exact_first: number of first tokens of a text that are drawn from the target, whatever the
-            rule; it holds behind them.
-        scope: where the rule holds: everywhere, or only in what the model writes between its
-            reasoning markers (`<think>` and the like). Elsewhere decoding is lossless.
+        exact_first: number of first tokens of a text that are drawn from the target; the rule
+            applies after them.
+        scope: where the rule applies: everywhere, or only between the model's reasoning markers
+            (`<think>` and the like). Elsewhere decoding is lossless.
         n: texts per prompt.
         batch_size: texts decoded at once.
     """
@@ -157,7 +157,7 @@ class Settings:
 
     @property
     def proposal_power(self) -> float:
-        """What power of the draft's distribution tokens are drawn from."""
+        """The power of the draft's distribution that draft tokens are drawn from."""
         if self.draft_temperature is None:
             return 1.0
         return self.temperature / self.draft_temperature if self.draft_temperature else inf

@@ -9,20 +9,16 @@ from transformers import PreTrainedTokenizerBase
 
 from easd.errors import ConfigError
 
-# The last tokens may include some that decode to nothing, such as halves of a character.
+# Allows for tokens that decode to nothing, such as halves of a character.
 _SLACK = 8
 
 
 class StopStrings:
     """Stops at the first token after which the new text contains a stop string.
 
-    The prompt does not count. transformers' own `StopStringCriteria` matches the vocabulary's
-    spelling and fails on word-level tokenizers; this class decodes the last tokens instead.
-
-    Args:
-        tokenizer: turns ids into text.
-        strings: the stop strings.
-        prompt_length: number of ids before the first decoded token.
+    transformers' `StopStringCriteria` matches the vocabulary's spelling and fails on word-level
+    tokenizers; this class decodes the last tokens instead. The first `prompt_length` ids do not
+    count.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Record what the engine decodes, token by token, in a run folder."""
+"""Records what the engine decodes, token by token, in a run folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from easd.engine.record import (
     top_n_of,
 )
 from easd.engine.request import Row
+from easd.engine.settings import Settings
 from easd.errors import TraceError
 from easd.runs.files import now, write_json
 from easd.runs.parts import Parts
@@ -34,17 +35,22 @@ from easd.runs.tally import Tally
 from easd.runs.texts import TokenTexts
 from easd.runs.writer import describe
 
-if TYPE_CHECKING:
-    from easd.config import RunConfig
-
 _FLUSH_SECONDS = 5.0
-_FLUSH_SHARE = 0.02  # Of the run so far: long runs write fewer, larger parts.
+_FLUSH_SHARE = 0.02  # of the run so far: long runs write fewer, larger parts
 _FLUSH_STEPS = 4096
+
+
+class Config(Protocol):
+    """The part of `easd.config.RunConfig` that a trace needs."""
+
+    @property
+    def settings(self) -> Settings: ...
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
-    """What one step adds to the tables."""
+    """The rows that one step adds to the tables."""
 
     tokens: Columns
     step: dict[str, Any]
@@ -52,25 +58,25 @@ class _Rows:
 
 
 class TraceWriter:
-    """Writes a trace from step records; leave it as a context manager to close the run.
+    """Writes a trace from step records; a context manager that closes the run.
 
     Args:
         folder: new or empty.
         pair: the models that decode.
-        config: what the run was asked to do.
+        config: the run's `easd.config.RunConfig`.
 
     Raises:
         TraceError: The folder cannot be written, or already holds something.
     """
 
-    def __init__(self, folder: str | Path, pair: Pair, config: RunConfig) -> None:
+    def __init__(self, folder: str | Path, pair: Pair, config: Config) -> None:
         self.folder = claim_folder(folder)
         self._tokenizer: Any = pair.tokenizer
         self._top_n = top_n_of(config.settings.rule)
         self._samples: dict[int, int] = {}
         self._seconds: dict[int, float] = defaultdict(float)
         self._texts = TokenTexts(pair.tokenizer)
-        self._written: set[int] = set()  # Tokens that the vocabulary on disk has.
+        self._written: set[int] = set()  # tokens in the vocabulary on disk
         self._steps = 0
         self._part = 0
         self._pending: list[_Rows] = []
@@ -99,7 +105,7 @@ class TraceWriter:
             status = "failed" if issubclass(kind, Exception) else "interrupted"
             self._run["error"] = str(error) or kind.__name__
         if status == "failed" and not self._steps:
-            # Refused before the first step: the folder stays free for the next try.
+            # Refused before the first step: leaves the folder free for the next attempt.
             (self.folder / "run.json").unlink()
             return
         try:
@@ -113,11 +119,11 @@ class TraceWriter:
             self._save_run()
 
     def add(self, record: StepRecord) -> None:
-        """Takes in one step; writes a part when the last one is old enough."""
+        """Adds one step; writes a part if the last one is old enough."""
         names = outcomes(record)
         for row in record.rows:
             self._seconds[row.request.number] += sum(record.seconds.values())
-        # One append, so that an interrupt leaves a step whole or out.
+        # One append, so that an interrupt keeps or drops a step as a whole.
         self._pending.append(
             _Rows(
                 tokens=self._token_columns(record, names),
@@ -178,7 +184,7 @@ class TraceWriter:
             "samples": self._table(TABLES["trace"]["samples"], samples),
         }
         self._parts.write(f"part-{self._part:05d}", tables)
-        # Not before all are written: what was cut short is then written again, to the same files.
+        # Only after all are written, so that an interrupted part is rewritten to the same files.
         self._pending = []
         self._part += 1
         self._written |= new.keys()
@@ -191,7 +197,7 @@ class TraceWriter:
 
 
 def sample_counts(row: Row) -> dict[str, Any]:
-    """What the samples table says of a text but for the text itself and its time."""
+    """A text's columns of the samples table, except the text and its time."""
     return {
         "request": row.request.number,
         "finish_reason": row.finished,
@@ -203,11 +209,7 @@ def sample_counts(row: Row) -> dict[str, Any]:
 
 
 def claim_folder(folder: str | Path) -> Path:
-    """Makes a folder for a trace, or takes an empty one.
-
-    Raises:
-        TraceError: It cannot be written, or is not empty.
-    """
+    """Creates a folder for a trace; refuses one that is not empty or cannot be written."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """The map from a draft's tokens to those of another vocabulary.
 
-A draft token d stands for bytes, which the target writes as tokens enc(d) = (t_1 ... t_m). The
-draft's opinion in the target's vocabulary is the pushforward of its distribution q on first tokens,
-q'(t) = sum of q(d) over all d with enc(d)_1 = t. No mass is lost, and tokens that stand for the
-same bytes add up. Keeping only tokens with m = 1 (arXiv:2502.05202) is a special case.
+A draft token d represents bytes, which the target encodes as tokens enc(d) = (t_1 ... t_m). The
+draft's distribution q becomes its pushforward on first tokens, q'(t) = sum of q(d) over all d with
+enc(d)_1 = t. No mass is lost, and tokens with the same bytes add up. Keeping only tokens with m = 1
+(arXiv:2502.05202) is a special case.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from easd.runs.files import cache_folder, replace_file
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VocabularyMap:
-    """Where each token of a draft leads in the target's vocabulary.
+    """The first target token of each draft token.
 
     Attributes:
         target, draft: both tokenizers, by bytes.
-        first: the target token that each draft token begins with, int64 [V of the draft]; -1 where
-            it stands for none.
-        single: whether it is the whole of it, bool [V of the draft].
+        first: the target token that each draft token begins with, int64 [V of the draft]; -1 if it
+            has none.
+        single: whether that token is the whole draft token, bool [V of the draft].
     """
 
     target: ByteVocabulary
@@ -44,16 +44,6 @@ class VocabularyMap:
     )
 
     @property
-    def coverage(self) -> float:
-        """The share of the draft's tokens that stand for something in the target's vocabulary."""
-        return float((self.first >= 0).float().mean())
-
-    @property
-    def one_to_one(self) -> float:
-        """The share of the draft's tokens that are one token of the target."""
-        return float(self.single.float().mean())
-
-    @property
     def reachable(self) -> Tensor:
         """Ids of the target's tokens that the draft can propose, ascending."""
         return self.first[self.first >= 0].unique()
@@ -61,21 +51,21 @@ class VocabularyMap:
     def pushforward(self, probs: Tensor, size: int) -> Tensor:
         """The draft's `probs` [..., V of its model] as those of the target's tokens, [..., size].
 
-        What the draft gives to tokens that stand for nothing is left out.
+        Draft tokens without a target token are left out.
         """
         index = self._index(size, probs.device)[: probs.shape[-1]]
         found = probs.new_zeros(*probs.shape[:-1], size + 1)
         return found.index_add_(-1, index, probs[..., : len(index)])[..., :size]
 
     def _index(self, size: int, device: torch.device) -> Tensor:
-        """`first` on a device, with `size` for all tokens that lead nowhere below it."""
+        """`first` on a device, with `size` for draft tokens without a target token below it."""
         if (size, device) not in self._indices:
             nowhere = (self.first < 0) | (self.first >= size)
             self._indices[size, device] = self.first.masked_fill(nowhere, size).to(device)
         return self._indices[size, device]
 
     def special_in_draft(self, token: int) -> int | None:
-        """The draft's token with the role of a special token of the target, if it has one."""
+        """The draft's equivalent of a special token of the target, if it has one."""
         name = self.target.names.get(token)
         if name in self.draft.special:
             return self.draft.special[name]
@@ -86,7 +76,7 @@ class VocabularyMap:
         return self.draft.end if token in self.target.endings else None
 
 
-_EDITION = 1  # Of what is cached; a map that is built in another way needs the next.
+_EDITION = 1  # of cached maps; increase it when maps are built differently
 _Maps = WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[int, int], VocabularyMap]]
 _maps: WeakKeyDictionary[PreTrainedTokenizerBase, _Maps] = WeakKeyDictionary()
 
@@ -97,7 +87,7 @@ def vocabulary_map(
     """The map between two tokenizers, built once and then read from the cache.
 
     Raises:
-        ModelError: A tokenizer has no reading as bytes.
+        ModelError: A tokenizer cannot be read as bytes.
     """
     sizes = len(target), len(draft)
     known = _maps.setdefault(target, WeakKeyDictionary())
@@ -136,7 +126,7 @@ def _built(target: ByteVocabulary, draft: ByteVocabulary) -> tuple[np.ndarray, n
 
 
 def _load(file: Path, size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """A map from the cache; None where there is none or it is damaged."""
+    """A map from the cache; None if it is missing or damaged."""
     try:
         with np.load(file) as held:
             first, single = held["first"], held["single"]
@@ -147,7 +137,7 @@ def _load(file: Path, size: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _save(file: Path, found: tuple[np.ndarray, np.ndarray]) -> None:
-    """Writes a map into the cache, where that can be written."""
+    """Writes a map into the cache, if possible."""
 
     def write(to: Path) -> None:
         with to.open("wb") as opened:

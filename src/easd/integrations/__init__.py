@@ -1,1 +1,1 @@
-"""EASD inside other people's decoders."""
+"""Integrations: transformers, vLLM, lm-evaluation-harness and inspect-ai."""

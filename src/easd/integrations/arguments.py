@@ -1,4 +1,4 @@
-"""Flat `key=value` arguments of other tools' command lines, parsed into a `RunConfig`."""
+"""Parses flat `key=value` arguments of other tools' command lines."""
 
 from __future__ import annotations
 

@@ -16,11 +16,7 @@ from easd.engine.settings import Settings
 class AsyncEngine:
     """Decodes requests of many tasks together; requests with equal settings share an engine.
 
-    There is no background thread to start or stop: whichever task waits for a text runs the next
-    step of its engine.
-
-    Args:
-        make_engine: makes an idle engine for given settings.
+    It has no background thread: any task that waits for a text runs the next step of its engine.
     """
 
     def __init__(self, make_engine: Callable[[Settings], Engine]) -> None:
@@ -30,11 +26,9 @@ class AsyncEngine:
         self._models = anyio.Lock()
 
     async def decode(self, requests: Sequence[Request], settings: Settings) -> list[Row]:
-        """Returns the rows of `requests` once all of them have finished.
+        """Returns the rows of one task's `requests` once all of them have finished.
 
-        Args:
-            requests: those of one task.
-            settings: what all requests of an engine have in common, and nothing else.
+        `settings` must hold only what all requests of an engine have in common.
 
         Raises:
             Exception: A request does not fit or fails, or a step of its engine failed.
@@ -59,14 +53,14 @@ class AsyncEngine:
                     await anyio.to_thread.run_sync(shared.step)
         finally:
             shared.num_tasks -= 1
-            # Requests of cancelled tasks go with the engine, when nobody waits for it any more.
+            # An engine that no task waits for is dropped, and with it requests of cancelled tasks.
             over = not shared.num_tasks or shared.error is not None
             if over and self._batches.get(settings) is shared:
                 del self._batches[settings]
 
 
 class _Shared:
-    """An engine, its finished rows by the identity of their request, and its number of tasks."""
+    """An engine, its finished rows by their request's identity, and its number of tasks."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -75,7 +69,7 @@ class _Shared:
         self.num_tasks = 0
 
     def step(self) -> None:
-        """Runs one step; after an error none of the engine's rows can be trusted."""
+        """Runs one step, or stores its error, which corrupts all rows of the engine."""
         try:
             found = self.engine.step()
         except Exception as error:

@@ -1,6 +1,6 @@
-"""The model provider `easd` of inspect-ai, found through the entry point `inspect_ai`.
+"""Entry point `inspect_ai`, which registers the model provider `easd`.
 
-Every `inspect` command loads this module, so it imports the provider, and torch with it, only when
+Every `inspect` command loads this module, so it imports the provider, and with it torch, only when
 a model is requested.
 """
 

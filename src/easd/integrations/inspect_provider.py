@@ -1,4 +1,4 @@
-"""The model provider for inspect-ai; concurrent samples are decoded in one batch."""
+"""Model provider for inspect-ai, which decodes concurrent samples in one batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from easd.pairs.from_config import load
 from easd.pairs.lab import ALIASES
 from easd.pairs.loading import PAIRS
 
-# inspect's name -> name in `Settings`.
+# inspect's names -> names in `Settings`.
 _HONOURED = {
     "max_tokens": "max_new_tokens",
     "num_choices": "n",
@@ -46,23 +46,13 @@ _HONOURED = {
     "top_p": "top_p",
 }
 # Handled by inspect itself, or meaningful only with tools.
-_NOT_OURS = {
-    "adaptive_connections",
-    "attempt_timeout",
-    "cache",
-    "cache_prompt",
-    "fail_on_refusal",
-    "internal_tools",
-    "max_connections",
-    "max_retries",
-    "max_tool_output",
-    "parallel_tool_calls",
-    "reasoning_history",
-    "stream_idle_timeout",
-    "system_message",
+_IGNORED = {
+    *("adaptive_connections", "attempt_timeout", "cache", "cache_prompt", "fail_on_refusal"),
+    *("internal_tools", "max_connections", "max_retries", "max_tool_output"),
+    *("parallel_tool_calls", "reasoning_history", "stream_idle_timeout", "system_message"),
     "timeout",
 }
-# Settings that rows of one engine must agree on; the others are per request.
+# Settings in which all rows of an engine must agree.
 _SHARED = ("temperature", "top_k", "top_p")
 
 
@@ -90,7 +80,9 @@ class EasdAPI(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         if base_url is not None:
-            raise ConfigError(f"base_url = {base_url!r} leads nowhere: the models run here")
+            raise ConfigError(
+                f"base_url = {base_url!r} is not used, as the models run here; drop it"
+            )
         for name in ("pair", "target"):
             if name in model_args:
                 raise ConfigError(f"{name!r} is named by the model; write --model easd/NAME")
@@ -138,7 +130,7 @@ class EasdAPI(ModelAPI):
 
     def _settings(self, config: GenerateConfig) -> Settings:
         for name in GenerateConfig.model_fields:
-            if getattr(config, name) and name not in _NOT_OURS and name not in _HONOURED:
+            if getattr(config, name) and name not in _IGNORED and name not in _HONOURED:
                 raise ConfigError(
                     f"{name} = {getattr(config, name)!r} cannot be honoured; use "
                     + ", ".join(_HONOURED)
@@ -167,13 +159,10 @@ class EasdAPI(ModelAPI):
                 "give at least one and leave room for one"
             )
         first = self._number(ids, settings.n)
-        return [
-            replace(
-                request,
-                max_new_tokens=min(request.max_new_tokens, room or request.max_new_tokens),
-            )
-            for request in make_requests(self.pair, [ids], settings, numbers=[first])
-        ]
+        requests = make_requests(self.pair, [ids], settings, numbers=[first])
+        if room is None:
+            return requests
+        return [replace(each, max_new_tokens=min(each.max_new_tokens, room)) for each in requests]
 
     def _number(self, ids: list[int], copies: int) -> int:
         """Returns the number of a request's first text, which keys its noise.
@@ -184,10 +173,10 @@ class EasdAPI(ModelAPI):
         sample = sample_active()
         owner: Any = self if sample is None else sample
         where = "" if sample is None else f"{sample.sample.id}/{sample.epoch}"
-        asked = self._asked.setdefault(owner, Counter())
+        counts = self._asked.setdefault(owner, Counter())
         key = hashlib.blake2b(f"{where}/{ids}".encode(), digest_size=8).digest()
-        before = asked[key]
-        asked[key] += copies
+        before = counts[key]
+        counts[key] += copies
         return (int.from_bytes(key, "little") << 32) + before
 
     def _output(self, rows: list[Row], settings: Settings, seconds: float) -> ModelOutput:
@@ -217,7 +206,7 @@ class EasdAPI(ModelAPI):
 
 
 def _text(message: ChatMessage) -> str:
-    """Returns a message's text.
+    """Returns a message's text, and refuses anything else.
 
     Raises:
         ConfigError: The message contains something other than text.

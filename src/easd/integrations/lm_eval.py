@@ -1,8 +1,8 @@
-"""The model `easd` of lm-evaluation-harness.
+"""The model `easd` for lm-evaluation-harness.
 
 Texts are decoded in batches under the run's rule. A request's index in the harness's list keys its
-noise, so the same command gives the same texts at any batch size. Log-likelihoods are the target's,
-whatever the rule: multiple choice measures the target.
+noise, so the same command gives the same texts at any batch size. Log-likelihoods are the target's
+under any rule, so multiple choice measures the target.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HARNESS_DECIDES = {
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _TRUNCATION = ("top_k", "top_p", "min_p")
 _KEPT = (*_TRUNCATION, "min_new_tokens", "repetition_penalty", "seed")
-# Passed by the harness's command line if no device was named.
+# The harness's command line passes it if no device was named.
 _DEFAULT_DEVICE = "cuda:0"
 _UNKNOWN_WINDOW = 2048
 
@@ -56,7 +56,7 @@ class EasdLM(TemplateLM):
     """A pair of models as a model of the harness.
 
     Args:
-        **arguments: what `easd generate` takes: `pair` or `target` and `draft`, `rule`, its fields
+        **arguments: those of `easd generate`: `pair` or `target` and `draft`, `rule`, its fields
             (`tau_h` or `rule.tau_h`), `gamma`, `batch_size`, `seed`, or `config`, a YAML file.
 
     Raises:
@@ -140,7 +140,7 @@ class EasdLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Returns token ids, adding no second beginning-of-sequence token after a chat template."""
+        """Returns token ids, without a second beginning-of-sequence token after a chat template."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = not (bos and string.startswith(str(bos)))
@@ -149,31 +149,31 @@ class EasdLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Decodes every context under the rule, up to the task's stop strings.
 
-        An item with a fault of its own, such as NaN logits, has no text, which the harness counts
-        as wrong; a warning and `get_model_info` name it. If all have one, the first is raised.
+        An item that fails, for example with NaN logits, has no text, which the harness counts as
+        wrong; a warning and `get_model_info` name it. If all items fail, the first error is raised.
         """
-        asked: list[tuple[Any, ...]] = [request.args for request in requests]
-        alike: dict[str, list[int]] = defaultdict(list)
-        for number, (_, kwargs) in enumerate(asked):
-            alike[repr(sorted(kwargs.items()))].append(number)
+        arguments: list[tuple[Any, ...]] = [request.args for request in requests]
+        groups: dict[str, list[int]] = defaultdict(list)
+        for number, (_, kwargs) in enumerate(arguments):
+            groups[repr(sorted(kwargs.items()))].append(number)
         texts = [""] * len(requests)
         failed: list[Row] = []
         with tqdm(total=len(requests), disable=disable_tqdm, desc="decoding by easd") as progress:
-            for numbers in alike.values():
-                settings = self._settings(asked[numbers[0]][1])
-                contexts = {number: asked[number][0] for number in numbers}
+            for numbers in groups.values():
+                settings = self._settings(arguments[numbers[0]][1])
+                contexts = {number: arguments[number][0] for number in numbers}
                 for row in self._decode(contexts, settings, failed.append):
                     number = row.request.number
                     text = self.tokenizer.decode(row.new_ids, skip_special_tokens=True)
                     texts[number] = before_stop(str(text), settings.stop)
-                    self.cache_hook.add_partial("generate_until", asked[number], texts[number])
+                    self.cache_hook.add_partial("generate_until", arguments[number], texts[number])
                     progress.update()
         names = [f"{request.task_name} document {request.doc_id}" for request in requests]
-        self._tell({names[row.request.number]: row.error for row in failed}, len(requests))
+        self._report({names[row.request.number]: row.error for row in failed}, len(requests))
         return texts
 
-    def _tell(self, failed: Mapping[str, Exception | None], total: int) -> None:
-        """Names items that failed, and why; raises the first one's fault where all did."""
+    def _report(self, failed: Mapping[str, Exception | None], total: int) -> None:
+        """Warns about failed items; raises the first one's error where all failed."""
         self.failed |= {name: describe_error(error) for name, error in failed.items()}
         for name, error in list(failed.items())[:1]:
             if len(failed) == total and error is not None:
@@ -185,7 +185,7 @@ class EasdLM(TemplateLM):
             )
 
     def _settings(self, kwargs: Mapping[str, Any]) -> Settings:
-        """Returns settings with a task's overrides; greedy unless it asks for sampling."""
+        """Returns settings with a task's overrides, greedy unless it asks for sampling."""
         values = dict(kwargs)
         until = values.pop("until", None) or ()
         stop = [until] if isinstance(until, str) else list(until)
@@ -222,7 +222,7 @@ class EasdLM(TemplateLM):
         settings: Settings,
         on_failure: Callable[[Row], None],
     ) -> Iterator[Row]:
-        """Yields rows as they end well; contexts by request number."""
+        """Yields rows that finish without an error; contexts are by request number."""
         window = self.pair.context_window
         prompts = [
             _fitting(self.tok_encode(context) or [self.prefix_token_id], settings, window)
@@ -232,12 +232,8 @@ class EasdLM(TemplateLM):
         for record in decode(self.pair, requests, settings, on_failure):
             for row in record.rows:
                 if row.finished:
-                    self._count(row.counts)
+                    self.counts += row.counts
                     yield row
-
-    def _count(self, counts: Counts) -> None:
-        for name, value in asdict(counts).items():
-            setattr(self.counts, name, getattr(self.counts, name) + value)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -246,7 +242,7 @@ class EasdLM(TemplateLM):
         windows: list[Scored] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
-            # The window's prefix takes the place of a beginning that the tokenizer would add.
+            # The window's prefix replaces the beginning token that the tokenizer would add.
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             rolling = get_rolling_token_windows(
                 token_list=ids[1:] if ids[:1] == [self.prefix_token_id] else ids,
@@ -270,7 +266,7 @@ class EasdLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Returns each continuation's log-probability, and whether greedy decoding writes it.
 
-        Where the target's logits are NaN it is minus infinity, so that no such choice is best.
+        With NaN logits it is minus infinity, so that no such choice is the best.
         """
         if not self.config.settings.rule.lossless:
             warnings.warn(
@@ -291,11 +287,11 @@ class EasdLM(TemplateLM):
                     if (asked := requests[i][0]) is not None and score[0] == score[0]:
                         self.cache_hook.add_partial("loglikelihood", asked, score)
                 progress.update(len(batch))
-        why = NumericsError("the target's logits are NaN; check its files and its dtype")
+        nan = NumericsError("the target's logits are NaN; check its files and its dtype")
         failed = [i for i, (score, _) in enumerate(found) if score != score]
         for i in failed:
             found[i] = float("-inf"), False
-        self._tell({f"log-likelihood {i}": why for i in failed}, len(found))
+        self._report({f"log-likelihood {i}": nan for i in failed}, len(found))
         return found
 
     @torch.inference_mode()
@@ -303,8 +299,8 @@ class EasdLM(TemplateLM):
         for _, continuation in pairs:
             if not 0 < len(continuation) <= self.max_length:
                 raise InputError(
-                    f"a continuation has {len(continuation)} tokens; from 1 to the context "
-                    f"window of {self.max_length} can be scored"
+                    f"a continuation has {len(continuation)} tokens; give from 1 to "
+                    f"{self.max_length}, the context window"
                 )
         # The last token is scored but never an input; long texts are truncated on the left.
         texts = [

@@ -1,6 +1,6 @@
 """`easd-lm-eval`: the command line of lm-evaluation-harness with the model `easd` registered.
 
-The harness does not discover models of other packages, so this imports ours first.
+The harness does not discover models of other packages, so this imports the model first.
 """
 
 from __future__ import annotations

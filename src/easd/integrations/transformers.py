@@ -1,8 +1,8 @@
-"""Drop-in for `model.generate(..., custom_generate=easd.custom_generate, draft_model=...)`.
+"""`custom_generate`, for `model.generate(..., custom_generate=easd.custom_generate)`.
 
-transformers prepares the prompt, logits processors and stopping criteria exactly as for its own
-sampling. This module hands them to the engine row by row and returns what `generate` promises.
-Anything that cannot be honoured raises an error that names it.
+transformers prepares the prompt, logits processors and stopping criteria as for its own sampling.
+This module passes them to the engine row by row, and raises an error that names anything
+unsupported.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from easd.engine.engine import StepRecord
 from easd.engine.generate import decode, summary_of_failures
 from easd.engine.models.slots import CACHE_KEYWORDS
 from easd.engine.pair import Pair
+from easd.engine.processing import Processing
 from easd.engine.request import Criterion, Request, Row
-from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 from easd.engine.stopping import StopStrings
 from easd.errors import ConfigError
 
-# These keep state from call to call, which a refused draft token would corrupt.
+# Processors with state between calls, which a refused draft token would corrupt.
 _STATEFUL = (
     hf.UnbatchedClassifierFreeGuidanceLogitsProcessor,
     hf.ClassifierFreeGuidanceLogitsProcessor,
     hf.SynthIDTextWatermarkLogitsProcessor,
     hf.WhisperTimeStampLogitsProcessor,
 )
-# `generate` without its decorators, whose frame holds the streamer.
+# Code of the undecorated `generate`, whose frame holds the streamer.
 _GENERATE = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__
-# What `generate` adds to the keywords by itself, or what changes no text.
+# Keywords that `generate` adds by itself, or that change no text.
 _OWN_KEYWORDS = {
     *("attention_mask", "position_ids", "cache_position", "use_cache", "logits_to_keep"),
     *CACHE_KEYWORDS,
 }
-# Since transformers 5.24 `generate` encodes images first and passes on what came of them.
+# Since transformers 5.24 `generate` encodes images first and passes on the encodings.
 _MADE_OF = {"mm_encoder_outputs": "pixel_values (or another input of the model's encoders)"}
 _UNSUPPORTED = {
     "output_logits": "use output_scores, the processed logits of every emitted token",
@@ -79,28 +79,27 @@ def custom_generate(
     on_step: Callable[[StepRecord], None] | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Decodes by `rule` with `draft_model`, under the user's own generation config.
+    """Decodes by `rule` with `draft_model`, under the user's generation config.
 
-    Pass it as `custom_generate` to `model.generate`, together with the keywords below. A row with a
-    fault of its own, such as NaN logits, ends early with a warning that names it, and the others go
-    on; if all rows have one, the first is raised.
+    Pass it as `custom_generate` to `model.generate`, together with the keywords below. A row that
+    fails, for example with NaN logits, ends early with a warning that names it, and the others
+    continue; if all rows fail, the first error is raised.
 
     Args:
-        draft_model: drafts; without one, the config's `prompt_lookup_num_tokens` turns on prompt
+        draft_model: the draft; without one, the config's `prompt_lookup_num_tokens` turns on prompt
             lookup.
         draft_tokenizer: the draft's, if it is not the model's.
-        rule: how draft tokens are judged, or a rule's name; `EASD()` unless given.
+        rule: a rule or its name; `EASD()` unless given.
         gamma: maximum number of draft tokens per block.
         coupling: see `Settings.coupling`.
         draft_temperature: see `Settings.draft_temperature`.
         exact_first: see `Settings.exact_first`.
-        seed: decides all randomness; unless given, drawn from torch's global generator, so that
+        seed: determines all randomness; unless given, drawn from torch's global generator, so that
             `set_seed` works as usual.
-        batch_size: rows decoded at once; all of them unless given.
+        batch_size: maximum number of rows decoded at once; all of them unless given.
         stop_strings: texts that end a row.
-        stop_tokenizer: the model's own, which stop strings and a `draft_tokenizer` need, since
-            `generate` does not pass its tokenizer on; unless given, loaded from where the model
-            came from.
+        stop_tokenizer: the model's tokenizer, which stop strings and a `draft_tokenizer` need and
+            `generate` does not pass on; unless given, loaded from the model's path.
         on_step: called with every step's record.
 
     Raises:
@@ -155,10 +154,10 @@ def custom_generate(
 
 @contextmanager
 def _callers_streamer() -> Iterator[Any]:
-    """The streamer that `generate` was called with, ended however decoding ends.
+    """Yields the streamer that `generate` was called with, and ends it however decoding ends.
 
-    `generate` feeds it the prompt but passes it on to its own methods only. Whoever reads the text
-    in another thread would wait for ever for a streamer that an error left open.
+    `generate` feeds it the prompt but passes it only to its own methods. If an error left it open,
+    a thread that reads from it would wait for ever.
     """
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not _GENERATE:
@@ -214,7 +213,7 @@ def _refuse_unsupported(
 
 
 def _counts_up(positions: Tensor, attention_mask: Tensor | None) -> bool:
-    """Whether every token's position is the number of tokens before it."""
+    """Returns whether every token's position is the number of tokens before it."""
     seen = torch.ones_like(positions) if attention_mask is None else attention_mask
     return bool(((positions == seen.cumsum(-1) - 1) | (seen == 0)).all())
 
@@ -282,7 +281,7 @@ def _left_padding(attention_mask: Tensor | None, rows: list[list[int]]) -> list[
 
 
 def _for_row(processor: Any, row: int) -> Any:
-    """A processor for a whole batch, narrowed to one row: the engine calls it row by row."""
+    """Returns a batch's processor narrowed to one row, since the engine calls it row by row."""
     if isinstance(processor, hf.RepetitionPenaltyLogitsProcessor):
         ignored = processor.prompt_ignore_length
         if isinstance(ignored, Tensor):
@@ -319,7 +318,7 @@ def _output(
         return sequences
     scores = None
     if config.output_scores:
-        # Behind a row's end, padding has probability 1.
+        # After a row's end, padding has probability 1.
         scored = next(row for row in rows if row.scores)
         certain = torch.full_like(scored.scores[0], float("-inf"))
         certain[pad_id] = 0.0

@@ -1,1 +1,1 @@
-"""The pairs of models this package brings."""
+"""The embedded pairs of models, and loading of others."""

@@ -1,4 +1,4 @@
-"""What small files tell of a model before its weights are read, and how two vocabularies fit."""
+"""Checks a model's small files before its weights are read, and how two vocabularies fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from easd.errors import ModelError, one_line, shown
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _PATIENCE = 10  # seconds for the hub to answer
-# The names under which configs say how many layers a model has; the deepest models have hundreds.
+# Names of the number of layers in configs; the deepest models have hundreds.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _MOST_LAYERS = 10_000
 _LONGEST = 300
@@ -31,7 +31,7 @@ _EVERYDAY = (
 
 
 def find_model(name: str) -> str | Path:
-    """The folder that a name means, or the name itself where it is a hub id.
+    """The folder of a name, or the name itself if it is a hub id.
 
     Raises:
         ModelError: It can only be a folder, and there is none.
@@ -52,11 +52,11 @@ def find_model(name: str) -> str | Path:
 
 
 def check_model(name: str) -> None:
-    """Refuses, before weights are read, what cannot be decoded with.
+    """Refuses a model that cannot be decoded with, before its weights are read.
 
     Raises:
-        ModelError: There is no such model, it is an encoder-decoder, it brings code of its own, or
-            it is an adapter and peft is not installed.
+        ModelError: There is no such model, it is an encoder-decoder, it contains code, or it is an
+            adapter and peft is not installed.
     """
     place = find_model(name)
     if isinstance(place, str):
@@ -70,11 +70,11 @@ def check_model(name: str) -> None:
         return
     config = _read(place, _CONFIG)
     if not isinstance(config, dict):
-        return  # The loader says what is wrong with the file.
+        return  # The loader reports what is wrong with the file.
     if config.get("auto_map"):
         raise ModelError(
-            f"{quoted(name)} brings Python code of its own (auto_map in {_CONFIG}), and easd runs "
-            "none; load it yourself after reading that code, and give easd.generate the model"
+            f"{quoted(name)} contains Python code (auto_map in {_CONFIG}), which easd does not "
+            "run; load it yourself after reading that code, and give easd.generate the model"
         )
     if config.get("is_encoder_decoder"):
         raise ModelError(
@@ -86,21 +86,21 @@ def check_model(name: str) -> None:
         if isinstance(layers, int) and layers > _MOST_LAYERS:
             raise ModelError(
                 f"{field} = {shown(layers)} in {_CONFIG} of {quoted(name)} is more "
-                f"than any model has ({_MOST_LAYERS}); mend the file"
+                f"than any model has ({_MOST_LAYERS}); correct the file"
             )
 
 
 def check_vocabularies(pair: Pair) -> float:
-    """Maps the draft's tokenizer to the target's; warns where the draft can propose little.
+    """Maps the draft's tokenizer to the target's; warns if the draft can propose little.
 
     Returns:
-        How many of the target's five most probable tokens the draft can propose, on average, in a
-        short text.
+        The share of the target's five most probable tokens, on average over a short text, that the
+        draft can propose.
 
     Raises:
         ModelError: A tokenizer cannot be read as bytes.
     """
-    assert pair.draft_tokenizer is not None, "else there is nothing to map"
+    assert pair.draft_tokenizer is not None, "the pair has two tokenizers"
     try:
         words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
     except ModelError as error:
@@ -125,7 +125,7 @@ def check_vocabularies(pair: Pair) -> float:
 
 
 def quoted(name: str) -> str:
-    """A name or path as messages quote it; longer ones than a path of a few folders are cut."""
+    """A name or path quoted for messages, shortened if very long."""
     text = repr(name)
     return (
         text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
@@ -138,14 +138,14 @@ def _holds(folder: Path) -> str:
 
 
 def _ask_hub(name: str) -> None:
-    """Asks once, without the minute of retries that each of the loader's files would take."""
+    """Asks once, since the loader would retry each of its files for a minute."""
     if isinstance(try_to_load_from_cache(name, _CONFIG), str):
         return
     try:
         HfApi().model_info(name, timeout=_PATIENCE)
     except GatedRepoError:
         return
-    except Exception as error:  # Besides its own, the hub's client raises those of its transport.
+    except Exception as error:  # The hub's client also raises errors of its transport.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"{quoted(name)} is no folder here, and the hub does not know it or cannot be asked "
@@ -154,7 +154,7 @@ def _ask_hub(name: str) -> None:
 
 
 def _read(place: str | Path, file: str) -> Any:
-    """What a JSON file of the model holds; None where there is none or it is damaged."""
+    """The content of a model's JSON file; None if it is missing or damaged."""
     try:
         path = place / file if isinstance(place, Path) else hf_hub_download(place, file)
         return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The models that a config names."""
+"""Loads the models of a config."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ from easd.pairs.packaged import Report, silent
 
 
 def load(config: RunConfig, report: Report = silent) -> Pair:
-    """Loads a config's pair.
-
-    Raises:
-        EasdError: The device cannot be used, or a model cannot be loaded.
-    """
+    """Loads a config's pair; `report` gets a line before each long step."""
     options: dict[str, Any] = {
         "dtype": None if config.dtype is None else getattr(torch, config.dtype),
         "int8_draft": config.int8_draft,
@@ -35,11 +31,7 @@ def load(config: RunConfig, report: Report = silent) -> Pair:
 
 
 def load_with_status(config: RunConfig, console: Console) -> Pair:
-    """Loads a config's pair behind a status line that says what takes long, and nothing else.
-
-    Raises:
-        EasdError: The device cannot be used, or a model cannot be loaded.
-    """
+    """Loads a config's pair with a status line as the only output."""
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     with console.status("loading") as status:
@@ -47,17 +39,15 @@ def load_with_status(config: RunConfig, console: Console) -> Pair:
 
 
 def _checked_device(device: str | None) -> str | None:
-    if device is not None:
-        if device.startswith("meta"):
-            raise ConfigError(
-                f"device = {shown(device)} holds shapes without weights, so nothing can be decoded "
-                "there; try cpu"
-            )
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"device = {shown(device)} cannot be used ({reason}); try cpu"
-            ) from None
+    if device is None:
+        return None
+    if device.startswith("meta"):
+        raise ConfigError(
+            f"device = {shown(device)} has shapes but no weights, so it cannot decode; try cpu"
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device = {shown(device)} cannot be used ({reason}); try cpu") from None
     return device

@@ -1,9 +1,9 @@
 """The `lab` pairs: tiny models that solve generated arithmetic problems step by step.
 
-A problem chains four operations modulo 100, from left to right, and has exactly one right solution.
-The probability that a rule writes it is therefore the product of the rule's law over the reference
-tokens. This module holds the grammar, the grader and the training recipes, and imports no torch;
-`experiments/training/lab.py` trains from them.
+A problem chains four operations modulo 100, from left to right, and has exactly one solution. The
+probability that a rule writes it is therefore the product of the rule's law over the reference
+tokens. This module has the grammar, the grader and the training recipes, without torch;
+`experiments/training/lab.py` trains the models.
 """
 
 import operator
@@ -54,7 +54,7 @@ class ModelRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A pair's grammar and its two models.
+    """A pair's grammar and the training of its two models.
 
     Attributes:
         summary: one line for listings.
@@ -62,10 +62,8 @@ class Recipe:
             equally frequent: without products, sums are learned several times more slowly.
         full_steps: write steps in full (`+ 5 = 42 ... # 42`) instead of running totals only.
         slip_digits: last digits of operands whose carry a slip forgets.
-        target: the target's training.
-        draft: the draft's training.
         shared_data: both models start from one seed and see the same problems in the same order.
-        target_of: the pair whose folder holds the target, if not this one's.
+        target_of: the pair whose folder contains the target, if not this one's.
     """
 
     summary: str
@@ -126,7 +124,7 @@ class Problem:
     Attributes:
         id: pair, split, seed and index.
         prompt: ends with `?`.
-        solution: the only right continuation, without the end-of-sequence token.
+        solution: the only correct continuation, without the end-of-sequence token.
         answer: the last running total.
     """
 
@@ -162,7 +160,7 @@ def problems(pair: str, count: int, seed: int, split: Split = "test") -> list[Pr
 def stream(
     pair: str, seed: int, split: Split = "test", slip_rate: float = 0.0
 ) -> Iterator[Problem]:
-    """Endless problems; with `slip_rate`, some of their solutions forget a carry."""
+    """An endless stream of problems; with `slip_rate`, some solutions forget a carry."""
     name = _name(pair)
     index = 0
     while True:
@@ -174,22 +172,6 @@ def grade(problem: Problem, text: str) -> bool:
     """Whether a text ends in the right answer."""
     words = text.replace(EOS, " ").split()
     return bool(words) and words[-1] == problem.answer
-
-
-def matches_reference(problem: Problem, text: str) -> bool:
-    """Whether a text is the right solution in every step.
-
-    `grade` also passes the rare text that reaches the right answer through mistakes.
-    """
-    return text.replace(EOS, " ").split() == problem.solution.split()
-
-
-def deciding_positions(problem: Problem) -> tuple[int, ...]:
-    """Indices of the solution tokens that are computed, rather than copied or formatting."""
-    words = problem.solution.split()
-    if "=" not in words:
-        return tuple(range(len(words)))
-    return tuple(i + 1 for i, word in enumerate(words) if word == "=")
 
 
 def _name(pair: str) -> str:
@@ -227,7 +209,7 @@ def _problem(name: str, split: Split, seed: int, index: int, slip_rate: float) -
 
 
 def _slip(symbol: str, total: int, operand: int, right: int, rng: random.Random) -> int:
-    """A wrong result: where a sum carries, most often the sum without the carry.
+    """A wrong result, most often a sum without its carry.
 
     The rarer slips make both models of a pair uncertain between the same few tokens.
     """

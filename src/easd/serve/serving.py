@@ -17,8 +17,8 @@ from easd.core.rules import Rule, make_rule, rule_name, rule_names
 from easd.engine.chat import encode, encode_turns
 from easd.engine.generate import make_requests
 from easd.engine.pair import Pair
+from easd.engine.processing import Processing
 from easd.engine.request import Request
-from easd.engine.sampling import Processing
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, EasdError, InputError, RuleError, shown
 from easd.pairs.loading import PAIRS

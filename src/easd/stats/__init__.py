@@ -1,7 +1,7 @@
 """Intervals, tests and power for clustered samples: several texts for each problem.
 
-Problems are treated as a random sample of the problems of interest, and texts as samples within
-them. All values are fractions, not points.
+Problems are a random sample of the problems of interest, and texts are samples within them. All
+values are fractions, not points.
 
 `experiments/stats_simulation.py` measures the error rates. 95 % intervals cover the truth in 92 to
 97 % of studies (more where hardly any answers differ, and 90 to 93 % for the mean of the top 5 %
@@ -21,13 +21,7 @@ except ImportError:
 from easd.stats.bootstrap import bootstrap, top_mean
 from easd.stats.compare import Comparison, compare_all
 from easd.stats.estimates import Estimate, proportion, ratio, share
-from easd.stats.paired import (
-    Difference,
-    Equivalence,
-    equivalence,
-    holm,
-    paired_difference,
-)
+from easd.stats.paired import Difference, Equivalence, equivalence, holm, paired_difference
 from easd.stats.power import Spread
 
 __all__ = [

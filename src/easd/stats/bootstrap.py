@@ -34,7 +34,7 @@ def bootstrap(
         statistic: from how often each problem is drawn, weights [R, C], to values [R]. A ratio of
             sums is `lambda weights: (weights @ numerators) / (weights @ denominators)`.
         n_clusters: C.
-        n: samples, for the record; the number of problems unless given.
+        n: number of samples, only recorded; the number of problems unless given.
 
     Raises:
         InputError: Fewer than two problems, or a draw on which the statistic is undefined.
@@ -81,7 +81,7 @@ def top_mean(
     """The mean of the highest values, such as the top 5 % of token entropies.
 
     Args:
-        values: one a position, [N].
+        values: by position, [N].
         clusters: each position's problem, [N].
         top: share of positions that count as highest.
 

@@ -1,4 +1,4 @@
-"""Every system of a study against a baseline, with what may be said about each."""
+"""Compares every system of a study with a baseline, with a verdict on each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ import pyarrow as pa
 
 from easd.errors import InputError
 from easd.stats.estimates import Estimate, proportion
-from easd.stats.paired import (
-    Difference,
-    Equivalence,
-    equivalence,
-    holm,
-    paired_difference,
-)
+from easd.stats.paired import Difference, Equivalence, equivalence, holm, paired_difference
 from easd.stats.power import Spread
 
 if TYPE_CHECKING:
@@ -31,14 +25,14 @@ class Comparison:
     """A system beside the baseline on one task.
 
     Attributes:
-        difference: system - baseline, with its own p-value and interval.
-        p_real: Holm-adjusted p-value of no difference, over all comparisons made together.
-        equivalence: the test against the margin, with its own p-value.
-        p_equivalent: its p-value, Holm-adjusted likewise.
-        detectable: the smallest difference that a run like this finds with 80 % power, had it
-            to pass at the first step of Holm's adjustment; None where it finds none at all. It
-            follows from how often the systems disagree, not from the difference observed.
-        family: how many comparisons were made together.
+        difference: system - baseline, with an unadjusted p-value and interval.
+        p_real: Holm-adjusted p-value of no difference, over all comparisons.
+        equivalence: the test against the margin, with an unadjusted p-value.
+        p_equivalent: its Holm-adjusted p-value.
+        detectable: the smallest difference that such a run finds with 80 % power at the first step
+            of Holm's adjustment; None if it finds none. It follows from how often the systems
+            disagree, not from the observed difference.
+        family: number of comparisons.
     """
 
     task: str
@@ -54,7 +48,7 @@ class Comparison:
     family: int
 
     def verdict(self) -> str:
-        """What may be said, in one plain sentence."""
+        """The conclusion in one sentence."""
         error = 1 - self.difference.level
         margin = f"{_points(self.equivalence.margin)} points"
         adjusted = ", Holm-adjusted" if self.family > 1 else ""
@@ -86,11 +80,11 @@ def compare_all(
     """Compares each system with the baseline on each task, paired by item and seed.
 
     Args:
-        table: one row a sample: `system`, `item`, `seed`, `correct`, and `task` if there are
-            several. Items are problems; those of different tasks have nothing in common.
+        table: one row per sample: `system`, `item`, `seed`, `correct`, and `task` if there are
+            several. Items are problems, separate for each task.
         baseline: the system to compare with.
-        margin: the greatest difference of no consequence, as a fraction.
-        level: of the intervals; 1 - level is the error that verdicts allow, for the family.
+        margin: the largest negligible difference, as a fraction.
+        level: of the intervals; 1 - level is the family-wise error of verdicts.
 
     Returns:
         Tasks and systems in order of appearance.
@@ -154,7 +148,7 @@ def _checked(table: pd.DataFrame | pa.Table, baseline: str) -> pd.DataFrame:
             "count them as wrong or leave their items out of every system"
         )
     if not np.isin(frame["correct"].to_numpy(), (0, 1)).all():
-        raise InputError("correct holds values other than true and false; grade samples so")
+        raise InputError("correct has values other than true and false; grade every sample so")
     repeated: pd.Series = frame.duplicated(["task", "system", *_KEY])
     if repeated.any():
         raise InputError(
@@ -172,7 +166,7 @@ def _checked(table: pd.DataFrame | pa.Table, baseline: str) -> pd.DataFrame:
 
 
 def _paired(task: str, rows: pd.DataFrame, baseline: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """Grades with a row for each sample and a column for each system; each sample's item."""
+    """Grades, a row per sample and a column per system, and each sample's item."""
     grades = rows.assign(correct=rows["correct"].astype(float)).pivot(
         index=_KEY, columns="system", values="correct"
     )

@@ -47,7 +47,7 @@ def as_pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
 
 
 def codes_of(clusters: ArrayLike | None, n: int) -> NDArray[np.intp]:
-    """Cluster labels as numbers from 0; every sample its own cluster without labels.
+    """Cluster labels as numbers from 0; without labels, each sample is a cluster.
 
     Raises:
         InputError: There are not `n` labels.
@@ -74,12 +74,12 @@ class Clusters:
 
     @classmethod
     def of(cls, values: Array, clusters: ArrayLike | None) -> Clusters:
-        """Groups one value a sample by its problem."""
+        """Sums one value per sample by problem."""
         return cls.of_sums(values, np.ones(len(values)), clusters)
 
     @classmethod
     def of_sums(cls, sums: Array, sizes: Array, clusters: ArrayLike | None) -> Clusters:
-        """Adds up one sum and one size a text by problem; problems without size are left out."""
+        """Adds one sum and one size per text by problem; problems of size 0 are left out."""
         codes = codes_of(clusters, len(sums))
         of_problem, size = (np.bincount(codes, weights=each) for each in (sums, sizes))
         kept = size > 0
@@ -117,12 +117,12 @@ class Clusters:
     def design_effect(self, sample_variance: float) -> float:
         """The factor by which clustering multiplies the variance of independent samples.
 
-        Clipped to [1, `worst_effect`]; `worst_effect` where all samples agree, since nothing then
-        shows that samples of one problem are independent.
+        Clipped to [1, `worst_effect`]; `worst_effect` if all samples agree, since they then give no
+        evidence that samples of one problem are independent.
         """
         if self.worst_effect == 1:
             return 1.0
-        estimated = self.variance  # Refuses a single problem, whatever its samples say.
+        estimated = self.variance  # Raises for a single problem in any case.
         if sample_variance <= 0:
             return self.worst_effect
         return float(np.clip(estimated / (sample_variance / self.n), 1, self.worst_effect))
@@ -147,7 +147,7 @@ class Estimate:
     """A value with its interval.
 
     Attributes:
-        level: how often such an interval is meant to hold the truth.
+        level: intended coverage of the interval.
         n: samples, or positions.
         n_clusters: problems.
     """
@@ -165,8 +165,8 @@ def proportion(
 ) -> Estimate:
     """The mean of 0/1 values, such as accuracy, for problems like the ones sampled.
 
-    Wilson's interval; with several samples to a problem, for the number of independent samples
-    that would have the same variance, with Student's quantile in place of the normal.
+    Wilson's interval; with several samples per problem, for the number of independent samples of
+    the same variance, with Student's quantile for the normal one.
 
     Args:
         correct: [N].
@@ -177,7 +177,7 @@ def proportion(
     """
     values = as_values("correct", correct)
     if not np.isin(values, (0, 1)).all():
-        raise InputError("correct holds values other than 0 and 1; grade samples right or wrong")
+        raise InputError("correct has values other than 0 and 1; grade samples right or wrong")
     return _wilson(Clusters.of(values, clusters), level)
 
 
@@ -186,7 +186,7 @@ def share(
 ) -> Estimate:
     """A share of positions, such as penalised / examined, from counts by text.
 
-    The interval is that of `proportion`: it is right for rare events, and for none at all.
+    The interval is that of `proportion`, which is valid for rare events and for none at all.
 
     Args:
         part: positions that count, by text [N].
@@ -243,7 +243,7 @@ def _wilson(data: Clusters, level: float) -> Estimate:
     square = data.limit(level, exact_variance=True) ** 2
     centre = (mean + square / (2 * n)) / (1 + square / n)
     half = math.sqrt(square * (mean * (1 - mean) / n + square / (4 * n * n))) / (1 + square / n)
-    # Rounding must not push an end past a value of exactly 0 or 1.
+    # Keeps rounding from moving an end past a mean of exactly 0 or 1.
     return _estimate(data, min(mean, centre - half), max(mean, centre + half), level)
 
 

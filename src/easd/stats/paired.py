@@ -21,15 +21,14 @@ _FLIPS = 9_999
 class Difference(Estimate):
     """A paired difference a - b.
 
-    Interval and p-value come from different tests, the p-value from an exact one; where a small
-    sample makes them disagree about zero, the p-value decides.
+    Interval and p-value come from different tests. The p-value is exact and decides where they
+    disagree about zero in a small sample.
 
     Attributes:
         p_value: of no difference, two-sided.
         gained: samples where a is better.
         lost: samples where b is better.
-        unpaired_low: the interval's low end if the two had answered different problems.
-        unpaired_high: its high end.
+        unpaired_low, unpaired_high: the interval if the two had answered different problems.
     """
 
     p_value: float
@@ -40,7 +39,7 @@ class Difference(Estimate):
 
     @property
     def narrowing(self) -> float:
-        """How many times narrower pairing made the interval."""
+        """Width of the unpaired interval divided by that of the paired one."""
         width = self.high - self.low
         return (self.unpaired_high - self.unpaired_low) / width if width else math.inf
 
@@ -52,7 +51,7 @@ class Equivalence(Estimate):
     Attributes:
         p_value: of a difference of `margin` or more, in either direction; below 1 - x where
             the interval of level 2x - 1 lies within the margin.
-        margin: the greatest difference of no consequence.
+        margin: the largest negligible difference.
     """
 
     p_value: float
@@ -64,9 +63,9 @@ def paired_difference(
 ) -> Difference:
     """How much better `a` is than `b`, sample by sample.
 
-    For 0/1 values the interval is Tango's score interval for paired proportions (Tango 1998),
-    with several samples to a problem for the number of independent samples that would have the
-    same variance; for other values it is Student's over problems.
+    For 0/1 values the interval is Tango's score interval for paired proportions (Tango 1998), with
+    several samples per problem for the number of independent samples of the same variance; for
+    other values it is Student's over problems.
 
     The p-value flips the sign of whole problems' differences: exact for 0/1 values, where it is
     McNemar's exact test if each problem has one sample; else over 9,999 random flips.
@@ -104,8 +103,8 @@ def equivalence(
 ) -> Equivalence:
     """Two one-sided tests that a - b lies within ± `margin`.
 
-    The tests are those of `paired_difference`'s interval, for 0/1 values less half a step of
-    what one problem can change: without it, runs with few flips claim too much.
+    The tests are those of `paired_difference`'s interval, for 0/1 values with a continuity
+    correction of half a problem, without which runs with few flips claim too much.
 
     Args:
         a: [N], aligned with `b` by problem and seed.
@@ -132,7 +131,7 @@ def equivalence(
 
 
 def holm(p_values: ArrayLike) -> Array:
-    """Holm's adjusted p-values: below x they may be called real with family-wise error x."""
+    """Holm's adjusted p-values, for a family-wise error."""
     values = as_values("p_values", p_values)
     order = np.argsort(values)
     steps = np.arange(len(values), 0, -1) * values[order]
@@ -167,7 +166,7 @@ class _Pair:
         return self.data.design_effect(differs - self.data.mean**2)
 
     def interval(self, level: float, *, stepped: bool = False) -> tuple[float, float]:
-        """The differences that the statistic does not reject."""
+        """The interval of differences that the statistic does not reject."""
         limit = self.data.limit(level, exact_variance=self.binary)
         mean = self.data.mean
         if not self.binary:
@@ -181,7 +180,7 @@ class _Pair:
         return low, high
 
     def statistic(self, *, stepped: bool) -> Callable[[float], float]:
-        """Maps a difference to how many standard errors the observed one lies above it."""
+        """Maps a difference to the standard errors by which the observed one exceeds it."""
         if not self.binary:
             error = math.sqrt(self.data.variance)
             return lambda difference: _over(self.data.mean - difference, error)
@@ -196,8 +195,8 @@ class _Pair:
 def _tango(gained: float, lost: float, n: float, difference: float, step: float) -> float:
     """Score statistic of a difference of paired proportions (Tango 1998).
 
-    Its variance takes the most likely rate of losses under that difference, the greater root of
-    a quadratic equation.
+    The variance uses the maximum-likelihood rate of losses under that difference, the larger root
+    of a quadratic equation.
     """
     linear = (2 * n - gained + lost) * difference - gained - lost
     constant = -lost * difference * (1 - difference)
@@ -237,7 +236,7 @@ def _flip_test(sums: Array, *, whole: bool) -> float:
 
 
 def _exact_flips(sizes: np.ndarray, observed: int) -> float:
-    """The same for whole numbers, from the distribution of the sum of those that stay positive."""
+    """The same for integers, from the exact distribution of the sum of the positive ones."""
     probability = np.ones(1)
     for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
         spaced = np.zeros(size * count + 1)
@@ -253,6 +252,6 @@ def _reached(total: Array, observed: float) -> np.ndarray:
 
 
 def _root(function: Callable[[float], float], above: float, below: float) -> float:
-    """Where a function that is positive at `above` and not at `below` changes its sign."""
+    """The root of a function that is positive at `above` and not at `below`."""
     found = optimize.root_scalar(function, bracket=(above, below), method="bisect", xtol=1e-8)
     return float(found.root)

@@ -1,8 +1,4 @@
-"""How large a difference a paired run can detect, given how often two systems disagree.
-
-How often the systems disagree on a sample matters, not their accuracies. Power is that of
-`paired_difference`'s test against zero.
-"""
+"""Power of `paired_difference`'s test, from how often two systems disagree on a sample."""
 
 from __future__ import annotations
 
@@ -26,8 +22,8 @@ class Spread:
     answers `shared + fresh` is the share of samples on which the systems disagree.
 
     Attributes:
-        shared: what no number of seeds averages away: mean square of a problem's true difference.
-        fresh: what each seed adds on its own: mean variance within a problem.
+        shared: mean square of a problem's true difference, which more seeds do not reduce.
+        fresh: mean variance within a problem, which more seeds reduce.
     """
 
     shared: float
@@ -44,8 +40,8 @@ class Spread:
     def of_pilot(cls, a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None) -> Spread:
         """Method of moments from two systems' aligned samples, as in `paired_difference`.
 
-        Where no problem has two samples the parts cannot be told apart, and all of it counts as
-        shared: further seeds are then assumed to add nothing.
+        If no problem has two samples, the parts cannot be separated and all of it counts as shared,
+        so more seeds are assumed to add nothing.
         """
         first, second = as_pair(a, b)
         if not np.isin(np.concatenate([first, second]), (0, 1)).all():
@@ -60,39 +56,20 @@ class Spread:
         shared = min(max(products, data.mean**2), total)
         return cls(shared=shared, fresh=total - shared)
 
-    @classmethod
-    def of_disagreement(cls, rate: float) -> Spread:
-        """Without a pilot: an assumed share of samples on which the systems disagree.
-
-        Further seeds are assumed to add nothing.
-        """
-        if not 0 <= rate <= 1:
-            raise InputError(f"rate = {rate} is no share of samples; give a number from 0 to 1")
-        return cls(shared=rate)
-
-    @classmethod
-    def of_accuracies(cls, a: float, b: float) -> Spread:
-        """Without a pilot: two accuracies and independent answers.
-
-        This is the cautious end: problems that are hard for both systems, and shared noise, make
-        them disagree less.
-        """
-        return cls.of_disagreement(a * (1 - b) + b * (1 - a))
-
     def power_at(
         self, difference: float, problems: int, seeds: int = 1, level: float = 0.05
     ) -> float:
         """Probability that a true `difference` is found at that level.
 
-        Exact for one seed and 0/1 answers; normal for several (Connor 1987, with a problem's mean
-        square in place of the share of discordant pairs), which is too optimistic where fewer than
-        some 20 problems differ. Systems that disagree less often than `difference` requires are
-        assumed to disagree just that often.
+        Exact for one seed and 0/1 answers; a normal approximation for several (Connor 1987, with a
+        problem's mean square for the share of discordant pairs), which is too optimistic if fewer
+        than about 20 problems differ. A disagreement too rare for `difference` is raised to the
+        least that allows it.
         """
         _check_run(problems, seeds, level)
         if abs(difference) > 1:
             raise InputError(f"difference = {difference} is a fraction: 0.01 is one point")
-        # A difference of d takes flips in a share d of samples at least.
+        # A difference of d needs disagreement on at least a share d of samples.
         missing = max(0.0, abs(difference) - self.shared - self.fresh)
         square = min(self.shared + self.fresh / seeds + missing, 1.0)
         if square == 0:
@@ -108,7 +85,7 @@ class Spread:
     def detectable(
         self, problems: int, seeds: int = 1, power: float = 0.8, level: float = 0.05
     ) -> float | None:
-        """The smallest difference found with that power; None where even 1 is not."""
+        """The smallest difference found with that power; None if even 1 is not."""
 
         def excess(difference: float) -> float:
             return self.power_at(difference, problems, seeds, level) - power
@@ -121,7 +98,7 @@ class Spread:
     def required(
         self, difference: float, seeds: int = 1, power: float = 0.8, level: float = 0.05
     ) -> int:
-        """How many problems it takes to find that difference with that power."""
+        """The number of problems needed to find that difference with that power."""
         if difference == 0:
             raise InputError("no number of problems shows a difference of 0; give what matters")
         high = 2

@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from easd.core import kernels
-from easd.core.noise import _EMIT, Noise, _exponential, _key, _mix, race
+from easd.core.hashing import mix_key, random_bits
+from easd.core.noise import _EMIT, Noise, _exponential, race
 from easd.core.signals import entropy, shared_top_tokens
 from easd.core.triton_kernels import BLOCK, STEPS
 
@@ -180,7 +181,7 @@ def test_a_row_does_not_depend_on_its_batch(device):
 
 def by_clocks(probs, key):
     tokens = torch.arange(probs.shape[-1], dtype=torch.int32, device=probs.device)
-    return race(probs, _exponential(_mix(key, tokens)))
+    return race(probs, _exponential(random_bits(key, tokens)))
 
 
 @pytest.mark.parametrize("vocab_size", VOCABULARIES)
@@ -200,7 +201,7 @@ def test_the_race_is_that_of_the_engine(device):
     at = torch.arange(4, device=device).expand(3, -1)
     probs, _ = pair(3, 4, PIECE + 9, device=device)
     wanted = race(probs, noise.emit(at, PIECE + 9))
-    key = _key(noise.keys[:, None], noise.start[:, None] + at, _EMIT)
+    key = mix_key(noise.keys[:, None], noise.start[:, None] + at, _EMIT)
     assert torch.equal(kernels.race(probs, key), wanted)
 
 

@@ -1,4 +1,4 @@
-"""Rules by name. A new rule is one file in this folder, or one that EASD_RULES names."""
+"""Rules by name. A new rule is a file in this folder, or a file listed in EASD_RULES."""
 
 from importlib import import_module
 from pkgutil import iter_modules

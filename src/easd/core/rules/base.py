@@ -1,4 +1,4 @@
-"""What a rule is: the law of the next token, and the facts that it declares."""
+"""The base class of rules, and the rules and presets by name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Probability = Annotated[float, Within(0, 1, "not a probability")]
 PositiveShare = Annotated[float, Within(0, 1, "not a share", above=True)]
 
 RULES: dict[str, type[Rule]] = {}
-"""Every rule by name. A class with a `name` enters it by being defined."""
+"""Every rule by name. Defining a class with a `name` registers it."""
 
 
 class Rule(ABC):
-    """What the next token is drawn from, given what both models think.
+    """The distribution of the next token, given those of both models.
 
-    A subclass is a frozen dataclass of hyperparameters with a `name` and a `law`; accepting and
-    replacing draft tokens is derived from the law by a coupling. Everything else has a default.
+    A subclass is a frozen dataclass of hyperparameters with a `name` and a `law`, from which a
+    coupling derives how draft tokens are accepted and replaced. Everything else has a default.
     """
 
     __slots__ = ()
@@ -41,10 +41,12 @@ class Rule(ABC):
     """Where it was published."""
     models: ClassVar[Models] = "both"
     """Which models a decoder has to run."""
-    draft_at_bonus: bool = False  # A field of rules that leave the choice.
+    draft_at_bonus: bool = False  # Some rules make it a field.
     """Whether the draft must be evaluated at the bonus position too."""
     needs_opinion: ClassVar[bool] = False
     """Whether the law is a function of a draft model's opinion at every position."""
+    needs_raw: NeedsRaw = "never"
+    """When a step must carry raw probabilities (temperature 1, no truncation)."""
 
     def __init_subclass__(cls) -> None:
         if "name" in cls.__dict__:
@@ -63,23 +65,23 @@ class Rule(ABC):
     def law(self, step: Step) -> Tensor:
         """Distribution [B, K+1, V] of the emitted token at each position, in closed form.
 
-        It must not depend on the draft tokens. At positions where `step.has_draft()` is false the
-        draft may not have been evaluated (a row of zeros).
+        It must not depend on the draft tokens. Where `step.has_draft()` is false, the draft may not
+        have been evaluated (a row of zeros).
         """
 
     def signals(self, step: Step) -> Mapping[str, Tensor]:
-        """What the rule looked at, name -> [B, K+1], for traces.
+        """Quantities for traces, name -> [B, K+1].
 
         `gate` is the probability that the position is gated: a refusal there counts as penalised.
         """
         return {}
 
     def law_given(self, step: Step, signals: Mapping[str, Tensor]) -> Tensor:
-        """The law where `signals` have been computed already; of them `gate` at least is there."""
+        """The law, reusing `signals`, which contain at least `gate` if the rule has one."""
         return self.law(step)
 
     def law_of(self, step: Step, tokens: Tensor, signals: Mapping[str, Tensor]) -> Tensor:
-        """The law's probability of `tokens` [B, K+1, n]; [B, K+1, n]."""
+        """The law's probability of `tokens`; both [B, K+1, n]."""
         return self.law_given(step, signals).gather(-1, tokens)
 
     def published(self) -> Procedure | None:
@@ -88,7 +90,7 @@ class Rule(ABC):
 
     @property
     def default_coupling(self) -> Coupling:
-        """How blocks are verified unless the caller says otherwise."""
+        """The coupling unless the caller chooses one."""
         return "maximal"
 
     @property
@@ -103,22 +105,17 @@ class Rule(ABC):
 
     @property
     def gate(self) -> Gate | None:
-        """The entropy gate that it asks; None for a rule without one."""
+        """The rule's entropy gate, if it has one."""
         return None
-
-    @property
-    def needs_raw(self) -> NeedsRaw:
-        """When a step must carry raw probabilities (temperature 1, no truncation)."""
-        return "never"
 
     @classmethod
     def example(cls) -> Rule:
-        """An instance for documentation and tests, with every branch of the law in reach."""
+        """An instance for documentation and tests that can reach every branch of the law."""
         return cls()
 
     @classmethod
     def summary(cls) -> str:
-        """One line for tables: the first of the class's documentation."""
+        """One line for tables: the first line of the class's docstring."""
         return cleandoc(cls.__doc__ or "").partition("\n")[0]
 
 
@@ -134,7 +131,7 @@ def make_rule(name: str, /, **values: Any) -> Rule:
 
 
 def as_rule(given: Any) -> Rule:
-    """The rule that is given as itself, by its name, or by its class.
+    """A rule from itself, its name, or its class.
 
     Raises:
         RuleError: It is none, or its name is unknown.
@@ -146,8 +143,8 @@ def as_rule(given: Any) -> Rule:
     if isinstance(given, type) and issubclass(given, Rule):
         return given()
     raise RuleError(
-        f"rule = {repr(given)[:80]} is no rule; give one, such as EASD(tau_h=1.2), or the name of "
-        f"one: {', '.join(rule_names())}"
+        f"rule = {repr(given)[:80]} is not a rule; give one, such as EASD(tau_h=1.2), or the name "
+        f"of one: {', '.join(rule_names())}"
     )
 
 
@@ -160,11 +157,7 @@ def _check_fields(kind: type[Rule], values: Iterable[str], rule: str) -> None:
 
 
 def rule_type(name: str) -> type[Rule]:
-    """The class behind a rule's or a preset's name.
-
-    Raises:
-        RuleError: The name is unknown.
-    """
+    """The class of a rule's or a preset's name."""
     kind = PRESETS[name].rule if name in PRESETS else RULES.get(name)
     if kind is None:
         raise RuleError(f"rule {shown(name)} is not known; choose one of {', '.join(rule_names())}")
@@ -172,7 +165,7 @@ def rule_type(name: str) -> type[Rule]:
 
 
 def rule_names() -> list[str]:
-    """All rules and presets, those first that every comparison has."""
+    """The names of all rules and presets, starting with the usual baselines."""
     first = ("easd", "speculative", "target", "draft")
     return [*first, *sorted({*RULES, *PRESETS} - {*first})]
 
@@ -187,12 +180,12 @@ def rule_name(rule: Rule) -> str:
 
 
 def field_names(kind: type[Rule]) -> list[str]:
-    """The fields of a rule."""
+    """The names of a rule's fields."""
     return [field.name for field in fields(kind)]  # type: ignore[arg-type]
 
 
 class Preset:
-    """A rule with some of its fields fixed, under a name of its own."""
+    """A named rule with some fields fixed."""
 
     def __init__(self, name: str, rule: type[Rule], summary: str, **values: Any) -> None:
         self.rule, self.summary, self.fields = rule, summary, values
@@ -200,7 +193,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {}
-"""Ablations and controls that are another rule with other fields, by name."""
+"""Ablations and controls by name."""
 
 
 def summary_of(name: str) -> str:
@@ -209,11 +202,7 @@ def summary_of(name: str) -> str:
 
 
 def load_rule_files() -> None:
-    """Runs the files that EASD_RULES names, or the files of its folders: rules of one's own.
-
-    Raises:
-        RuleError: A file cannot be read or run.
-    """
+    """Runs the files, and the files of the folders, in EASD_RULES, which define further rules."""
     for place in filter(None, os.environ.get("EASD_RULES", "").split(os.pathsep)):
         path = Path(place)
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:

@@ -1,4 +1,4 @@
-"""Speculative cascades: the draft decides where it is good enough."""
+"""Speculative cascades: emits the draft's distribution where it is good enough."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from easd.core.gate import Share
 from easd.core.rules.base import Rule
-from easd.core.step import NeedsRaw, Step
+from easd.core.step import Step
 
 Deferral = Literal["chow", "diff", "opt", "token"]
 
@@ -30,19 +30,16 @@ class Cascade(Rule):
     raw probabilities.
 
     Attributes:
-        deferral: which of the four.
-        alpha: what deferring must gain, in [0, 1]; more keeps more of the draft.
+        deferral: which of the four deferral rules.
+        alpha: tolerance in [0, 1]; larger values keep more of the draft.
     """
 
     name = "cascade"
     source = "arXiv:2405.19261"
+    needs_raw = "greedy"
 
     deferral: Deferral = "opt"
     alpha: Share = 0.2
-
-    @property
-    def needs_raw(self) -> NeedsRaw:
-        return "greedy"
 
     def law(self, step: Step) -> Tensor:
         draft, target = step.draft_probs, step.target_probs

@@ -20,12 +20,12 @@ MOST_BETA = 100
 class Ears(Rule):
     """Accepts with min(1, p(x) / q(x) + t), where the tolerance t is beta (1 - max p).
 
-    A refused token is replaced from norm(max(0, p - q)), so the law is min(q, p + t q) and the rest
-    of q's mass on that residual. The bonus token is the target's. Greedy rows are lossless: their
-    target is certain.
+    A refused token is replaced from norm(max(0, p - q)), so the law is min(q, p + t q) plus the
+    rest of q's mass on that residual. The bonus token is the target's. Greedy rows are lossless,
+    since their target is certain.
 
     Attributes:
-        beta: tolerance of a target that is entirely unsure; 0 is lossless.
+        beta: tolerance where the target is entirely unsure; 0 is lossless.
     """
 
     name = "ears"

@@ -13,7 +13,7 @@ from easd.core.rules.refusal import Refusing
 class EASD(Refusing, EntropyGated):
     """Refuses the draft token where both models are uncertain and agree too much.
 
-    As in the paper's flow chart and algorithm; every point that they leave open is a field.
+    Follows the paper's flow chart and algorithm; each point that they leave open is a field.
     """
 
     name = "easd"

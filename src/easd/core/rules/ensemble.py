@@ -1,4 +1,4 @@
-"""Sampling from a mixture of both models."""
+"""A mixture of both models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from easd.core.rules.base import PositiveShare, Rule
 from easd.core.signals import most_probable
-from easd.core.step import NeedsRaw, Step
+from easd.core.step import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +24,13 @@ class Ensemble(Rule):
 
     name = "ensemble"
     source = "transformers, assistant_ensemble_weight"
+    needs_raw = "greedy"
 
     weight: PositiveShare = 0.5
 
     @property
     def lossless(self) -> bool:
         return self.weight == 1
-
-    @property
-    def needs_raw(self) -> NeedsRaw:
-        return "greedy"
 
     def law(self, step: Step) -> Tensor:
         mixture = torch.lerp(step.draft_probs, step.target_probs, self.weight)

@@ -1,4 +1,4 @@
-"""Keeping refused draft tokens where the target is unsure."""
+"""FLy: keeps refused draft tokens where the target is unsure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from easd.core.couplings import Coupling, Procedure, acceptance, drafted
 from easd.core.gate import Nats
 from easd.core.rules.base import Rule
 from easd.core.signals import entropy, residual
-from easd.core.step import Judgement, NeedsRaw, Step
+from easd.core.step import Judgement, Step
 from easd.errors import RuleError
 from easd.fields import Within
 
@@ -24,20 +24,21 @@ MOST_WINDOW = 1024
 class FLy(Rule):
     """Keeps a refused draft token where the target is unsure and what follows would be kept.
 
-    The entropy gate and deferred window of its paper, the opposite hypothesis to EASD's. A refusal
-    is overruled if the target's entropy is over `tau_h`, the token is possible for the target, and
-    the next `window` draft tokens pass the acceptance test (when sampling: with the probability
-    that they do). Without a window the law at such positions is the draft's; with one it depends on
-    tokens drafted later, and there is no law per position.
+    The paper's hypothesis is the opposite of EASD's. A refusal is overruled if the target's entropy
+    exceeds `tau_h`, the token is possible for the target, and the next `window` draft tokens pass
+    the acceptance test (when sampling: with the probability that they do). Without a window the law
+    at such positions is the draft's; with one it depends on later draft tokens, and there is no law
+    per position.
 
     Attributes:
         tau_h: entropy threshold in nats. The paper uses a share of log V; vLLM the entropy of the
             top tokens.
-        window: draft tokens that must pass behind the refused one; they must all be in the block.
+        window: number of following draft tokens that must pass; all must be in the block.
     """
 
     name = "fly"
     source = "arXiv:2511.22972"
+    needs_raw = "greedy"
 
     tau_h: Nats = 1.5
     window: Annotated[int, Within(0, MOST_WINDOW, "no number of tokens")] = 2
@@ -47,16 +48,12 @@ class FLy(Rule):
         return cls(tau_h=0.9, window=0)
 
     @property
-    def needs_raw(self) -> NeedsRaw:
-        return "greedy"
-
-    @property
     def has_law(self) -> bool:
         return self.window == 0
 
     @property
     def default_coupling(self) -> Coupling:
-        """With a window there is no law to couple with, only the paper's procedure."""
+        """`published` with a window, since there is then no law to couple with."""
         return "maximal" if self.has_law else "published"
 
     def published(self) -> Procedure:
@@ -66,14 +63,14 @@ class FLy(Rule):
         return {"target_entropy": entropy(step.opinions()[1])}
 
     def unsure(self, signals: Mapping[str, Tensor]) -> Tensor:
-        """Where the target's entropy is over the threshold; bool [B, K+1]."""
+        """Where the target's entropy exceeds the threshold; bool [B, K+1]."""
         return signals["target_entropy"] > self.tau_h
 
     def law(self, step: Step) -> Tensor:
         if not self.has_law:
             raise RuleError(
-                f"fly with window = {self.window} has no law per position: what is kept depends on "
-                "tokens drafted later; use window = 0, or the coupling published"
+                f"fly with window = {self.window} has no law per position, since later draft "
+                "tokens decide what is kept; use window = 0, or the coupling published"
             )
         possible = step.opinions()[1] > 0
         impossible = (step.draft_probs * ~possible).sum(-1, keepdim=True)
@@ -85,7 +82,7 @@ class FLy(Rule):
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """The paper's procedure: a refusal waits for the tokens behind it."""
+    """The paper's procedure: the tokens after a refused one may overrule the refusal."""
 
     rule: FLy
 
@@ -108,7 +105,7 @@ class Deferred:
         return residual(row.target_probs[:, 0], row.draft_probs[:, 0] * refused)
 
     def _window(self, passes: Tensor, step: Step) -> Tensor:
-        """Probability that the next `window` tokens all pass; 0 where the block has fewer."""
+        """Probability [B, K] that the next `window` tokens all pass; 0 if the block has fewer."""
         window, length = self.rule.window, passes.shape[1]
         if not window or not length:
             return torch.ones_like(passes)

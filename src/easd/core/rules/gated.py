@@ -1,9 +1,8 @@
-"""Rules that differ from lossless speculation at a gate only.
+"""Rules that differ from lossless speculation only where a gate is open.
 
 A gate is a probability g per position: 0 or 1 for the entropy gate, a constant for the random
-control. It is a function of the two distributions and never looks at the draft token. With p the
-target's distribution, law = (1 - g) closed_law + g open_law, where closed_law is p unless a rule
-says otherwise.
+control. It is a function of the two distributions and never looks at the draft token. The law is
+(1 - g) closed_law + g open_law, where closed_law is the target's distribution by default.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from easd.core.step import NeedsRaw, Step
 
 EntropyOf = Literal["sampling", "raw"]
 
-# The overlap takes more calls and the entropies more arithmetic; up to this many entries calls
-# decide which is cheaper.
+# The overlap takes more calls, the entropies more arithmetic. Up to this many entries, calls
+# dominate the time.
 _FEW_ENTRIES = 2**18
 _BY_CALLS: tuple[Condition, ...] = ("target_entropy", "overlap", "draft_entropy")
 _BY_ARITHMETIC: tuple[Condition, ...] = ("overlap", "target_entropy", "draft_entropy")
@@ -43,15 +42,13 @@ class GatedRule(Rule):
             texts then depends neither on gamma nor on the coupling.
     """
 
-    draft_at_bonus: bool = False  # type: ignore[misc]
+    needs_raw = "greedy"
 
-    @property
-    def needs_raw(self) -> NeedsRaw:
-        return "greedy"
+    draft_at_bonus: bool = False  # type: ignore[misc]
 
     @abstractmethod
     def measure(self, step: Step) -> Mapping[str, Tensor]:
-        """What the gate looks at, name -> [B, K+1], and `gate`, the probability that it is open.
+        """The gate's signals, name -> [B, K+1], and `gate`, the probability that it is open.
 
         The gate's value where no draft was evaluated does not matter.
         """
@@ -60,26 +57,27 @@ class GatedRule(Rule):
     def open_law(self, step: Step) -> Tensor:
         """Distribution [B, K+1, V] of the emitted token where the gate is open.
 
-        It may be asked of some positions only, each as a row of its own with K = 0.
+        The step may be narrowed to some positions as rows with K = 0.
         """
 
     def open_law_of(self, step: Step, tokens: Tensor) -> Tensor:
-        """What `open_law` gives `tokens` [B, K+1, n]; [B, K+1, n]."""
+        """Probabilities of `tokens` under `open_law`; both [B, K+1, n]."""
         return self.open_law(step).gather(-1, tokens)
 
     def closed_law(self, step: Step) -> Tensor:
-        """The same where the gate is closed; [B, K+1, V]."""
+        """Distribution [B, K+1, V] of the emitted token where the gate is closed."""
         return step.target_probs
 
     def closed_law_of(self, step: Step, tokens: Tensor) -> Tensor:
-        """What `closed_law` gives `tokens` [B, K+1, n]; [B, K+1, n]."""
+        """Probabilities of `tokens` under `closed_law`; both [B, K+1, n]."""
         return self.closed_law(step).gather(-1, tokens)
 
     def signals(self, step: Step) -> Mapping[str, Tensor]:
         measured = self.measure(step)
         gate = measured["gate"]
         if not on_host(gate) or gate.any():
-            gate = self._where_drafted(gate, step)
+            # Closed where the draft was not evaluated: padding, and most bonus positions.
+            gate = gate * draft_evaluated(step, bonus=self.draft_at_bonus)
         return ChainMap({"gate": gate}, measured)  # type: ignore[arg-type]
 
     def law(self, step: Step) -> Tensor:
@@ -107,13 +105,9 @@ class GatedRule(Rule):
     def _open(self, step: Step, tokens: Tensor | None) -> Tensor:
         return self.open_law(step) if tokens is None else self.open_law_of(step, tokens)
 
-    def _where_drafted(self, gate: Tensor, step: Step) -> Tensor:
-        """Closes the gate where the draft said nothing: padding, bonus rows it did not see."""
-        return gate * where_draft_spoke(step, bonus=self.draft_at_bonus)
-
 
 class _CheckedGate(Gate):
-    """The gate of a rule, whose fields the rule has checked; compiled graphs can make one."""
+    """A gate of fields that its rule has checked already; torch can compile its construction."""
 
     __slots__ = ()
 
@@ -144,7 +138,7 @@ class EntropyGated(GatedRule):
 
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
-        self.gate  # noqa: B018  (it checks the fields that it is made of)
+        self.gate  # noqa: B018  (constructing the gate checks its fields)
 
     @property
     def gate(self) -> Gate:
@@ -157,7 +151,7 @@ class EntropyGated(GatedRule):
         )
 
     @property
-    def needs_raw(self) -> NeedsRaw:
+    def needs_raw(self) -> NeedsRaw:  # type: ignore[override]
         return "always" if self.entropy_of == "raw" else "greedy"
 
     @classmethod
@@ -169,7 +163,7 @@ class EntropyGated(GatedRule):
         dtype = step.target_probs.dtype
         if on_host(step.target_probs):
             measured = _OnDemand(lambda: gate_signals(*probs, self.top_n))
-            # The bonus position, which narrowed steps lack, is asked where the rule gates it.
+            # The bonus position is skipped unless the rule gates it; narrowed steps have none.
             bonus = 0 if self.draft_at_bonus or step.drafted is not None else 1
             draft_probs, target_probs = (p[:, : p.shape[1] - bonus] for p in probs)
             gate = self._opens_in_order(draft_probs, target_probs).to(dtype)
@@ -178,11 +172,11 @@ class EntropyGated(GatedRule):
         return {**signals, "gate": self._gate_as(_CheckedGate).opens(signals).to(dtype)}
 
     def gate_probs(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The draft's and the target's distributions that the gate looks at, [B, K+1, V] each."""
+        """The draft's and the target's distributions that the gate sees, [B, K+1, V] each."""
         return step.raw() if self.entropy_of == "raw" else step.opinions()
 
     def _opens_in_order(self, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
-        """Asks the conditions by their price, each only where all before it hold; bool [B, k]."""
+        """Evaluates the cheapest condition first, each only where all before hold; bool [B, k]."""
         opens, gate = None, self._gate_as(_CheckedGate)
         order = _BY_CALLS if target_probs.numel() <= _FEW_ENTRIES else _BY_ARITHMETIC
         asked: list[Condition] = [each for each in order if each in self.conditions]
@@ -205,7 +199,7 @@ class EntropyGated(GatedRule):
 
 
 class _OnDemand(Mapping[str, Tensor]):
-    """The answers of `gate_signals`, computed when one is first read; decoding alone reads none."""
+    """`gate_signals`, computed when a signal is first read; decoding without a trace reads none."""
 
     def __init__(self, measure: Callable[[], dict[str, Tensor]]) -> None:
         self._measure = cache(measure)
@@ -233,8 +227,8 @@ def gate_signals(draft_probs: Tensor, target_probs: Tensor, top_n: int) -> dict[
     }
 
 
-def where_draft_spoke(step: Step, *, bonus: bool) -> Tensor:
-    """Drafted positions, and with `bonus` the bonus position if the draft saw it; bool [B, K+1]."""
+def draft_evaluated(step: Step, *, bonus: bool) -> Tensor:
+    """Drafted positions, and with `bonus` evaluated bonus positions; bool [B, K+1]."""
     drafted = step.has_draft()
     if not bonus:
         return drafted
@@ -245,12 +239,12 @@ def where_draft_spoke(step: Step, *, bonus: bool) -> Tensor:
 
 
 def best_or_drawn(step: Step, scores: Tensor) -> Tensor:
-    """The best token for greedy rows, and the softmax of `scores` [B, K+1, V] for the others."""
+    """The most probable token for greedy rows, and softmax of `scores` [B, K+1, V] for others."""
     if step.greedy is None:
         return scores.softmax(-1)
     return torch.where(step.greedy[:, None, None], most_probable(scores), scores.softmax(-1))
 
 
 def on_host(values: Tensor) -> bool:
-    """Whether to look at values before going on costs nothing: on a GPU it waits for the device."""
+    """Whether branching on values is cheap; on a GPU it would wait for the device."""
     return values.is_cpu and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""Keeping a draft token that is nearly the best."""
+"""Keeps draft tokens that are nearly the most probable."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from easd.core.step import Step
 class KeepNearTop(Pooled):
     """Keeps the draft token if it is nearly the best, and else emits the best.
 
-    With pi the pool p^a q^b, normalised, x is kept if max pi - pi(x) <= mu. By default pi is the
-    target's own distribution.
+    With pi the normalised pool p^a q^b, x is kept if max pi - pi(x) <= mu. By default pi is the
+    target's distribution.
 
     Attributes:
         mu: how far below the best token a draft token may be, in probability.

@@ -37,7 +37,7 @@ class Lenient(Rule):
 
 
 def lenient_law(draft_probs: Tensor, target_probs: Tensor, lenience: float) -> Tensor:
-    """What speculative sampling against l q emits at drafted positions, [..., V]."""
+    """Output distribution [..., V] of speculative sampling against l q at drafted positions."""
     kept = torch.minimum(draft_probs, target_probs / lenience)
     missing = (draft_probs - kept).sum(-1, keepdim=True)
     return kept + missing * residual(target_probs, lenience * draft_probs)

@@ -10,31 +10,28 @@ from torch import Tensor
 from easd.core.gate import Share
 from easd.core.rules.base import Rule
 from easd.core.signals import top_tokens
-from easd.core.step import NeedsRaw, Step
+from easd.core.step import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mars(Rule):
     """Keeps the target's best token, and its second best where that is nearly as probable.
 
-    Every other draft token is replaced by the best one. The paper compares raw logits, z2 / z1 >
-    theta, a ratio that changes when a constant is added to all logits. This rule sees probabilities
-    and asks for p2 / p1 > `least_ratio` (a margin z1 - z2 of less than -log `least_ratio`), so the
-    paper's theta does not carry over. The bonus token is the target's. Greedy rows decide by raw
-    probabilities.
+    Every other draft token is replaced by the best one. The paper tests raw logits, z2 / z1 >
+    theta, a ratio that changes when a constant is added to all logits. This rule tests
+    probabilities, p2 / p1 > `least_ratio` (a margin z1 - z2 of less than -log `least_ratio`), so
+    the paper's theta does not carry over. The bonus token is the target's. Greedy rows decide by
+    raw probabilities.
 
     Attributes:
-        least_ratio: how probable the second best token must be, as a share of the best.
+        least_ratio: least probability of the second best token, as a share of the best.
     """
 
     name = "mars"
     source = "arXiv:2601.15498"
+    needs_raw = "greedy"
 
     least_ratio: Share = 0.5
-
-    @property
-    def needs_raw(self) -> NeedsRaw:
-        return "greedy"
 
     def law(self, step: Step) -> Tensor:
         values, best = top_tokens(step.opinions()[1], 2)

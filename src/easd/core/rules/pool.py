@@ -1,7 +1,8 @@
-"""Combining both opinions as p^a q^b over the tokens that the target finds plausible.
+"""The pool p^a q^b of both models over the tokens that the target finds plausible.
 
-The powers are those of a conditional logit of the right token on log p and log q. b > 0 is a
-second opinion, b < 0 a warning (contrastive decoding, arXiv:2210.15097), b = 0 adds nothing.
+The powers are the coefficients of a conditional logit of the right token on log p and log q. b > 0
+reinforces the draft, b < 0 contrasts with it (contrastive decoding, arXiv:2210.15097), and b = 0
+ignores it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from easd.fields import Within
 
 Pick = Literal["argmax", "sample"]
 
-# A draft probability below this one counts as this one: a power of it must stay finite.
+# Lower bound of draft probabilities, so that their powers stay finite.
 LEAST_DRAFT_PROB = 1e-6
 MOST_POWER = 100
 
@@ -42,7 +43,7 @@ class Pooled(EntropyGated):
     @property
     @abstractmethod
     def powers(self) -> tuple[float, float]:
-        """a, of the target's probability, and b, of the draft's."""
+        """The powers (a, b) of the target's and the draft's probability."""
 
     def scores(self, step: Step) -> Tensor:
         """Logarithms of p^a q^b, minus infinity at implausible tokens; [B, K+1, V]."""
@@ -69,7 +70,7 @@ class Pool(Pooled):
     Attributes:
         a: power of the target's probability.
         b: power of the draft's probability.
-        pick: emit the best token of the pool, or draw from it; greedy rows emit the best.
+        pick: emit the pool's most probable token, or draw from it; greedy rows emit the former.
     """
 
     name = "pool"

@@ -1,8 +1,8 @@
-"""The pool p^a q^b of two models at every position, without a gate, or with other powers at one.
+"""The pool p^a q^b of two models at every position, optionally with other powers at a gate.
 
-Sampling at temperature T draws from (p^a q^b)^(1/T), since p and q come at that temperature, and
-greedy decoding emits the best token of p^a q^b. So with b = 0 these rules are the target alone at
-temperature T/a: what they are worth is what b adds (product of experts; contrastive decoding,
+Sampling at temperature T draws from (p^a q^b)^(1/T), since p and q are at that temperature, and
+greedy decoding emits the best token of p^a q^b. With b = 0 these rules are the target alone at
+temperature T/a, so their value is what b adds (product of experts; contrastive decoding,
 arXiv:2309.09117, for b < 0).
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from easd.core.gate import Share
 from easd.core.rules.base import Rule
-from easd.core.rules.gated import EntropyGated, best_or_drawn, where_draft_spoke
+from easd.core.rules.gated import EntropyGated, best_or_drawn, draft_evaluated
 from easd.core.rules.pool import Power, pool_scores
-from easd.core.step import NeedsRaw, Step
+from easd.core.step import Step
 
 _SLICE = 16_384
 
@@ -30,9 +30,9 @@ Powers = tuple[float, float]
 class PoolEverywhere(Rule):
     """Draws from p^a q^b at every position; greedy decoding emits the best token.
 
-    `easd tune` fits a and b on reference text. Where the draft did not look, tokens are drawn from
-    the target; it looks at bonus positions too, so that the law of a text does not depend on
-    blocks.
+    `easd tune` fits a and b on reference text. Where the draft is not evaluated, tokens are drawn
+    from the target. By default it is evaluated at bonus positions too, so that the law of a text
+    does not depend on blocks.
 
     Attributes:
         a: power of the target's probability.
@@ -42,6 +42,7 @@ class PoolEverywhere(Rule):
     """
 
     name = "pool-everywhere"
+    needs_raw = "greedy"
     needs_opinion: ClassVar[bool] = True
 
     a: Power = 1.0
@@ -52,10 +53,6 @@ class PoolEverywhere(Rule):
     @classmethod
     def example(cls) -> Rule:
         return cls(a=1.3, b=0.7)
-
-    @property
-    def needs_raw(self) -> NeedsRaw:
-        return "greedy"
 
     def law(self, step: Step) -> Tensor:
         return _law(step, (self.a, self.b), self.plausible, bonus=self.draft_at_bonus)
@@ -69,8 +66,8 @@ class PoolEverywhere(Rule):
 class PoolByGate(EntropyGated):
     """Draws from p^a q^b, with other powers where EASD's gate is open.
 
-    As `pool-everywhere` otherwise. It asks the question behind the gate: whether the draft's
-    opinion means something else where both models are unsure and agree.
+    Otherwise as `pool-everywhere`. It tests the hypothesis behind the gate: that the draft's
+    opinion has another meaning where both models are unsure and agree.
 
     Attributes:
         a: power of the target's probability where the gate is closed.
@@ -109,16 +106,16 @@ class PoolByGate(EntropyGated):
 
 
 def _law(step: Step, powers: Powers, plausible: float, *, bonus: bool) -> Tensor:
-    """The pool where the draft spoke, else the target; [B, K+1, V]."""
+    """The pool where the draft was evaluated, else the target; [B, K+1, V]."""
     draft_probs, target_probs = step.opinions()
     least = plausible * target_probs.amax(-1, keepdim=True)
     law = best_or_drawn(step, pool_scores(draft_probs, target_probs, least, powers))
-    spoke = where_draft_spoke(step, bonus=bonus)
-    return torch.where(spoke[..., None], law, step.target_probs)
+    evaluated = draft_evaluated(step, bonus=bonus)
+    return torch.where(evaluated[..., None], law, step.target_probs)
 
 
 def _law_of(step: Step, tokens: Tensor, powers: Powers, plausible: float, *, bonus: bool) -> Tensor:
-    """What `_law` gives `tokens` [B, K+1, n], without a table over the vocabulary."""
+    """Probabilities [B, K+1, n] of `tokens` under `_law`, without a table over the vocabulary."""
     draft_probs, target_probs = step.opinions()
     least = plausible * target_probs.amax(-1, keepdim=True)
     parts = zip(draft_probs.split(_SLICE, -1), target_probs.split(_SLICE, -1), strict=True)
@@ -135,5 +132,5 @@ def _law_of(step: Step, tokens: Tensor, powers: Powers, plausible: float, *, bon
     if step.greedy is not None:
         best = torch.cat(places, -1).gather(-1, torch.cat(tops, -1).argmax(-1, keepdim=True))
         law = torch.where(step.greedy[:, None, None], (tokens == best).to(law.dtype), law)
-    spoke = where_draft_spoke(step, bonus=bonus)
-    return torch.where(spoke[..., None], law, step.target_probs.gather(-1, tokens))
+    evaluated = draft_evaluated(step, bonus=bonus)
+    return torch.where(evaluated[..., None], law, step.target_probs.gather(-1, tokens))

@@ -1,4 +1,4 @@
-"""The control that refuses without looking."""
+"""Refusal at random, the control of EASD."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easd.core.step import Step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomRefusal(Refusing):
-    """Penalises each draft token with probability `rate`: what refusing costs by itself.
+    """Penalises each draft token with probability `rate`, to measure the cost of refusing alone.
 
     Attributes:
         rate: probability that the gate is open, at any position.

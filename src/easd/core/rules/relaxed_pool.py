@@ -16,7 +16,7 @@ from easd.core.step import Step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelaxedPool(KeepNearTop):
-    """Judges by the pool at the gate and is lenient elsewhere: accuracy won there buys speed here.
+    """Keeps draft tokens near the pool's best at the gate, and is lenient elsewhere for speed.
 
     Attributes:
         lenience: l in (0, 1]; where the gate is closed, speculate against l q instead of q, as the

@@ -28,7 +28,7 @@ class TargetOnly(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOnly(Rule):
-    """The draft alone: every proposal is kept. Where the draft was not evaluated, the target's."""
+    """The draft alone: every proposal is kept; the target's law where no draft was evaluated."""
 
     name = "draft"
     models = "draft"

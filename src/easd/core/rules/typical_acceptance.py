@@ -1,4 +1,4 @@
-"""Typical acceptance, as Medusa has it."""
+"""Typical acceptance, as in Medusa."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class TypicalAcceptance(Rule):
     The bonus token is drawn from the target.
 
     Attributes:
-        epsilon: a probability that is always enough.
-        delta: how much of exp(-entropy) is enough where the target is unsure.
+        epsilon: probability that always suffices.
+        delta: share of exp(-entropy) that suffices where the target is unsure.
     """
 
     name = "typical-acceptance"

@@ -1,8 +1,8 @@
-"""The attention of a model while slots run it, seen by no other thread.
+"""Replaces a model's attention during a forward of slots, without affecting other threads.
 
 transformers reads the kind of attention from the model's config, which all threads share. The first
-forward that begins changes it and the last that ends restores it; whatever a thread runs on the
-model outside such a forward is told apart by `borrows`.
+such forward to begin changes it, and the last to end restores it. `borrows` tells them from other
+forwards of the model.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from transformers import PreTrainedConfig
 
 _lock = Lock()
 _this_thread = local()
-# By the identity of a config: how many forwards run with it, and what its attention was before.
+# By a config's id: the number of running forwards, and its attention before them.
 _running: dict[int, tuple[int, str | None]] = {}
 
 
 @contextmanager
 def borrowed(config: PreTrainedConfig, attention: str) -> Iterator[None]:
-    """Runs forwards of the models of `config` with this attention."""
+    """Context in which this thread's forwards of the models of `config` use `attention`."""
     key, outer = id(config), borrows()
     with _lock:
         count, before = _running.get(key, (0, config._attn_implementation))

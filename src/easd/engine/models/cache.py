@@ -1,7 +1,7 @@
-"""A key-value cache of slots: each row has its own, and a slot's index is its position.
+"""A key-value cache of slots per row, where a slot's index is its position.
 
-A forward writes at each row's own offset, so the next forward simply overwrites refused tokens.
-Nothing is ever compacted, and the cache is copied only when its capacity grows.
+A forward writes at each row's offset, so the next one overwrites refused tokens. Nothing is
+compacted, and the cache is copied only when its capacity grows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _MOST_GROWTH = 512
 
 @dataclass(slots=True)
 class Placement:
-    """Where the next forward writes, shared by all layers.
+    """The slots that the next forward writes, shared by all layers.
 
-    Layers refer to it rather than to their cache: a reference cycle would keep gigabytes of slots
-    alive until the garbage collector runs.
+    Layers refer to it rather than to their cache, since a reference cycle would keep gigabytes of
+    slots alive until garbage collection.
     """
 
     num_rows: int
@@ -37,17 +37,14 @@ class Placement:
 
 
 class SlotCache(Cache):
-    """Keys and values of all layers for `num_rows` rows.
-
-    Attention passes no positions, so the caller sets them with `place` before each forward.
-    """
+    """Keys and values of all layers for `num_rows` rows; call `place` before each forward."""
 
     def __init__(self, num_rows: int) -> None:
         self.placement = Placement(num_rows)
         super().__init__(layer_class_to_replicate=partial(SlotLayer, self.placement))  # type: ignore[arg-type]
 
     def place(self, rows: slice, starts: list[int], length: int, device: torch.device) -> None:
-        """Sets where the next forward writes: `length` tokens from `starts` on, for `rows`."""
+        """Sets the slots of the next forward: `length` tokens of `rows`, from `starts` on."""
         placement = self.placement
         first = torch.tensor(starts, device=device)
         placement.rows = rows
@@ -59,7 +56,7 @@ class SlotCache(Cache):
         self.reserve(placement.stop)
 
     def reserve(self, length: int) -> None:
-        """Makes the next growth, if one is due, large enough for `length` slots."""
+        """Makes the next growth large enough for `length` slots."""
         placement = self.placement
         while placement.capacity < length:
             placement.capacity += min(placement.capacity, _MOST_GROWTH)
@@ -75,7 +72,7 @@ class SlotCache(Cache):
             held[[one, other]] = held[[other, one]]
 
     def clear(self, row: int) -> None:
-        """Zeroes a row's slots: NaN there would reach its next text even through the mask."""
+        """Zeroes a row's slots, since NaN there would pass through the mask into its next text."""
         for held in self._held():
             held[row].zero_()
 
@@ -99,7 +96,7 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Writes [b, heads, T, dim] at the placed slots; returns the rows up to the last one."""
+        """Writes [b, heads, T, dim] to the placed slots; returns the rows up to the last slot."""
         self.keys = self._with_room(self.keys, key_states)
         self.values = self._with_room(self.values, value_states)
         return self._write(self.keys, key_states), self._write(self.values, value_states)
@@ -124,7 +121,7 @@ class SlotLayer(CacheLayerMixin):
         return window[:, :, : placement.stop]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Does nothing: the first `update` allocates."""
+        """Does nothing, since the first `update` allocates."""
 
     def get_seq_length(self) -> int:
         """The number of slots up to the end of the last placement."""
@@ -135,7 +132,7 @@ class SlotLayer(CacheLayerMixin):
         return self.placement.stop, 0
 
     def get_max_length(self) -> int:
-        """-1, which stands for no limit."""
+        """-1, for no limit."""
         return -1
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.20

@@ -1,9 +1,8 @@
 """Linear layers with int8 weights, for a draft on a CPU.
 
-Drafting for a few texts is bound by reading the draft's weights, once for every token, so a quarter
-of the bytes takes little more than a quarter of the time. Only weights are quantised, with a scale
-for each row of a matrix: were activations quantised with a scale over the batch, a text would
-depend on what else is in its batch.
+Drafting for a few texts is bound by reading the draft's weights once per token, so a quarter of the
+bytes takes little more than a quarter of the time. Only weights are quantised, with a scale for
+each row of a matrix: with activations quantised over the batch, a text would depend on its batch.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 
 from easd.errors import ModelError
 
-_SMALLEST = 2**16  # weights of a layer; below this the overhead of a call dominates
-_BLOCK = 64  # torch's kernel reads out of bounds unless sides are multiples of its vectors
+_SMALLEST = 2**16  # weights of a layer; below, the overhead of a call dominates
+_BLOCK = 64  # torch's kernel reads out of bounds unless sides are multiples of its vector size
 _MOST_ROWS = 32  # more rows are faster as one product in float32
 
 
 class Int8Linear(nn.Linear):
-    """A linear layer whose weight [out, in] is `scales[out] * weight`; activations in bfloat16."""
+    """A linear layer with weight [out, in] = `scales[out] * weight` and activations in bfloat16."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
@@ -64,8 +63,8 @@ def quantise_linears(model: nn.Module, *, spared: nn.Module) -> None:
                 continue
             if layer in kept:
                 raise ModelError(
-                    f"draft and target share the layer {name!r}, and the target's weights are not "
-                    "to be rounded; leave int8_draft out"
+                    f"draft and target share the layer {name!r}, and the target's weights must not "
+                    "be rounded; leave int8_draft out"
                 )
             setattr(parent, name, Int8Linear(layer))
             rounded += 1

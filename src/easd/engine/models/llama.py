@@ -1,10 +1,9 @@
-"""One plain forward for models of Llama's shape on a CPU: the same arithmetic in fewer calls.
+"""A forward for Llama-like models on a CPU: the same arithmetic in fewer calls.
 
-Between the products of a small batch, a forward of transformers spends a good part of its time in
-calls of modules. Here a layer is one function: its products are called by themselves, queries and
-keys are rotated together, and a norm takes half the operations. Which models have that shape is
-checked before every forward, so that a hook, an adapter or another layer that someone has put into
-a model is computed by the model's own forward.
+For a small batch, a forward of transformers spends much of its time calling modules between matrix
+products. Here a layer is one function: it calls the products directly, rotates queries and keys
+together, and a norm takes half the operations. Before every forward, the model is checked for
+hooks, adapters and other layers; a model with any runs its own forward.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from easd.engine.models.int8 import Int8Linear
 from easd.engine.models.packing import is_packed
 
 _PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm")
-# The classes that a model of each family is made of, by its own class.
+# The classes of each family's modules, by the class of the model.
 _FAMILIES = {
     getattr(modeling, f"{prefix}ForCausalLM"): {
         part: getattr(modeling, prefix + part) for part in _PARTS
@@ -52,7 +51,7 @@ class _Layer(NamedTuple):
 
 
 def plain_layers(model: PreTrainedModel) -> list[_Layer] | None:
-    """The layers for `plain_forward`, or None where the model has to compute them itself."""
+    """The layers for `plain_forward`, or None if the model must run its own forward."""
     family = _FAMILIES.get(type(model))
     if (
         family is None
@@ -76,7 +75,7 @@ def plain_layers(model: PreTrainedModel) -> list[_Layer] | None:
 
 
 def _parts(layer: Any, family: dict[str, type]) -> Iterator[tuple[Any, type | tuple[type, ...]]]:
-    """Every module of a layer, with what it has to be."""
+    """Every module of a layer with its expected class."""
     yield layer, family["DecoderLayer"]
     inside = layer._modules
     attention, mlp = inside.get("self_attn"), inside.get("mlp")
@@ -95,7 +94,7 @@ def _parts(layer: Any, family: dict[str, type]) -> Iterator[tuple[Any, type | tu
 
 
 def _is_plain(part: Any, kinds: type | tuple[type, ...]) -> bool:
-    """Whether a module computes what its class says, and nothing besides."""
+    """Whether a module computes exactly what its class defines."""
     return (
         (type(part) is kinds or (isinstance(kinds, tuple) and type(part) in kinds))
         and not part.training
@@ -120,7 +119,7 @@ def plain_forward(
         layers: the model's, by `plain_layers`.
         positions: [B, T].
         mask: added to the scores of all layers, [B, 1, T, S].
-        cache: where keys and values are placed.
+        cache: receives keys and values.
     """
     rows = model.model.embed_tokens(tokens)
     cos, sin = (each.unsqueeze(2) for each in model.model.rotary_emb(rows, positions))
@@ -141,7 +140,7 @@ def plain_forward(
 def _attended(
     layer: _Layer, rows: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: SlotCache
 ) -> Tensor:
-    """What a layer's attention finds for `rows` [B, T, hidden], before its last product."""
+    """Output of a layer's attention for `rows` [B, T, hidden], before the output projection."""
     attention = layer.attention
     given, heads = _normed(rows, layer.before_attention), (*rows.shape[:2], -1, attention.head_dim)
     query, key = attention.q_proj.forward(given), attention.k_proj.forward(given)
@@ -161,7 +160,7 @@ def _attended(
 
 
 def _normed(rows: Tensor, norm: Any) -> Tensor:
-    """`rows` [..., hidden] by a norm of root mean squares, in float32 as transformers does it."""
+    """RMS norm of `rows` [..., hidden], in float32 as in transformers."""
     weight, eps = norm._parameters["weight"], norm.variance_epsilon
     if rows.dtype != torch.float32:
         whole = rows.float()

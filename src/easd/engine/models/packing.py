@@ -1,17 +1,17 @@
 """Large linear layers on a CPU, through oneDNN with weights packed once.
 
 Decoding multiplies a large weight with one to a few dozen rows. The plain path repacks the weight
-for every product; with a weight packed beforehand the product can take a third to a half of the
-time (`benchmarks/packing.py`), and scoring five tokens costs little more than scoring one. That
-holds in float32 and, on processors with AVX-512, in bfloat16. The model's own weight is left as it
-is; the packed one is a copy, which must not outlive it.
+for every product. With a packed weight the product can take a third to a half of the time
+(`benchmarks/packing.py`), and scoring five tokens costs little more than scoring one. That holds in
+float32 and, on processors with AVX-512, in bfloat16. The packed weight is a copy, which must not
+outlive the model's.
 
-Weights may change in ways that torch counts nowhere: through `.data`, by a merged adapter or a
-moving average. So every decode begins by comparing sums over all bits of every row and column with
-those of the weight that was packed: whatever was changed between two decodes, however little, is
-seen. Within a decode each forward compares the address, torch's own count of changes, and 16 values
-next to each other, at one of 64 places in turn, which any change of the whole matrix alters. More
-places at once would cost more than the rest: each is a line of memory that nothing else reads.
+Weights may change in ways that torch does not count: through `.data`, by a merged adapter or a
+moving average. Every decode therefore begins by comparing sums over all bits of every row and
+column with those of the packed weight, which detects any change between two decodes. Within a
+decode, each forward compares the address, torch's count of changes, and 16 adjacent values at one
+of 64 places in turn, which detects a change of the whole matrix. More places would each read
+another cache line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-# Below this the fixed cost of a oneDNN call exceeds what packing saves.
+# Below, the fixed cost of a oneDNN call exceeds what packing saves.
 _SMALLEST = 2**16
 _TYPICAL_ROWS = 5
 _PLACES, _SAMPLED = 64, 16
@@ -40,7 +40,7 @@ _making_locks = Lock()
 class PackedLinears:
     """A context in which a model's large linear layers on a CPU use packed weights.
 
-    One thread at a time is in the context of a model. Others that run the model itself meanwhile,
+    One thread at a time may enter a model's context. Other threads that run the model meanwhile,
     and products under autocast, use the layers' own weights.
     """
 
@@ -95,10 +95,10 @@ def packs_dtype(dtype: torch.dtype) -> bool:
 
 
 def _packs(layer: nn.Module) -> bool:
-    """Whether a layer's product is nothing but that with a large weight on a CPU.
+    """Whether a layer is a plain product with a large weight on a CPU.
 
-    A `forward` or a hook of someone else's, such as an offloader's or a pruner's, may compute
-    another product or another weight.
+    A replaced `forward` or a hook, such as an offloader's or a pruner's, may compute something
+    else.
     """
     if type(layer) is not nn.Linear or "forward" in layer.__dict__ or layer._forward_pre_hooks:
         return False
@@ -126,7 +126,7 @@ def _product(layer: Any, packed: Tensor, thread: int, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """A packed weight, and what tells whether the layer's own is still the one it was made of."""
+    """A packed weight, with checksums of the layer's weight that it was made from."""
 
     weight: Tensor
     place: tuple[int, int]
@@ -144,12 +144,12 @@ class _Packed:
         return cls(packed, _place(weight), values, samples, _sums(weight))
 
     def seems_of(self, weight: Any, turn: int) -> bool:
-        """Whether the weight is the one that was packed, as far as a glance tells."""
+        """Whether the weight is the packed one, by a sample of its values."""
         same = self.values[turn].tobytes() == self.samples[turn]
         return same and self.place == _place(weight)
 
     def is_of(self, weight: Tensor) -> bool:
-        """Whether the weight is the one that was packed, by all its bits."""
+        """Whether the weight is the packed one, by all its bits."""
         if self.place != _place(weight):
             return False
         return all(map(torch.equal, self.sums, _sums(weight)))
@@ -159,7 +159,7 @@ _packed: WeakKeyDictionary[nn.Module, _Packed] = WeakKeyDictionary()
 
 
 def _packed_weight(layer: nn.Module) -> _Packed:
-    """The packed weight, packed again if the layer's own has changed since."""
+    """The packed weight, repacked if the layer's has changed."""
     weight, held = layer.weight, _packed.get(layer)
     assert isinstance(weight, Tensor)
     if held is None or not held.is_of(weight):
@@ -172,7 +172,7 @@ def _place(weight: Tensor) -> tuple[int, int]:
 
 
 def _sums(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of a weight's bits over each row and each column: no rounding hides a small change."""
+    """Sums of a weight's bits over each row and each column, which rounding cannot hide."""
     bits, together = _bits(weight), 8 // weight.element_size()
     if weight.shape[1] % together == 0 and weight.storage_offset() % together == 0:
         bits = bits.view(torch.int64)

@@ -1,4 +1,4 @@
-"""A causal language model over slots: forwards at ragged offsets, with masks by position."""
+"""A causal language model over cache slots, with forwards at ragged offsets."""
 
 from __future__ import annotations
 
@@ -24,20 +24,18 @@ from easd.errors import ModelError
 _ATTENTION = "easd_slots"
 LONGEST_PIECE = 512  # prompt tokens of a row in one forward, which bounds activations
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
-# RoBERTa and its kin count positions from their padding token's id on.
+# RoBERTa-like models number positions from their padding token's id on.
 _PADDED_POSITIONS = "create_position_ids_from_input_ids"
-# The name since transformers 5.24, and the one before.
+# The name since transformers 5.24, and the earlier one.
 CACHE_KEYWORDS = ("cache", "past_key_values")
 
 
 class SlotModel:
-    """A model and the slots of a batch; `lengths` are the valid cached tokens of each row.
+    """A model and the slots of a batch; `lengths` are the numbers of valid cached tokens by row.
 
     Args:
-        model: the model.
-        num_rows: number of rows.
-        vocab_size: number of tokens that it may be fed, if it may not know all of them. It reads
-            those that it does not know as token 0, and gives them the probability 0.
+        vocab_size: number of tokens that it may be fed, if more than it has. It reads unknown ones
+            as token 0 and gives them probability 0.
     """
 
     def __init__(
@@ -69,7 +67,7 @@ class SlotModel:
     def extend(self, first_row: int, pieces: Sequence[Sequence[int]]) -> None:
         """Caches more tokens of consecutive rows, at most `LONGEST_PIECE` of each."""
         longest = max(map(len, pieces))
-        # A row's padding is a token of its own, so that none can spoil it that it does not have.
+        # Padding repeats a row's own token, so that another row's text cannot affect it.
         padded = [
             [*piece, *[piece[-1] if piece else 0] * (longest - len(piece))] for piece in pieces
         ]
@@ -86,7 +84,7 @@ class SlotModel:
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
         positions = self.cache.placement.positions
         mask = self._mask(positions)
-        # Padding behind a short row may lie past the last position the model knows.
+        # Padding after a short row may exceed the model's last position.
         positions = positions.clamp_max(self._limit - 1) if self._limit else positions
         with self._packed:
             layers = None if self._window is not None else plain_layers(self.model)
@@ -145,12 +143,12 @@ class SlotModel:
 
 
 def context_window(model: PreTrainedModel) -> int | None:
-    """The number of positions a model was made for, or None where its config names none."""
+    """The number of positions in a model's config, or None."""
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model takes its token ids, whichever of its weights are offloaded.
+    """The device of a model's token ids, even if some weights are offloaded.
 
     Raises:
         ModelError: None of its weights is in memory.
@@ -166,28 +164,22 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def _check_mode(model: PreTrainedModel) -> None:
-    """Refuses a model whose forward in training mode is not the one that decoding needs.
-
-    Raises:
-        ModelError: It checkpoints gradients, or drops activations.
-    """
+    """Refuses a model in training mode with gradient checkpointing or dropout."""
     name, advice = type(model).__name__, "call model.eval() before decoding"
     if any(m.training and getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         raise ModelError(
-            f"{name} is in training mode with gradient checkpointing, under which it keeps no keys "
-            f"and values; {advice}"
+            f"{name} is in training mode with gradient checkpointing, so it caches no keys and "
+            f"values; {advice}"
         )
     if any(isinstance(m, nn.Dropout) and m.training and m.p for m in model.modules()):
-        raise ModelError(
-            f"{name} is in training mode and its dropout is random beyond any seed; {advice}"
-        )
+        raise ModelError(f"{name} is in training mode and its dropout follows no seed; {advice}")
 
 
 def cache_keyword(model: PreTrainedModel) -> str:
-    """The name under which the model's forward takes a cache of keys and values.
+    """The name of the cache argument of a model's forward.
 
     Raises:
-        ModelError: It takes none.
+        ModelError: There is none.
     """
     takes = signature(model.forward).parameters
     for name in CACHE_KEYWORDS:
@@ -204,7 +196,7 @@ def _attention_layout(model: PreTrainedModel) -> tuple[int | None, bool]:
     """The sliding window, if any, and whether the model takes one mask per kind of layer.
 
     Raises:
-        ModelError: The model's cache is of a kind that slots cannot serve.
+        ModelError: Slots cannot serve the model's kind of cache.
     """
     config = model.config.get_text_config(decoder=True)
     name = type(model).__name__
@@ -241,7 +233,7 @@ def _slot_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention on grouped heads without repeating keys and values."""
-    if not borrows():  # Another thread runs the model while slots have their attention in it.
+    if not borrows():  # Another thread runs the model during a forward of slots.
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
@@ -258,5 +250,5 @@ def _slot_attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _slot_attention)
-# For other threads: a mask that every kind of attention adds.
+# For other threads: a mask that any kind of attention accepts.
 ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, eager_mask)

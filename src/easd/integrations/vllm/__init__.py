@@ -1,8 +1,8 @@
-"""EASD in vLLM's engine: a plugin that does nothing until `additional_config` asks for it.
+"""A vLLM plugin for EASD and related rules, inactive until `additional_config` has an "easd" key.
 
-vLLM calls `register` in each of its processes before it builds an engine. All that this changes is
-`EngineArgs.create_engine_config`: a configuration with `{"easd": {...}}` is checked there, and told
-to load `worker.Extension` in its workers, which changes the sampler of that engine alone.
+vLLM calls `register` in each of its processes before it builds an engine. This changes only
+`EngineArgs.create_engine_config`, which then checks a configuration with `{"easd": {...}}` and has
+its workers load `worker.Extension`, which changes the sampler of that engine alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def register() -> None:
 
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = stock(self, *args, **kwargs)
-        if _is_configured(config):
+        if is_configured(config):
             from easd.integrations.vllm.endpoint import count_in_metrics
             from easd.integrations.vllm.start import prepare
 
@@ -35,6 +35,7 @@ def register() -> None:
     EngineArgs.create_engine_config = create_engine_config
 
 
-def _is_configured(config: Any) -> bool:
+def is_configured(config: Any) -> bool:
+    """Returns whether a `VllmConfig` has settings for this plugin."""
     values = config.additional_config
     return isinstance(values, dict) and KEY in values

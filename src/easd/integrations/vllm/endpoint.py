@@ -1,8 +1,8 @@
-"""The gate's counts on the server's `/metrics`, behind vLLM's own.
+"""The gate's counts on the server's `/metrics`, after vLLM's metrics.
 
-They are kept where the sampler runs, so each scrape asks the engines for them. vLLM lets endpoint
-plugins take a route's place, but loads those of packages only where `VLLM_PLUGINS` names them, and
-warns of them in every server that does not; so ours is handed over by the engine's configuration.
+The counts are kept by the sampler, so each scrape asks the engines for them. vLLM lets endpoint
+plugins replace a route, but loads those of packages only where `VLLM_PLUGINS` names them, and warns
+about them in every other server. This one is therefore added when an engine is configured.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from vllm.v1.engine.exceptions import EngineDeadError  # pyright: ignore
 
-from easd.integrations.vllm.seams import METRICS, check_seams
+from easd.integrations.vllm.compatibility import METRICS, check_functions
 
 SECONDS = 5
-"""How long a scrape waits for engines, which answer between two steps."""
+"""Maximum time that a scrape waits for the engines, which answer between two steps."""
 
 HELP = {
     "examined": "Draft tokens up to and including the first refusal, in requests with a rule.",
@@ -34,12 +34,12 @@ logger = logging.getLogger("vllm.easd")
 
 
 def count_in_metrics() -> None:
-    """Has a server that starts in this process from now on show the counts.
+    """Makes servers that start later in this process show the counts.
 
     Raises:
         ConfigError: This vLLM has no such plugins.
     """
-    check_seams(METRICS)
+    check_functions(METRICS)
     from vllm import plugins  # pyright: ignore
 
     stock: Any = plugins.load_endpoint_plugins
@@ -54,7 +54,7 @@ def count_in_metrics() -> None:
 
 
 class Endpoint:
-    """vLLM's `EndpointPlugin`."""
+    """An `EndpointPlugin` of vLLM that adds the counts to `/metrics`."""
 
     name = "easd"
     required_tasks = ("generate",)
@@ -71,7 +71,7 @@ class Endpoint:
             response = await run_in_threadpool(stock, request)
             try:
                 counts = await asyncio.wait_for(_counts(app.state.easd_client), SECONDS)
-            except (TimeoutError, EngineDeadError) as error:  # vLLM's own are wanted all the more
+            except (TimeoutError, EngineDeadError) as error:  # vLLM's metrics then matter most.
                 logger.warning("easd: /metrics without the gate's counts (%r)", error)
                 return response
             body = response.body + prometheus_text(counts).encode()
@@ -82,19 +82,19 @@ class Endpoint:
 
 
 async def _counts(client: Any) -> dict[int, dict[str, int]]:
-    """What each engine counted, by its rank; with data parallelism there are several."""
+    """Returns each engine's counts by its rank; with data parallelism there are several."""
     core = client.engine_core
     answers = await core.call_utility_all_async("collective_rpc", "easd_statistics", None, (), None)
-    # Every worker of a tensor-parallel group verifies the same tokens, of a pipeline the last.
+    # All workers of a tensor-parallel group verify the same tokens; in a pipeline the last does.
     counts = [workers[-1] for workers in answers]
     return dict(zip(core.engine_ranks_managed, counts, strict=True))
 
 
 def prometheus_text(counts: dict[int, dict[str, int]]) -> str:
-    """Counters `easd_<name>_total`, labelled by engine as vLLM's are."""
+    """Formats counters `easd_<name>_total`, labelled by engine as vLLM's are."""
     lines = []
-    for name, said in HELP.items():
+    for name, text in HELP.items():
         metric = f"easd_{name}_total"
-        lines += [f"# HELP {metric} {said}", f"# TYPE {metric} counter"]
+        lines += [f"# HELP {metric} {text}", f"# TYPE {metric} counter"]
         lines += [f'{metric}{{engine="{rank}"}} {found[name]}' for rank, found in counts.items()]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
-"""The penalty on vLLM's flat tensors, in terms of what its stock kernel refuses and redraws.
+"""The gate and its penalty on vLLM's flat tensors.
 
-Shape letters: N draft tokens of all rows one after another, B rows, V the vocabulary. Nothing here
-reads a value back from the device or branches on one.
+Shapes: N draft tokens of all rows one after another, B rows, V the vocabulary. No function but
+`Tally.read` waits for the device.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from easd.core.rules.gated import gate_signals
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gates:
-    """What the gate said of each draft token."""
+    """The state of the gate at each draft token."""
 
-    asked: Tensor  # bool [N]: the row has a rule
-    met: dict[Condition, Tensor]  # bool [N]; without a meaning where not asked
-    open: Tensor  # bool [N], False where not asked
+    asked: Tensor  # bool [N]: the row has a rule.
+    met: dict[Condition, Tensor]  # bool [N], meaningless where not asked.
+    open: Tensor  # bool [N], False where not asked.
 
     def __or__(self, other: Gates) -> Gates:
-        """What two kinds of rules said, of which no draft token has both."""
+        """Merges the gates of rules that judge different draft tokens."""
         return Gates(
             asked=self.asked | other.asked,
             met={
@@ -40,7 +40,7 @@ class Gates:
 
     @classmethod
     def cat(cls, parts: Sequence[Gates]) -> Gates:
-        """Those of consecutive draft tokens."""
+        """Concatenates gates of consecutive draft tokens."""
         return cls(
             asked=torch.cat([gates.asked for gates in parts]),
             met={name: torch.cat([gates.met[name] for gates in parts]) for name in parts[0].met},
@@ -55,11 +55,11 @@ def ask(
     draft_probs: Tensor,
     target_logits: Tensor,
 ) -> Gates:
-    """Asks `rules[rule_of]` of each draft token.
+    """Evaluates the gate of `rules[rule_of]` at each draft token.
 
     Args:
-        rules: the different rules of the batch; they differ in their thresholds only.
-        rule_of: int64 [N]; other numbers are of rows that none of them judges.
+        rules: the different rules of the batch, which differ in their thresholds only.
+        rule_of: int64 [N]; tokens with other numbers are not judged.
         draft_tokens: int [N]; -1 is a placeholder, which no rule judges.
         draft_probs: [N, V], what the tokens were drawn from.
         target_logits: [N, V] after all processors and the temperature.
@@ -82,17 +82,17 @@ def penalise_(
 ) -> None:
     """Changes the rows where `gate` bool [N] is open so that the stock kernel penalises there.
 
-    A token that the target excludes is refused, and a draft row of zeros takes nothing from the
-    distribution that is redrawn from: the target without the token.
+    The kernel refuses a token with target probability 0. With a draft row of zeros, the residual
+    distribution is the target without the token.
     """
     token = draft_tokens.long().clamp_min(0)[:, None]
     excluded = torch.where(gate, float("-inf"), 0.0).to(target_logits.dtype)
     target_logits.scatter_add_(1, token, excluded[:, None])
-    draft_probs.mul_(~gate[:, None])  # ten times as fast as a masked fill on CPU
+    draft_probs.mul_(~gate[:, None])  # Ten times as fast as a masked fill on CPU.
 
 
 def rows_of(num_draft_tokens: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Row and position in its row of each draft token, int64 [N] each, N = `total`."""
+    """Returns each draft token's row, and its position in that row, int64 [N]; N = `total`."""
     row = torch.arange(num_draft_tokens.shape[0], device=num_draft_tokens.device)
     row = row.repeat_interleave(num_draft_tokens, output_size=total)
     start = num_draft_tokens.cumsum(0) - num_draft_tokens
@@ -100,10 +100,10 @@ def rows_of(num_draft_tokens: Tensor, total: int) -> tuple[Tensor, Tensor]:
 
 
 class Tally:
-    """Counts of examined positions, kept on the device until they are asked for.
+    """Counts of examined positions, kept on the device until they are read.
 
-    Examined are a row's positions up to and including the first refusal, in rows with a rule. A
-    refusal at an open gate is a penalty.
+    In rows with a rule, positions up to and including the first refusal are examined. A refusal at
+    an open gate is a penalty.
     """
 
     NAMES = ("examined", *ALL_CONDITIONS, "penalised")
@@ -122,7 +122,7 @@ class Tally:
     ) -> None:
         """Adds a step in which row b emitted `num_emitted[b]` tokens; int64 [B].
 
-        `redrawn` bool [N] are draft tokens that were replaced whatever they were: no penalties.
+        `redrawn` bool [N] marks draft tokens that were replaced unconditionally: no penalties.
         """
         emitted = num_emitted[row]
         examined = gates.asked & (position < emitted)
@@ -133,10 +133,10 @@ class Tally:
         self._counts += (torch.stack(seen) & examined).sum(-1)
 
     def add_unasked(self, count: int) -> None:
-        """Adds draft tokens for which vLLM had no draft probabilities."""
+        """Counts draft tokens for which vLLM had no draft probabilities."""
         self._unasked += count
 
     def read(self) -> dict[str, int]:
-        """All counts by name, since the engine started."""
+        """Returns all counts since the engine started."""
         counts = dict(zip(self.NAMES, self._counts.tolist(), strict=True))
         return {**counts, "unasked": self._unasked}

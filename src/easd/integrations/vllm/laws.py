@@ -1,13 +1,13 @@
-"""Any rule's law through vLLM's stock kernels, which know rejection sampling towards the target.
+"""Decoding by any rule's law with vLLM's stock kernels for rejection sampling.
 
-Where the target's logits are replaced by the logarithm of a law, those kernels couple the draft to
-that law: token by token, or a block as a whole where vLLM verifies so. What follows a block that
-was kept whole is still drawn from the target, as the draft said nothing there. A rule that wants
-its law there too (`draft_at_bonus`) has the last drafted token replaced whatever it is, so that a
-block ends with a token of the law and vLLM's own last token is never drawn.
+With the logarithm of a law in the place of the target's logits, those kernels couple the draft to
+that law: token by token, or a block as a whole where vLLM is configured so. The token behind a
+whole accepted block is still drawn from the target, since the draft was not evaluated there. For a
+rule with a law there too (`draft_at_bonus`), the last draft token is always replaced, so that a
+block ends with a token of the law and vLLM's bonus token is never drawn.
 
-Shape letters as in `gate`: N draft tokens of all rows one after another, V the vocabulary. Nothing
-here reads a value back from the device or branches on one.
+Shapes as in `gate`: N draft tokens of all rows one after another, V the vocabulary. No function
+waits for the device.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def log_laws(
     target_logits: Tensor,
     greedy: Tensor | None,
 ) -> tuple[Tensor, Gates]:
-    """The logarithm [N, V] of each draft token's law, and what the rules' gates said.
+    """Returns the logarithm [N, V] of each draft token's law, and the state of the rules' gates.
 
     Args:
         rules: the different rules, of numbers `first`, `first` + 1, ...
@@ -41,7 +41,8 @@ def log_laws(
             target's logits.
         draft_probs: [N, V], what the tokens were drawn from.
         target_logits: [N, V] after all processors and the temperature.
-        greedy: bool [N], for which the probabilities are those at temperature 1; None: none is.
+        greedy: bool [N], tokens of greedy requests, whose probabilities are at temperature 1; None
+            where there are none.
     """
     step = _step(draft_probs, target_logits.softmax(-1, dtype=torch.float32), greedy)
     nowhere = torch.zeros_like(rule_of, dtype=torch.bool)
@@ -51,12 +52,12 @@ def log_laws(
         signals = rule.signals(step)
         law = rule.law_given(step, signals)[:, 0]
         target_logits = torch.where(here[:, None], law.log(), target_logits)
-        gates |= _said(rule, signals, here)
+        gates |= _gates(rule, signals, here)
     return target_logits, gates
 
 
-def _said(rule: Rule, signals: Mapping[str, Tensor], here: Tensor) -> Gates:
-    """What a rule's gate said where its rows are; rules without an entropy gate say nothing."""
+def _gates(rule: Rule, signals: Mapping[str, Tensor], here: Tensor) -> Gates:
+    """Returns the state of a rule's gate at its tokens; a rule without a gate has it closed."""
     never = torch.zeros_like(here)
     if not isinstance(rule, EntropyGated):
         return Gates(asked=here, met=dict.fromkeys(ALL_CONDITIONS, never), open=never)
@@ -67,7 +68,7 @@ def _said(rule: Rule, signals: Mapping[str, Tensor], here: Tensor) -> Gates:
 
 
 def last_drafts(num_draft_tokens: Tensor, wanted: Tensor, row: Tensor, position: Tensor) -> Tensor:
-    """Which draft tokens are the last of a row that wants its law behind them; bool [N].
+    """Returns which draft tokens are the last of a `wanted` row; bool [N].
 
     Args:
         num_draft_tokens: int64 [B].
@@ -78,7 +79,7 @@ def last_drafts(num_draft_tokens: Tensor, wanted: Tensor, row: Tensor, position:
 
 
 def _step(draft_probs: Tensor, target_probs: Tensor, greedy: Tensor | None) -> Step:
-    """N rows of one position each, without draft tokens of their own: a law never looks at them."""
+    """Returns N rows of one position each, without draft tokens, which a law does not depend on."""
     total, device = draft_probs.shape[0], draft_probs.device
     draft, target = draft_probs[:, None].to(target_probs.dtype), target_probs[:, None]
     sampled_draft, sampled_target = draft, target

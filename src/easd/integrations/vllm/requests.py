@@ -1,4 +1,4 @@
-"""Requests are checked where they come in, so that a bad one is answered and not decoded."""
+"""Checks each request's rule before it is queued, so that an invalid one gets an error."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from functools import wraps
 from typing import Any
 
 from easd.errors import EasdError
-from easd.integrations.vllm import KEY
-from easd.integrations.vllm.seams import REQUESTS, check_seams
+from easd.integrations.vllm import KEY, is_configured
+from easd.integrations.vllm.compatibility import REQUESTS, check_functions
 from easd.integrations.vllm.serving import Serving
 
 
 def check_requests() -> None:
-    """Has vLLM's own check of sampling parameters read `extra_args["easd"]` too.
+    """Makes vLLM's check of sampling parameters read `extra_args["easd"]` too.
 
-    What does not fit raises vLLM's `VLLMValidationError`: status 400 over HTTP.
+    Invalid values raise vLLM's `VLLMValidationError`: status 400 over HTTP.
 
     Raises:
-        ConfigError: This vLLM's check is another.
+        ConfigError: This vLLM's check has another signature.
     """
-    check_seams(REQUESTS)
+    check_functions(REQUESTS)
     from vllm.exceptions import VLLMValidationError  # pyright: ignore
     from vllm.v1.engine.input_processor import InputProcessor  # pyright: ignore
 
@@ -29,10 +29,9 @@ def check_requests() -> None:
 
     @wraps(stock)
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        values = self.vllm_config.additional_config
-        if isinstance(values, dict) and KEY in values:
+        if is_configured(self.vllm_config):
             if not hasattr(self, "easd_serving"):
-                self.easd_serving = Serving.parse(values[KEY])
+                self.easd_serving = Serving.parse(self.vllm_config.additional_config[KEY])
             try:
                 self.easd_serving.rule_for(getattr(params, "extra_args", None))
             except EasdError as error:

@@ -1,4 +1,4 @@
-"""What the server was asked to do, and which rule that gives a request."""
+"""The plugin's settings, and the rule that they give a request."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from easd.parsing import parse_json
 
 _COUPLINGS: tuple[Coupling, ...] = ("published", "maximal", "block")
 
-# What is not the gate's at all is as published where EASD is followed so.
+# Fields outside the gate, which must have their defaults where EASD is followed as published.
 _AS_PUBLISHED = tuple(name for name in described(EASD) if name not in described(Gate))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """The rule of requests that say nothing, and what requests may ask for.
+    """The default rule, and what requests may ask for.
 
     Attributes:
-        rule: of requests that say nothing.
-        coupling: `published` for EASD's own procedure; `maximal`, or `block` where vLLM verifies
-            blocks as a whole, to draw from a rule's law; None for the rule's default.
-        lossless_only: requests that say nothing are decoded by plain speculation, and those that
-            ask for a rule which can change the text are refused.
+        rule: the rule of requests that name none.
+        coupling: `published` for EASD's published procedure; `maximal`, or `block` where vLLM
+            verifies blocks as a whole, to draw from a rule's law; None for the rule's default.
+        lossless_only: decode requests without a rule by plain speculation, and refuse rules that
+            can change the text.
     """
 
     rule: Rule
@@ -44,10 +44,10 @@ class Serving:
 
     @classmethod
     def parse(cls, values: Any) -> Serving:
-        """Reads `additional_config["easd"]`: the rule's fields, and what is not the rule's.
+        """Parses `additional_config["easd"]`: the rule's fields, and settings of the plugin.
 
         `calibration` names a file of `easd tune`, `calibrate` or `diagnose`, which fills in fields
-        that are not given. Whether it was made for these models, the plugin cannot check.
+        that are not given. The plugin cannot check that it was made for these models.
 
         Raises:
             EasdError: A key is unknown, or a value does not fit or is not served here.
@@ -76,7 +76,7 @@ class Serving:
         return serving
 
     def as_published(self, rule: Rule) -> bool:
-        """Whether `rule` is followed by EASD's own procedure rather than by its law."""
+        """Returns whether `rule` is followed by EASD's published procedure, not by its law."""
         return (self.coupling or rule.default_coupling) == "published" and isinstance(rule, EASD)
 
     def check(self, rule: Rule) -> None:
@@ -93,12 +93,12 @@ class Serving:
             )
         if not rule.has_law:
             raise ConfigError(
-                f"rule {name} has no law that vLLM's kernels could draw from; choose another"
+                f"rule {name} has no law for vLLM's kernels to draw from; choose another rule"
             )
         if rule.needs_raw == "always":
             raise ConfigError(
-                f"rule {name} with these fields looks at probabilities before temperature and "
-                "truncation, which vLLM's sampler has not kept; use entropy_of = 'sampling'"
+                f"rule {name} with these fields needs probabilities before temperature and "
+                "truncation, which vLLM's sampler does not keep; use entropy_of = 'sampling'"
             )
         if self.as_published(rule):
             _check_as_published(rule)
@@ -109,10 +109,10 @@ class Serving:
             )
 
     def rule_for(self, extra_args: Mapping[str, Any] | None) -> Rule | None:
-        """The rule of a request with `extra_args`; None for plain speculation.
+        """Returns the rule of a request with `extra_args`; None for plain speculation.
 
         Raises:
-            EasdError: The request asks for what does not exist or is not allowed.
+            EasdError: The rule does not exist or is not allowed.
         """
         if not extra_args or KEY not in extra_args:
             return None if self.lossless_only or self.rule.lossless else self.rule
@@ -121,32 +121,29 @@ class Serving:
 
 @lru_cache(maxsize=4096)
 def _rule_for(serving: Serving, asked_json: str) -> Rule | None:
-    """From the JSON of what was asked, since a worker looks a request up at every step."""
+    """Returns the rule that a JSON text asks for; cached, since workers need it at every step."""
     asked = json.loads(asked_json)
-    if isinstance(asked, str):  # over HTTP `vllm_xargs` carries no mappings
+    if isinstance(asked, str):  # Over HTTP `vllm_xargs` cannot carry mappings.
         try:
             asked = parse_json(asked)
         except ValueError:
             raise _not_understood(asked) from None
-    if asked in (False, True):  # 0 and 1 too: HTTP turns booleans into numbers
+    if asked in (False, True):  # 0 and 1 too: HTTP turns booleans into numbers.
         rule = serving.rule if asked else None
     elif isinstance(asked, dict):
-        # Without a name it is the server's rule with other fields.
+        # Without a name, the fields change the server's rule.
         rule = parse_rule(asked if "name" in asked else {**rule_to_dict(serving.rule), **asked})
         serving.check(rule)
     else:
         raise _not_understood(asked)
     if rule is None or rule.lossless:
         return None
-    if serving.lossless_only and not _never_opens(rule):
+    never_opens = isinstance(rule, EntropyGated) and rule.tau_h == math.inf
+    if serving.lossless_only and not never_opens:
         raise ConfigError(
             f"this server is lossless_only and refuses easd = {asked_json}; leave it out"
         )
     return rule
-
-
-def _never_opens(rule: Rule) -> bool:
-    return isinstance(rule, EntropyGated) and rule.tau_h == math.inf
 
 
 def _not_understood(asked: Any) -> ConfigError:
@@ -162,12 +159,12 @@ def _check_as_published(rule: Any) -> None:
         value = getattr(default, name)
         if getattr(rule, name) != value:
             raise ConfigError(
-                f"{name} = {getattr(rule, name)!r} is not served in vLLM with EASD's own "
-                f"procedure; only {value!r} is, or use coupling = 'maximal'"
+                f"{name} = {getattr(rule, name)!r} is not served in vLLM with EASD's published "
+                f"procedure; use {value!r}, or coupling = 'maximal'"
             )
     if "target_entropy" not in rule.conditions:
-        # Without it the gate could open where the target is certain: nothing to redraw from.
+        # Without it the gate could open where the target is certain and leaves no other token.
         raise ConfigError(
-            f"conditions = {list(rule.conditions)} is not served in vLLM with EASD's own "
+            f"conditions = {list(rule.conditions)} is not served in vLLM with EASD's published "
             "procedure; add 'target_entropy', or use coupling = 'maximal'"
         )

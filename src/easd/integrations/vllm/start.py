@@ -1,4 +1,4 @@
-"""What is checked where an engine starts; whatever does not fit stops it with one line."""
+"""Checks of an engine's configuration at its start, which stop it with a one-line error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easd.integrations.vllm import EXTENSION, KEY
 from easd.integrations.vllm.requests import check_requests
 from easd.integrations.vllm.serving import Serving
 
-# What they are drawn from, they do not say, or it is one token.
+# Drafters that return no distribution, or one token as certain.
 WITHOUT_PROBABILITIES = (
     "ngram",
     "ngram_gpu",
@@ -26,16 +26,17 @@ logger = logging.getLogger("vllm.easd")
 
 
 def prepare(config: Any) -> None:
-    """Checks a `VllmConfig` that asks for EASD, and has its workers load the extension.
+    """Checks a `VllmConfig` with settings of EASD, and makes its workers load the extension.
 
     Raises:
         EasdError: A setting is unknown or cannot be served.
     """
-    serving = Serving.parse(config.additional_config[KEY])
+    values = config.additional_config[KEY]
+    serving = Serving.parse(values)
     check_speculation(config, serving)
     if config.speculative_config.rejection_sample_method == "block":
-        # Workers read the same mapping; no rule's default is to be verified so.
-        config.additional_config[KEY] = {**config.additional_config[KEY], "coupling": "block"}
+        # Workers read the same mapping, and no rule's default coupling is block.
+        config.additional_config[KEY] = {**values, "coupling": "block"}
     if config.use_v2_model_runner:
         check_second_runner(config)
     parallel = config.parallel_config
@@ -50,7 +51,7 @@ def prepare(config: Any) -> None:
 
 
 def check_speculation(config: Any, serving: Serving) -> None:
-    """Refuses what leaves a rule without draft probabilities, or does not verify as it asks.
+    """Refuses speculation without draft probabilities or with an unsupported verification.
 
     Raises:
         ConfigError: There is no draft, or it is not sampled or verified as needed.
@@ -63,8 +64,8 @@ def check_speculation(config: Any, serving: Serving) -> None:
         )
     if speculative.method in WITHOUT_PROBABILITIES:
         raise ConfigError(
-            f"method = {speculative.method!r} cannot be served with easd: it says no draft "
-            'probabilities, which rules look at; use "draft_model", "eagle3", "mtp" or another '
+            f"method = {speculative.method!r} cannot be served with easd: it returns no draft "
+            'probabilities, which rules need; use "draft_model", "eagle3", "mtp" or another '
             "that does"
         )
     if speculative.draft_sample_method != "probabilistic":
@@ -76,10 +77,10 @@ def check_speculation(config: Any, serving: Serving) -> None:
 
 
 def check_verification(method: str, second_runner: bool, serving: Serving) -> None:
-    """Refuses a `rejection_sample_method` that is another coupling than the rule's.
+    """Refuses a `rejection_sample_method` that does not fit the coupling or the model runner.
 
     Raises:
-        ConfigError: It is, or the V1 model runner cannot do it.
+        ConfigError: It does not fit.
     """
     couplings = {"standard": (None, "published", "maximal"), "block": (None, "block")}
     if method not in couplings:
@@ -100,7 +101,7 @@ def check_verification(method: str, second_runner: bool, serving: Serving) -> No
 
 
 def check_second_runner(config: Any) -> None:
-    """Refuses what the V2 model runner can do and the plugin cannot follow.
+    """Refuses settings of the V2 model runner that the plugin does not support.
 
     Raises:
         ConfigError: Such a setting is on.

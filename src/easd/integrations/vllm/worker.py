@@ -1,11 +1,11 @@
-"""Rules in the workers: vLLM imports this module in each of them when the engine asks for it.
+"""Rules in workers with vLLM's V1 model runner; importing this module changes the worker's set-up.
 
-Three places are changed, all of one engine's own objects but the last, which acts in calls of that
-engine only:
+vLLM imports it in each worker of an engine with `Extension`. Three functions are changed, the first
+two on objects of one engine, the last so that it acts in calls of that engine only:
 
-* the draft keeps its probabilities for batches of greedy requests too, which rules look at;
-* `GPUModelRunner._sample` says which rule each row follows;
-* `rejection_sample` asks the rules before the stock kernel runs.
+* the draft keeps its probabilities for batches of greedy requests too, since rules read them;
+* `GPUModelRunner._sample` looks up the rule of each row;
+* `rejection_sample` applies the rules before the stock kernel runs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor
 from vllm.v1.worker.worker_base import WorkerWrapperBase  # pyright: ignore
 
 from easd.errors import ConfigError
-from easd.integrations.vllm import KEY, cpu_expand, worker_v2
+from easd.integrations.vllm import KEY, cpu_expand, is_configured, worker_v2
 from easd.integrations.vllm.batch import Batch, on_device
+from easd.integrations.vllm.compatibility import FIRST_RUNNER, check_functions
 from easd.integrations.vllm.gate import Gates, Tally, ask, penalise_, rows_of
 from easd.integrations.vllm.laws import last_drafts, log_laws
-from easd.integrations.vllm.seams import FIRST_RUNNER, check_seams
 from easd.integrations.vllm.serving import Serving
 
 logger = logging.getLogger("vllm.easd")
@@ -35,15 +35,15 @@ _batch: ContextVar[Batch | None] = ContextVar("easd_batch", default=None)
 
 
 class Extension:
-    """What `collective_rpc` reaches in a worker."""
+    """Worker methods for `collective_rpc`."""
 
     def easd_statistics(self) -> dict[str, int]:
-        """Counts since the start; see `easd.integrations.vllm.gate.Tally`."""
+        """Returns counts since the start; see `easd.integrations.vllm.gate.Tally`."""
         return self.model_runner.easd.tally.read()  # type: ignore[attr-defined]
 
 
 class Assignment:
-    """Finds the rows' rules, and keeps what goes to the device while the batch stays alike."""
+    """Looks up the rows' rules, and caches their tensors while the batch has the same requests."""
 
     def __init__(self, serving: Serving, runner: Any) -> None:
         self.tally = Tally(runner.device)
@@ -52,7 +52,7 @@ class Assignment:
         self._last: tuple[list[Any], Batch | None] = ([], None)
 
     def batch(self) -> Batch | None:
-        """The rules of the runner's batch as it stands; None where no row has one."""
+        """Returns the rules of the runner's current batch; None where no row has one."""
         requests = self._runner.requests
         params = [requests[name].sampling_params for name in self._runner.input_batch.req_ids]
         known, _ = self._last
@@ -64,13 +64,13 @@ class Assignment:
 
 
 def attach(runner: Any, serving: Serving) -> None:
-    """Changes a V1 model runner, freshly made.
+    """Changes a new V1 model runner.
 
     Raises:
-        ConfigError: This vLLM lacks a place that the plugin builds on.
+        ConfigError: This vLLM lacks a function that the plugin relies on.
     """
     check_drafter(runner)
-    check_seams(FIRST_RUNNER)
+    check_functions(FIRST_RUNNER)
     from vllm.v1.sample import rejection_sampler  # pyright: ignore
 
     if cpu_expand.mend(rejection_sampler):
@@ -93,7 +93,7 @@ def attach(runner: Any, serving: Serving) -> None:
 
 
 def check_drafter(runner: Any) -> None:
-    """Refuses a drafter that does not say what it draws from.
+    """Refuses a drafter that keeps no draft probabilities.
 
     Raises:
         ConfigError: It keeps no draft probabilities.
@@ -107,7 +107,7 @@ def check_drafter(runner: Any) -> None:
 
 
 def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`rejection_sample` that asks the rules first, in steps of engines that have one."""
+    """Returns a `rejection_sample` that applies the rules first, in engines that have one."""
 
     @wraps(stock)
     def rejection_sample(
@@ -122,19 +122,11 @@ def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
+        layout = num_draft_tokens, max_spec_len, cu_num_draft_tokens
+        rest = draft_probs, target_logits, bonus_token_ids, sampling_metadata, *args
+
         def verify(tokens: Tensor) -> Tensor:
-            return stock(
-                tokens,
-                num_draft_tokens,
-                max_spec_len,
-                cu_num_draft_tokens,
-                draft_probs,
-                target_logits,
-                bonus_token_ids,
-                sampling_metadata,
-                *args,
-                **kwargs,
-            )
+            return stock(tokens, *layout, *rest, **kwargs)
 
         batch = _batch.get()
         if batch is None or not num_draft_tokens or not max_spec_len:
@@ -168,7 +160,7 @@ def follow_(
     target_logits: Tensor,
     greedy: Tensor | None,
 ) -> Gates:
-    """Changes what the stock kernel reads so that it does as the rows' rules say.
+    """Changes the logits and draft probabilities so that the stock kernel follows the rules.
 
     Args:
         batch: the rules.
@@ -195,10 +187,10 @@ def follow_(
 def redraw_(
     redrawn: Tensor, draft_tokens: Tensor, draft_probs: Tensor, greedy: Tensor | None
 ) -> Tensor:
-    """Has the stock kernel replace draft tokens by one of the law, whatever they are.
+    """Makes the stock kernel replace draft tokens by tokens of the law, whatever they are.
 
-    A draft row of zeros is refused, and takes nothing from the law. Greedy rows are compared with
-    the law's best token; one that is no token differs from it.
+    The kernel refuses a draft row of zeros, which subtracts nothing from the law. In greedy rows it
+    compares tokens with the law's best one, from which -1 differs.
 
     Returns:
         The draft tokens to verify.
@@ -208,7 +200,7 @@ def redraw_(
 
 
 def _greedy(sampling_metadata: Any, row: Tensor) -> Tensor | None:
-    """Which draft tokens [N] are of greedy requests; None where none is."""
+    """Returns a mask [N] of draft tokens of greedy requests; None where there is none."""
     if sampling_metadata.all_random:
         return None
     if sampling_metadata.all_greedy:
@@ -218,14 +210,14 @@ def _greedy(sampling_metadata: Any, row: Tensor) -> Tensor | None:
 
 @lru_cache(maxsize=64)
 def _laid_out(num_draft_tokens: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """`rows_of` steps, most of which look like the last one."""
+    """Caches `rows_of`, since most steps have the same numbers of draft tokens."""
     return rows_of(on_device(num_draft_tokens, device), sum(num_draft_tokens))
 
 
 def keep_greedy_probabilities(drafter: Any) -> None:
-    """Has the draft say its probabilities at temperature 1 where all requests are greedy.
+    """Makes the drafter return probabilities at temperature 1 where all requests are greedy.
 
-    vLLM drops them there: its own test of greedy rows needs the tokens only.
+    vLLM drops them there, since its verification of greedy rows needs the tokens only.
     """
     stock = drafter._sample_draft_tokens
 
@@ -243,9 +235,8 @@ def _attach_in_workers() -> None:
 
     def init_device(self: Any) -> Any:
         result = stock(self)
-        values = self.vllm_config.additional_config
-        if isinstance(values, dict) and KEY in values:
-            serving = Serving.parse(values[KEY])
+        if is_configured(self.vllm_config):
+            serving = Serving.parse(self.vllm_config.additional_config[KEY])
             if self.vllm_config.use_v2_model_runner:
                 worker_v2.attach(self.worker, serving)
             else:

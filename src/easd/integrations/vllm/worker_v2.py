@@ -1,12 +1,12 @@
-"""Rules in workers that run vLLM's V2 model runner, CUDA's default.
+"""Rules in workers with vLLM's V2 model runner, the default on CUDA.
 
-V2 keeps what the draft said as logits before the temperature, of all requests in one tensor
-[slots, K, V]; a request has a slot as long as it runs. Three places are changed, two of one
-engine's own objects and the last in calls of that engine only:
+V2 keeps the draft's logits before the temperature, of all requests in one tensor [slots, K, V]; a
+request has a slot as long as it runs. Three functions are changed, the first two on objects of one
+engine, the last so that it acts in calls of that engine only:
 
-* `Sampler.add_request` finds the rule of the request that gets a slot;
-* `RejectionSampler._verify` says which slots a step is about;
-* `rejection_sample` asks the rules before the stock kernels run.
+* `Sampler.add_request` looks up the rule of the request that gets a slot;
+* `RejectionSampler._verify` passes on the slots of a step;
+* `rejection_sample` applies the rules before the stock kernels run.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from torch import Tensor
 from easd.core.rules import Rule
 from easd.errors import ConfigError
 from easd.integrations.vllm.batch import Batch
+from easd.integrations.vllm.compatibility import SECOND_RUNNER, check_functions
 from easd.integrations.vllm.drafted_v2 import Drafted, ask_all, draw_from_laws, penalised
 from easd.integrations.vllm.gate import Gates, Tally
 from easd.integrations.vllm.laws import last_drafts
-from easd.integrations.vllm.seams import SECOND_RUNNER, check_seams
 from easd.integrations.vllm.serving import Serving
 
 logger = logging.getLogger("vllm.easd")
@@ -38,7 +38,7 @@ _rows: ContextVar[Rows | None] = ContextVar("easd_rows_v2", default=None)
 
 
 class Slots:
-    """The rule of each slot's request, and the step's rules on the device."""
+    """The rule of each slot's request, and the last step's rules on the device."""
 
     def __init__(self, serving: Serving, count: int, device: torch.device) -> None:
         self.tally = Tally(device)
@@ -49,12 +49,12 @@ class Slots:
         self._last: tuple[tuple[Rule | None, ...], Batch | None] = ((), None)
 
     def add(self, slot: int, sampling_params: Any) -> None:
-        """Notes the rule of the request that got `slot`."""
+        """Stores the rule of the request that got `slot`."""
         self._rules[slot] = self._serving.rule_for(sampling_params.extra_args)
         self._greedy[slot] = sampling_params.temperature == 0
 
     def batch(self, slots: Sequence[int]) -> Rows | None:
-        """The rules of the rows with these slots; None where no row has one."""
+        """Returns the rules of the rows with these slots; None where no row has one."""
         wanted = tuple(self._rules[slot] for slot in slots)
         if wanted != self._last[0]:
             batch = Batch.of(wanted, self._serving, self.tally, self._device)
@@ -72,14 +72,14 @@ class Rows:
 
 
 def attach(worker: Any, serving: Serving) -> None:
-    """Changes the sampler of a worker whose V2 model runner was just made.
+    """Changes the sampler of a worker with a new V2 model runner.
 
-    Only after vLLM's warm-up, which sends requests of its own.
+    It does so after vLLM's warm-up, which sends requests without rules.
 
     Raises:
-        ConfigError: This vLLM lacks a place that the plugin builds on.
+        ConfigError: This vLLM lacks a function that the plugin relies on.
     """
-    check_seams(SECOND_RUNNER)
+    check_functions(SECOND_RUNNER)
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler  # pyright: ignore
 
     if not getattr(rejection_sampler.rejection_sample, "asks_easd", False):
@@ -90,7 +90,7 @@ def attach(worker: Any, serving: Serving) -> None:
 
     def compile_or_warm_up_model() -> Any:
         result = stock()
-        if runner.rejection_sampler is not None:  # in the last stage of a pipeline
+        if runner.rejection_sampler is not None:  # Only the last stage of a pipeline has one.
             check_speculator(runner)
             follow(runner.easd, runner.rejection_sampler)
             logger.info("easd: in the sampler of this worker")
@@ -100,10 +100,10 @@ def attach(worker: Any, serving: Serving) -> None:
 
 
 def check_speculator(runner: Any) -> None:
-    """Refuses a drafter that does not say what it draws from.
+    """Refuses a drafter that keeps no draft logits.
 
     Raises:
-        ConfigError: It keeps no logits.
+        ConfigError: It keeps none.
     """
     if getattr(runner.speculator, "draft_logits", None) is None:
         raise ConfigError(
@@ -113,7 +113,7 @@ def check_speculator(runner: Any) -> None:
 
 
 def follow(slots: Slots, verifier: Any) -> None:
-    """Has one engine's `RejectionSampler` and its `Sampler` tell `slots` of requests and steps."""
+    """Makes one engine's `RejectionSampler` and `Sampler` pass requests and steps to `slots`."""
     add, verify = verifier.sampler.add_request, verifier._verify
 
     def add_request(req_idx: int, sampling_params: Any) -> None:
@@ -131,19 +131,10 @@ def follow(slots: Slots, verifier: Any) -> None:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        rest = draft_sampled, pos, cu_num_logits, idx_mapping, idx_mapping_np, *args
         token = _rows.set(slots.batch(idx_mapping_np.tolist()))
         try:
-            return verify(
-                logits,
-                draft_logits,
-                draft_sampled,
-                pos,
-                cu_num_logits,
-                idx_mapping,
-                idx_mapping_np,
-                *args,
-                **kwargs,
-            )
+            return verify(logits, draft_logits, *rest, **kwargs)
         finally:
             _rows.reset(token)
 
@@ -152,7 +143,7 @@ def follow(slots: Slots, verifier: Any) -> None:
 
 
 def gated(stock: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`rejection_sample` that asks the rules first, in steps of engines that have one."""
+    """Returns a `rejection_sample` that applies the rules first, in engines that have one."""
 
     @wraps(stock)
     def rejection_sample(
@@ -168,23 +159,13 @@ def gated(stock: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Te
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
+        layout = cu_num_logits, pos, idx_mapping, expanded_idx_mapping, expanded_local_pos
+
         def verify(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-            return stock(
-                logits,
-                draft_logits,
-                tokens,
-                cu_num_logits,
-                pos,
-                idx_mapping,
-                expanded_idx_mapping,
-                expanded_local_pos,
-                temperature,
-                *args,
-                **kwargs,
-            )
+            return stock(logits, draft_logits, tokens, *layout, temperature, *args, **kwargs)
 
         rows = _rows.get()
-        if rows is None or draft_sampled.shape == idx_mapping.shape:  # nothing was drafted
+        if rows is None or draft_sampled.shape == idx_mapping.shape:  # Nothing was drafted.
             return verify(target_logits, draft_sampled)
         batch = rows.batch
         drafted = Drafted.of(draft_sampled, cu_num_logits, idx_mapping)
@@ -206,7 +187,7 @@ def gated(stock: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Te
             redrawn = gates.asked & last_drafts(
                 counts, batch.redraws, drafted.row, drafted.position
             )
-            # The kernels refuse -1 and draw its replacement from the logits as they are.
+            # The kernels refuse -1 and draw its replacement from the unchanged logits.
             tokens = draft_sampled.index_put(
                 (drafted.at + 1,), draft_sampled[drafted.at + 1].masked_fill(redrawn, -1)
             )
