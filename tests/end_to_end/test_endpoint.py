@@ -289,10 +289,10 @@ def test_a_server_that_tells_nothing_can_be_reported_on(server, easd, tmp_path, 
         (["--system", "easd:tau_g=1"], "'tau_g'"),
         (["--dialect", "french"], "'french' is not known; choose one of easd, vllm"),
         (["--dialect", "vllm", "--system", "easd"], "ignores the rule that a request names"),
-        (["--dialect", "vllm", "--system", "draft"], "needs a server of their own|does not look"),
+        (["--dialect", "vllm", "--system", "draft"], "a server of their own|ignores the rule"),
         (["--concurrency", "0"], "concurrency = 0"),
         (["--concurrency", "65"], "more than chunk = 64"),
-        (["--endpoint", "http://127.0.0.1:99999/v1"], "no address of an endpoint"),
+        (["--endpoint", "http://127.0.0.1:99999/v1"], "is not the address of an endpoint"),
         (["--set", "endpoint.timeout=soon"], "'soon' is not a number of seconds"),
         (["--set", "endpoint.tries=1"], "no field 'tries'"),
         (["--pair", "lab-a"], "'pair' cannot be set for an endpoint"),
@@ -321,11 +321,11 @@ def test_servers_that_will_not_do_are_one_line(refused, server, tmp_path, monkey
         assert "has 2 models (a, b); name one" in line(locked.url, "--api-key-env", "KEY")
         locked.models = ["lab"]
         ignored = line(locked.url, "--api-key-env", "KEY", "--system", "easd")
-        assert "would decode all systems alike" in ignored
+        assert "would decode all systems the same way" in ignored
         with_password = locked.url.replace("//", "//me:hush@")
         assert "hush" not in line(with_password)
     assert "ConnectError" in line(locked.url)
-    assert "no address of an endpoint" in line("127.0.0.1:8000")
+    assert "is not the address of an endpoint" in line("127.0.0.1:8000")
     assert not out.exists()
 
 
