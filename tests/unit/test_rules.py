@@ -410,6 +410,12 @@ def test_the_penalised_law_is_never_negative(dtype):
         assert (law.gather(-1, probs.argmax(-1, keepdim=True)) < 1e-5).all()
 
 
+def test_a_draft_token_that_the_target_cannot_write_is_replaced_by_fly():
+    step = one_position([0.7, 0.3, 0.0], [0.5, 0.3, 0.2], 0)
+    law = make_rule("fly", tau_h=0.1, window=0).law(step)
+    assert law[0, 0].tolist() == pytest.approx([0.7, 0.3, 0.0])
+
+
 def test_a_window_past_the_block_costs_nothing_and_is_the_block():
     step = one_position([0.25, 0.75], [1.0, 0.0], 0)
     for window in (1, 2, 1024):
