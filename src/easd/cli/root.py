@@ -24,7 +24,10 @@ COMMANDS = {
     "calibrate": ("calibrate", "Find tau_h for a pair."),
     "diagnose": ("diagnose", "Will EASD help on this pair, or another rule?"),
     "tune": ("tune", "Find the best rule for a pair, and say if none helps."),
-    "study": ("pair_study", "Does any rule help this pair on this task? Tunes, decodes and reports."),
+    "study": (
+        "pair_study",
+        "Does any rule help this pair on this task? Tunes, decodes and reports.",
+    ),
     "report": ("report", "Report on runs: one page, and every table."),
     "power": ("power", "Estimate how many problems and seeds a comparison takes."),
     "tasks": ("tasks", "List the tasks, and how their answers are graded."),
