@@ -108,7 +108,7 @@ def _last_of_each(first: torch.Tensor) -> torch.Tensor:
 def test_planted_faults_of_the_map_are_seen(planted, monkeypatch):
     pair = pair_of(DIRECTIONS[0])
     spoilt = planted(vocabulary_map(pair.tokenizer, pair.draft_tokenizer))
-    monkeypatch.setattr("easd.engine.generate.vocabulary_map", lambda *_: spoilt)
+    monkeypatch.setattr("easd.engine.vocabulary.vocabulary_map", lambda *_: spoilt)
     with pytest.raises(AssertionError):
         test_opinions_are_what_a_slow_reading_finds(DIRECTIONS[0])
 

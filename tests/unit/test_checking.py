@@ -154,7 +154,7 @@ def test_more_items_than_any_task_has():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["generate", "--pair", "lab-a", "--device", "meta", "1 + 2 ?"], "shapes without weights"),
+        (["generate", "--pair", "lab-a", "--device", "meta", "1 + 2 ?"], "shapes but no weights"),
         (["generate", "--pair", "lab-a", "--device", "cpu", "1 + 2 \udc80"], "lone surrogate"),
         (["eval", "--pair", "lab-a", "--task", "lab-a:99999999999999999999"], "is too large"),
         (

@@ -44,6 +44,16 @@ class VocabularyMap:
     )
 
     @property
+    def coverage(self) -> float:
+        """The share of the draft's tokens that have a target token."""
+        return float((self.first >= 0).float().mean())
+
+    @property
+    def one_to_one(self) -> float:
+        """The share of the draft's tokens that are exactly one token of the target."""
+        return float(self.single.float().mean())
+
+    @property
     def reachable(self) -> Tensor:
         """Ids of the target's tokens that the draft can propose, ascending."""
         return self.first[self.first >= 0].unique()
