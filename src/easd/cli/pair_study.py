@@ -34,9 +34,7 @@ _ENOUGH_TO_TUNE = 200
 
 
 def command(
-    what: Annotated[list[str], Parameter(name="[TARGET DRAFT] TASK")],
-    /,
-    *,
+    *what: Annotated[str, Parameter(name="[TARGET DRAFT] TASK")],
     models: ModelOptions = None,
     data: Data = None,
     set_: SetValue = None,
@@ -60,11 +58,11 @@ def command(
         tune_on: Number of items to tune on.
         out: Folder of the study: tuned.json, run/ and report/.
     """
-    task, chosen = what[-1], dict(models or {})
-    if len(what) == 3:
-        chosen |= {"target": what[0], "draft": what[1]}
-    elif len(what) != 1:
+    tune.check_free(decoding)
+    if len(what) not in (1, 3):
         raise ConfigError(f"{len(what)} names were given; give target, draft and task, or a task")
+    *own, task = what
+    chosen = {**(models or {}), **dict(zip(("target", "draft"), own, strict=False))}
     console = Console(stderr=True, quiet=quiet)
     study = load_study(None, settings(chosen, decoding, task=[task], data=data, set_=set_))
     (loaded,) = load_tasks(study, console, allow_code_execution=allow_code_execution)

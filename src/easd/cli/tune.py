@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
-from easd.cli.options import OUTPUT
+from easd.cli.options import OUTPUT, Options
 from easd.cli.references import ReferenceOptions
 from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
 from easd.diagnose.tuning import Tuning, tune
@@ -45,9 +45,7 @@ def command(
     Args:
         out: The file to write.
     """
-    for name in ("temperature", "draft_temperature"):
-        if name in (given.decoding or {}):
-            raise ConfigError(f"{name} is what tuning finds; leave it out")
+    check_free(given.decoding)
     study, task, pair = given.load()
     found = tune(
         given.read(read, study, task, pair),
@@ -67,6 +65,13 @@ def command(
     at = f"temperature {chosen.temperature:g}"
     line = f"{out} holds {chosen.rule['name']} at {at}; use it with --calibration {out}"
     given.console.print(Text(visible(line)), soft_wrap=True)
+
+
+def check_free(decoding: Options) -> None:
+    """Refuses settings that tuning chooses."""
+    for name in ("temperature", "draft_temperature"):
+        if name in (decoding or {}):
+            raise ConfigError(f"{name} is what tuning finds; leave it out")
 
 
 @torch.inference_mode()

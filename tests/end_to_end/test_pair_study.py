@@ -1,0 +1,68 @@
+"""`easd study`: tuned on some items, judged on the others, reported, continued."""
+
+import json
+
+import pytest
+
+from easd.runs import open_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study") / "here"
+
+
+@pytest.fixture
+def study(easd, folder):
+    def run(*more, task="lab-a:24", code=0):
+        return easd("study", "--pair", "lab-a", task, "--out", folder, *more, code=code)
+
+    return run
+
+
+def test_what_was_tuned_is_judged_on_other_items(study, folder):
+    printed, told = study()
+    tuned = json.loads((folder / "tuned.json").read_text())
+    run = open_run(folder / "run", "evaluation")
+    assert tuned["data"][0]["items"] == 8
+    assert run.samples.num_rows == 5 * 16
+    (fitted,) = run.run["fitted"]
+    assert fitted["overlap"] == {"lab-a": 0}
+    best = {each["name"]: each for each in tuned["estimates"]["candidates"]}
+    for system in run.run["systems"]:
+        if system["name"] in best:
+            wanted = best[system["name"]]["temperature"]
+            assert system["settings"]["temperature"] == wanted, system
+    assert [system["name"] for system in run.run["systems"]][:3] == [
+        "target at its best",
+        "speculative at its best",
+        "target, T = 1",
+    ]
+    assert "as fast as lossless speculation" in printed
+    assert "Does EASD help?" in told
+    assert "Does anything?" in told
+    assert "Does anything?" in (folder / "report" / "report.md").read_text()
+
+
+def test_a_finished_study_is_not_decoded_again(study, folder):
+    before = (folder / "tuned.json").read_bytes()
+    printed, told = study()
+    assert printed == ""
+    assert "nothing was left to decode" in told
+    assert (folder / "tuned.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--tune-on", "24"], "tune_on = 24 of 24 items"),
+        (["--tune-on", "0"], "tune_on = 0 of 24 items"),
+        (["--tune-on", "7"], "was tuned on 8 items, not 7; choose another --out"),
+        (["other"], "2 names were given; give target, draft and task, or a task"),
+        (["--temperature", "1"], "temperature is what tuning finds; leave it out"),
+    ],
+)
+def test_mistakes_are_one_line(study, given, words):
+    printed, told = study(*given, code=2)
+    assert printed == ""
+    assert words in told.splitlines()[-1]
