@@ -350,8 +350,9 @@ class GateOffByOne(EASD):
 class BonusUngated(EASD):
     """Promises a gate at the bonus position and does not ask it."""
 
-    def _where_drafted(self, gate, step):
-        return gate * step.has_draft()
+    def signals(self, step):
+        signals = EASD.signals(self, step)
+        return {**signals, "gate": signals["gate"] * step.has_draft()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
