@@ -39,6 +39,7 @@ class RunConfig:
         int8_draft: round the draft's matrices to int8, which changes the draft and is faster on a
             CPU for up to about ten texts at once.
         device: device of the models: cpu, cuda, cuda:1 or mps; unless given, a GPU if there is one.
+        trust_remote_code: run Python code that comes with a checkpoint; read it before.
         chat: put prompts into the tokenizer's chat template; unless given, if it has one.
         settings: everything else.
     """
@@ -49,6 +50,7 @@ class RunConfig:
     dtype: str | None = None
     int8_draft: bool = False
     device: str | None = None
+    trust_remote_code: bool = False
     chat: bool | None = None
     settings: Settings = field(default_factory=Settings)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,42 @@ def folder(tmp_path):
         return str(tmp_path)
 
     return make
+
+
+CODE = """
+import functools
+
+from transformers import LlamaForCausalLM
+
+
+class Own(LlamaForCausalLM):
+    @functools.wraps(LlamaForCausalLM.forward)
+    def forward(self, *inputs, **options):
+        output = super().forward(*inputs, **options)
+        output.logits[..., :5] = -1e4
+        return output
+"""
+
+
+def test_code_of_a_checkpoint_runs_only_if_it_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    monkeypatch.syspath_prepend(str(tmp_path / "m"))
+    model, tokenizer = build(llama_config()), word_tokenizer()
+    place = str(tmp_path / "own")
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    config = Path(place, "config.json")
+    values = json.loads(config.read_text()) | {"auto_map": {"AutoModelForCausalLM": "own.Own"}}
+    config.write_text(json.dumps(values))
+    Path(place, "own.py").write_text(CODE)
+    with pytest.raises(ModelError, match="runs only with --trust-remote-code"):
+        load_models(place)
+    pair = load_models(place, trust_remote_code=True)
+    asked = torch.tensor([[5, 6, 7]])
+    assert type(pair.target).__name__ == "Own"
+    assert pair.target(asked).logits[..., :5].max() == -1e4
+    (text,) = generate(pair.target, None, [[5, 6, 7]], max_new_tokens=20, rule="target")
+    assert min(text.token_ids) >= 5
 
 
 @pytest.mark.parametrize(

@@ -51,12 +51,16 @@ def find_model(name: str) -> str | Path:
     return name
 
 
-def check_model(name: str) -> None:
+def check_model(name: str, *, trust_remote_code: bool = False) -> None:
     """Refuses a model that cannot be decoded with, before its weights are read.
 
+    Args:
+        name: hub id or folder.
+        trust_remote_code: whether code that comes with the model may run.
+
     Raises:
-        ModelError: There is no such model, it is an encoder-decoder, it contains code, or it is an
-            adapter and peft is not installed.
+        ModelError: There is no such model, it is an encoder-decoder, it contains code that may
+            not run, or it is an adapter and peft is not installed.
     """
     place = find_model(name)
     if isinstance(place, str):
@@ -71,10 +75,10 @@ def check_model(name: str) -> None:
     config = _read(place, _CONFIG)
     if not isinstance(config, dict):
         return  # The loader reports what is wrong with the file.
-    if config.get("auto_map"):
+    if config.get("auto_map") and not trust_remote_code:
         raise ModelError(
-            f"{quoted(name)} contains Python code (auto_map in {_CONFIG}), which easd does not "
-            "run; load it yourself after reading that code, and give easd.generate the model"
+            f"{quoted(name)} contains Python code (auto_map in {_CONFIG}), which runs only with "
+            "--trust-remote-code (trust_remote_code=True); read that code before"
         )
     if config.get("is_encoder_decoder"):
         raise ModelError(

@@ -27,7 +27,9 @@ def load(config: RunConfig, report: Report = silent) -> Pair:
     if config.pair is not None:
         return load_pair(config.pair, **options)
     assert config.target is not None, "a config without a pair has a target"
-    return load_models(config.target, config.draft, **options)
+    return load_models(
+        config.target, config.draft, trust_remote_code=config.trust_remote_code, **options
+    )
 
 
 def load_with_status(config: RunConfig, console: Console) -> Pair:

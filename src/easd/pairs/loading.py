@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def load_models(
     dtype: torch.dtype | None = None,
     int8_draft: bool = False,
     device: str | None = None,
+    trust_remote_code: bool = False,
     report: Report = silent,
 ) -> Pair:
     """Loads a target, and a draft if named, by hub id or folder.
@@ -93,28 +95,31 @@ def load_models(
         int8_draft: round the draft's matrices to int8, which changes the draft and makes it faster
             on a CPU.
         device: the first GPU unless given, or the CPU where there is none.
+        trust_remote_code: run Python code that comes with a model; read it before.
         report: called with one line before each long step.
 
     Raises:
-        ModelError: A model cannot be loaded, or the two tokenizers differ and one of them cannot
-            be read as bytes.
+        ModelError: A model cannot be loaded or contains code that may not run, or the two
+            tokenizers differ and one of them cannot be read as bytes.
     """
     device = device or _default_device()
     weights = dtype or (torch.float32 if device == "cpu" else "auto")
     for name in filter(None, [target, draft]):
-        check_model(name)
-    tokenizer = _load(AutoTokenizer, target, "tokenizer")
+        check_model(name, trust_remote_code=trust_remote_code)
+    # Given neither True nor False, transformers asks in the terminal whether to run such code.
+    load = partial(_load, trust_remote_code=trust_remote_code)
+    tokenizer = load(AutoTokenizer, target, "tokenizer")
     models = []
     for name in filter(None, [target, draft]):
         report(f"loading {name}")
-        model = _load(AutoModelForCausalLM, name, "model", dtype=weights)
+        model = load(AutoModelForCausalLM, name, "model", dtype=weights)
         models.append(model.to(device).eval())
     pair = Pair(
         name=target if draft is None else f"{target} + {draft}",
         target=models[0],
         draft=models[1] if draft is not None else None,
         tokenizer=tokenizer,
-        draft_tokenizer=None if draft is None else _own_tokenizer(draft),
+        draft_tokenizer=None if draft is None else _own_tokenizer(draft, load),
     )
     if pair.draft_tokenizer is not None:
         pair = _mapped(pair, report)
@@ -138,8 +143,7 @@ def _with_int8_draft(pair: Pair) -> Pair:
 def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
     path = str(find_model(name))
     try:
-        # Unless it is False, transformers asks in the terminal whether to run a checkpoint's code.
-        return loader.from_pretrained(path, trust_remote_code=False, **options)
+        return loader.from_pretrained(path, **options)
     except Exception as error:  # Loaders raise anything from OSError to SafetensorError.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
@@ -151,11 +155,11 @@ def _load(loader: Any, name: str, what: str, **options: Any) -> Any:
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
-def _own_tokenizer(draft: str) -> PreTrainedTokenizerBase | None:
+def _own_tokenizer(draft: str, load: Callable[..., Any]) -> PreTrainedTokenizerBase | None:
     folder = Path(draft).expanduser()
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
         return None  # `Pair.vocab_size` still compares the sizes.
-    return _load(AutoTokenizer, draft, "tokenizer")
+    return load(AutoTokenizer, draft, "tokenizer")
 
 
 def _cross_family(
