@@ -128,12 +128,12 @@ def test_models_without_a_context_window_write_as_much_as_is_asked_for(monkeypat
     monkeypatch.setattr(Pair, "context_window", None)
     config = load_config(None, {"target": "x", "max_new_tokens": 7})
     reader = Reader(endless(), Serving(config=config))
-    body = CompletionRequest(model="x", prompt="w5")
     for asked, given in ((None, 7), (9000, 9000)):
-        (request,) = reader.requests(body, [PROMPT], reader.settings(body), max_new_tokens=asked)
+        body = CompletionRequest(model="x", prompt="w5", max_tokens=asked)
+        (request,) = reader.requests(body, [PROMPT], reader.settings(body))
         assert request.max_new_tokens == given
     last = endless().vocab_size - 1
-    assert reader.requests(body, [[last]], reader.settings(body), max_new_tokens=1)
+    assert reader.requests(body, [[last]], reader.settings(body))
     with pytest.raises(InputError, match=rf"token id {last + 1} and the vocabulary {last + 1}"):
         reader.requests(body, [[last + 1]], reader.settings(body), max_new_tokens=1)
 
