@@ -135,7 +135,7 @@ def test_models_without_a_context_window_write_as_much_as_is_asked_for(monkeypat
     last = endless().vocab_size - 1
     assert reader.requests(body, [[last]], reader.settings(body))
     with pytest.raises(InputError, match=rf"token id {last + 1} and the vocabulary {last + 1}"):
-        reader.requests(body, [[last + 1]], reader.settings(body), max_new_tokens=1)
+        reader.requests(body, [[last + 1]], reader.settings(body))
 
 
 def test_prompts_of_ids_may_fill_the_context_window_and_no_more():
