@@ -310,6 +310,13 @@ def test_best_rule_is_named_with_its_gain():
     assert found.verdict.best == "pool"  # a right token that is the only plausible one
     assert "Best rule with a gate is pool: +1000.00 right tokens" in found.verdict.advice
     assert "Best without a gate is half temperature" in found.verdict.advice
+    alone = max(
+        e.change.value
+        for e in found.thresholds[0].effects
+        if e.rule in ("greedy everywhere", "half temperature")
+    )
+    words = f"The target alone gains {100 * alone:+.2f} right tokens in 100 texts at a lower"
+    assert words in found.verdict.advice
 
 
 def test_rules_that_change_nothing_are_never_best():

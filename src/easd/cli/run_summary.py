@@ -11,9 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from easd.errors import EasdError, visible
-from easd.report.best import answers
-from easd.report.metrics import differences_to_best, drafting, frames
+from easd.errors import ConfigError, EasdError, visible
 from easd.runs import open_run
 
 _SUMS = ("gate_open", "examined", "new_tokens", "blocks")
@@ -68,6 +66,12 @@ def show_verdict(folder: Path, console: Console) -> None:
     """Prints whether EASD, or any system, beats the target at its best temperature."""
     run = open_run(folder, "evaluation")
     if not run.samples.num_rows:
+        return
+    try:  # Decoding does without the extra that reports need.
+        from easd.report.best import answers
+        from easd.report.metrics import differences_to_best, drafting, frames
+    except ConfigError as missing:
+        console.print(shown_text(f"no verdict: {missing}"), soft_wrap=True)
         return
     found = frames(run)
     tables = {"differences_to_best": differences_to_best(found)}

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from easd.diagnose.calibration import NO_OP_RATE
-from easd.diagnose.effects import LEVEL, Effect, effects, mean, solved
+from easd.diagnose.effects import EVERYWHERE, LEVEL, Effect, effects, mean, solved
 from easd.diagnose.pool_fit import PoolFit, fit_pool
 from easd.diagnose.positions import DraftVocabulary, Positions, gate, met, threshold_for
 from easd.diagnose.wording import interval, p_text, percent, signed, unit_of
@@ -267,4 +267,10 @@ def _advice(effects: Sequence[Effect], unit: str) -> tuple[str | None, str]:
         advice = f"Best rule with a gate is {described(gated)}."
     if ungated:
         advice += f" Best without a gate is {described(ungated)}."
+    alone = max(
+        (e for e in effects if e.rule in EVERYWHERE), key=lambda e: e.change.value, default=None
+    )
+    if alone is not None and alone.change.value > 0:
+        gain = signed(100 * alone.change.value)
+        advice += f" The target alone gains {gain} {unit} at a lower temperature ({alone.rule})."
     return (real[0].rule if real else None), advice
