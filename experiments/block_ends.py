@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers.utils import logging
 
 from easd import Speculative, generate, load_pair
-from easd.cli.study import load_tasks
+from easd.cli.grid_options import load_tasks
 from easd.core.signals import entropy
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.prompting import encode_item

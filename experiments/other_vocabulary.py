@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from easd import load_pair
-from easd.cli.study import load_tasks
+from easd.cli.grid_options import load_tasks
 from easd.core.rules import Speculative, TargetOnly
 from easd.engine import generate
 from easd.engine.other_vocabulary import OtherVocabularyDrafter

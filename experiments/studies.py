@@ -14,8 +14,8 @@ from rich.text import Text
 from transformers.utils import logging
 
 from easd import EASD, load_pair
+from easd.cli.grid_options import load_tasks, watch
 from easd.cli.references import references
-from easd.cli.study import load_tasks, watch
 from easd.diagnose.diagnosis import Diagnosis, diagnose
 from easd.diagnose.reference_pass import read_positions
 from easd.engine.pair import Pair

@@ -15,7 +15,7 @@ from easd.errors import TraceError
 from easd.inspect.overview import overview
 from easd.report import write_report
 from easd.runs import RunFolder, describe, open_run
-from easd.runs.fitted import overlaps
+from easd.runs.fit_overlap import overlaps
 from easd.runs.seal import seal_json
 
 NASTY = "a\x1b[31m\x9b\u202e\x00[/]b"

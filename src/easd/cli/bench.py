@@ -17,8 +17,8 @@ from rich.progress import Progress
 from rich.table import Column, Table
 from rich.text import Text
 
+from easd.cli.grid_options import load_tasks
 from easd.cli.options import MODELS, OUTPUT, Flag, ModelOptions, joined
-from easd.cli.study import load_tasks
 from easd.engine.pair import Pair
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig

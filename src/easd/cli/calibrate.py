@@ -18,8 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from easd.cli.options import OUTPUT, RULE, ModelOptions, Options, Quiet, fields_of, options
-from easd.cli.study import (
+from easd.cli.grid_options import (
     Config,
     Data,
     OfGrid,
@@ -31,6 +30,7 @@ from easd.cli.study import (
     settings,
     watch,
 )
+from easd.cli.options import OUTPUT, RULE, ModelOptions, Options, Quiet, fields_of, options
 from easd.core.rules import EASD
 from easd.diagnose.calibration import (
     SOURCES,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from easd.cli.study import Config, GridOptions, OfGrid, Out
+from easd.cli.grid_options import Config, GridOptions, OfGrid, Out
 
 OfEndpoint = partial(Parameter, group=Group("Endpoint", sort_key=10))
 

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from easd.cli.options import AsJson, ModelOptions, Quiet
-from easd.cli.study import (
+from easd.cli.grid_options import (
     TASK_METAVAR,
     Data,
     OfGrid,
@@ -22,6 +21,7 @@ from easd.cli.study import (
     load_tasks,
     settings,
 )
+from easd.cli.options import AsJson, ModelOptions, Quiet
 from easd.diagnose.reference_pass import ReferenceText
 from easd.engine.pair import Pair
 from easd.errors import InputError

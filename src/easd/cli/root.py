@@ -25,7 +25,7 @@ COMMANDS = {
     "diagnose": ("diagnose", "Predict whether EASD or another rule helps on a pair."),
     "tune": ("tune", "Find the best rule for a pair, and say if none helps."),
     "study": (
-        "pair_study",
+        "study",
         "Does any rule help this pair on this task? Tunes, decodes and reports.",
     ),
     "report": ("report", "Report on runs: one page, and every table."),

@@ -1,288 +1,123 @@
-"""Options, loading and a progress bar, shared by commands that decode tasks."""
+"""`easd study`: tune on some items of a task, judge on the others, and report."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
 
-from easd.cli.options import (
-    DECODING,
-    GRID,
-    OUTPUT,
-    CalibrationOption,
-    Flag,
-    Force,
-    ModelOptions,
-    Options,
-    Quiet,
-    fields_of,
-    options,
+from easd.cli import tune
+from easd.cli.grid_options import (
+    AllowCode,
+    Data,
+    GridOptions,
+    OfGrid,
+    SetValue,
+    SharedDecoding,
+    load_tasks,
+    settings,
 )
-from easd.cli.run_summary import say_failures, show_run, show_verdict, shown_text
-from easd.config import parse_override
+from easd.cli.options import OUTPUT, ModelOptions, Quiet
+from easd.cli.references import ReferenceOptions
+from easd.cli.run_summary import shown_text
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
-from easd.engine.pair import fingerprints
-from easd.engine.settings import Settings
-from easd.errors import ConfigError, visible
-from easd.evaluate.config import StudyConfig, read_study
-from easd.evaluate.endpoint.evaluate import EndpointEvaluation
-from easd.evaluate.endpoint.settings import EndpointStudy
-from easd.evaluate.engine import Evaluation
-from easd.evaluate.grid import Grid, parse_task
-from easd.evaluate.runner import GridRun, Progress
-from easd.pairs.from_config import load_with_status
-from easd.presets import PRESETS
-from easd.tasks import Task
+from easd.diagnose.tuning import TARGET
+from easd.errors import ConfigError
+from easd.evaluate.config import load_study
+from easd.evaluate.grid import parse_task
+from easd.report import write_report
+from easd.runs import open_run
 
-# Systems have rules, and a grid has seeds.
-_NOT_SHARED = ("rule", "n", "seed")
-_DEFAULTS = {"max_new_tokens": "the task's", "batch_size": "16", "coupling": "shared"}
-
-if TYPE_CHECKING:
-    SharedDecoding = Options
-else:
-    SharedDecoding = options(fields_of(Settings, without=_NOT_SHARED), DECODING, _DEFAULTS)
-
-OfGrid = partial(Parameter, group=GRID)
-
-Config = Annotated[
-    Path | None,
-    Parameter(
-        help="A YAML file with any of these settings, or a preset: "
-        f"{', '.join(PRESETS)}. Options take precedence over it.",
-    ),
-]
-TASK_METAVAR = "NAME[:COUNT|:FIRST-END]"
-TaskNames = Annotated[
-    list[str] | None,
-    OfGrid(
-        name="--task",
-        metavar=TASK_METAVAR,
-        help="A task, its first items as name:count, or a slice as name:500-700, counted from 0 "
-        "and without the 700th; see `easd tasks`. May be repeated.",
-    ),
-]
-Data = Annotated[
-    Path | None,
-    OfGrid(
-        show_default="EASD_DATA, or the hub",
-        help="A file of items, or a folder with one file per task.",
-    ),
-]
-Seeds = Annotated[
-    list[int] | None,
-    OfGrid(
-        name="--seed",
-        metavar="INT",
-        show_default="0",
-        help="Decode every item once with this seed; may be repeated.",
-    ),
-]
-Out = Annotated[
-    Path, Parameter(group=OUTPUT, help="Folder of the run; a run that was stopped continues.")
-]
-AllowCode = Annotated[
-    bool,
-    Flag(group=GRID, help="Run code that models wrote, in a sandbox; programming tasks need it."),
-]
-SetValue = Annotated[
-    list[str] | None,
-    OfGrid(
-        name="--set",
-        metavar="NAME=VALUE",
-        help="Any setting of the config file, as name=value (coupling=maximal, trace=500, "
-        "chunk=32, baselines=false, ...); may be repeated.",
-    ),
-]
+_ENOUGH_TO_TUNE = 200
 
 
-def settings(
-    *given: Options,
-    task: Iterable[str] | None = None,
-    data: Path | None = None,
-    seed: Iterable[int] | None = None,
-    set_: Iterable[str] | None = None,
-) -> dict[str, Any]:
-    """Returns options by their names in a config file."""
-    found = {name: value for each in given for name, value in (each or {}).items()}
-    if task:
-        found["tasks"] = [_task(spec, data) for spec in task]
-    if seed:
-        found["seeds"] = list(seed)
-    return found | dict(parse_override(text) for text in set_ or ())
+def command(
+    *what: Annotated[str, Parameter(name="[TARGET DRAFT] TASK")],
+    models: ModelOptions = None,
+    data: Data = None,
+    set_: SetValue = None,
+    tune_on: Annotated[
+        int | None, OfGrid(show_default=f"a third of the items, at most {_ENOUGH_TO_TUNE}")
+    ] = None,
+    allow_code_execution: AllowCode = False,
+    decoding: SharedDecoding = None,
+    out: Annotated[Path, Parameter(group=OUTPUT)] = Path("runs/study"),
+    quiet: Quiet = False,
+) -> None:
+    """Does any rule help this pair on this task? Tunes, decodes and reports.
 
+    Temperatures, powers and gates are tuned on the first items of the task, from their written
+    solutions. What was found then decodes the other items, beside EASD, lossless speculation, and
+    the target at its best temperature and at 1. A study that was stopped continues.
 
-def _task(spec: str, data: Path | None) -> dict[str, Any]:
-    task = parse_task(spec).to_dict()
-    return task if data is None else {**task, "data": str(data)}
+    Args:
+        what: Target and draft, a hub id or a folder each, unless there is --pair; and a task: its
+            name, its first items as name:count, or a slice of it as name:500-700.
+        tune_on: Number of items to tune on.
+        out: Folder of the study: tuned.json, run/ and report/.
+    """
+    tune.check_free(decoding)
+    if len(what) not in (1, 3):
+        raise ConfigError(f"{len(what)} names were given; give target, draft and task, or a task")
+    *own, task = what
+    chosen = {**(models or {}), **dict(zip(("target", "draft"), own, strict=False))}
+    console = Console(stderr=True, quiet=quiet)
+    study = load_study(None, settings(chosen, decoding, task=[task], data=data, set_=set_))
+    (loaded,) = load_tasks(study, console, allow_code_execution=allow_code_execution)
+    count = len(loaded.items)
+    fit = min(_ENOUGH_TO_TUNE, count // 3) if tune_on is None else tune_on
+    if not 0 < fit < count:
+        raise ConfigError(f"tune_on = {fit} of {count} items; use at least 1 and leave at least 1")
+    name, first = (spec := parse_task(task)).name, spec.first
 
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class GridOptions:
-    """Options of commands that decode a grid of tasks and systems."""
-
-    models: ModelOptions = None
-    task: TaskNames = None
-    data: Data = None
-    seed: Seeds = None
-    set_: SetValue = None
-    allow_code_execution: AllowCode = False
-    calibration: CalibrationOption = None
-    force: Force = False
-    decoding: SharedDecoding = None
-    quiet: Quiet = False
-
-    def run(
-        self,
-        config: Path | None,
-        out: Path,
-        given: Mapping[str, Any],
-        then: Callable[[], list[Any]] | None = None,
-    ) -> None:
-        """Decodes missing texts of a grid, by a pair or a server, and prints the accuracies.
-
-        Args:
-            config: a YAML file, over which these options take precedence.
-            out: folder of the run.
-            given: settings that take precedence over the options.
-            then: returns the systems of a second round, once the first is decoded.
-
-        Raises:
-            EasdError: Models, tasks, settings or the folder cannot be used; finished texts stay.
-        """
-        asked = settings(
-            *(self.models, self.decoding),
-            task=self.task,
-            data=self.data,
-            seed=self.seed,
-            set_=self.set_,
+    out.mkdir(parents=True, exist_ok=True)
+    tuned = out / "tuned.json"
+    shared: dict[str, Any] = {
+        "models": chosen,
+        "data": data,
+        "set_": set_,
+        "decoding": decoding,
+        "quiet": quiet,
+    }
+    if not tuned.exists():
+        tune.command(
+            given=ReferenceOptions(task=f"{name}:{first}-{first + fit}", **shared), out=tuned
         )
-        calibrated = read_calibration(self.calibration) if self.calibration else None
-        fill = calibrated.fill if calibrated else dict
-        values = read_study(config, {**asked, **given})
-        if calibrated:
-            values = {**calibrated.decoding, **values}
-            if "name" in calibrated.fields:
-                tuned = str(calibrated.fields["name"])
-                values.setdefault("systems", list(dict.fromkeys(["target", "speculative", tuned])))
-        console = Console(stderr=True, quiet=self.quiet)
-        if "endpoint" in values and then is None:
-            study = EndpointStudy.from_dict(values, fill=fill)
-            _check_endpoint(calibrated, self.force)
-            tasks = load_tasks(study, console, allow_code_execution=self.allow_code_execution)
-            with console.status("asking the server"):
-                evaluation = EndpointEvaluation(
-                    *(study, tasks, out),
-                    on_wait=lambda why: console.print(shown_text(why, "yellow"), soft_wrap=True),
-                    fitted=calibrated and calibrated.fitted_on(tasks),
-                )
-            watch(evaluation, console)
-        else:
-            study = StudyConfig.from_dict(values, fill=fill)
-            tasks = load_tasks(study, console, allow_code_execution=self.allow_code_execution)
-            pair = load_with_status(study.base, console)
-            if calibrated is not None and not self.force:
-                calibrated.check(fingerprints(pair), study.base.settings)
-            fitted = calibrated and calibrated.fitted_on(tasks)
-            if fitted and not self.force:
-                _check_overlap(fitted)
-            watch(Evaluation(study, pair, tasks, out, fitted), console)
-            if then is not None:
-                study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
-                watch(Evaluation(study, pair, tasks, out, fitted), console)
-        show_run(out, console)
-        show_verdict(out, console)
-        console.print(shown_text(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
-        say_failures(out, console)
+    found = read_calibration(tuned)
+    if (used := sum(each["items"] for each in found.data)) != fit:
+        raise ConfigError(f"{tuned} was tuned on {used} items, not {fit}; choose another --out")
+    GridOptions(
+        task=[f"{name}:{first + fit}-{first + count}"],
+        calibration=tuned,
+        allow_code_execution=allow_code_execution,
+        **shared,
+    ).run(None, out / "run", {"systems": systems(found), "baselines": False})
+    page = write_report([open_run(out / "run", "evaluation")], out / "report", baseline=TARGET)
+    console.print(shown_text(f"the report is {page}"), soft_wrap=True)
 
 
-def _check_overlap(fitted: Mapping[str, Any]) -> None:
-    """Refuses to judge a tuned rule on the items it was tuned on."""
-    for task, shared in fitted["overlap"].items():
-        if fitted["kind"] == "tuning" and shared:
-            raise ConfigError(
-                f"the rule was tuned on {shared:,} of these items of {task}, on which it looks "
-                f"better than it is; judge it on others, such as --task {task}:FIRST-END, or add "
-                "--force"
-            )
+def systems(found: CalibrationFile) -> list[dict[str, Any]]:
+    """Returns the systems that a study compares, from what tuning estimated.
 
-
-def _check_endpoint(calibrated: CalibrationFile | None, force: bool) -> None:
-    if calibrated is not None and not force:
-        raise ConfigError(
-            "a calibration is checked against the pair's weights, which an endpoint does not "
-            "reveal; add --force if it is of the same pair and temperature"
-        )
-
-
-def load_tasks(
-    config: Grid[Any], console: Console, *, allow_code_execution: bool = False
-) -> list[Task]:
-    """Loads every task and prints which rows were skipped."""
-    tasks = []
-    for spec in config.tasks:
-        with console.status(f"loading {spec.name}"):
-            task = spec.load(allow_code_execution=allow_code_execution)
-        for line in task.skipped:
-            console.print(shown_text(f"skipped: {task.name}: {line}", "yellow"), soft_wrap=True)
-        tasks.append(task)
-    return tasks
-
-
-def watch(evaluation: GridRun[Any], console: Console) -> None:
-    """Runs an evaluation behind a progress bar."""
-    tally: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    texts = tokens = 0
-    seconds = 0.0
-    total = len(evaluation.chunks())
-    for line in evaluation.warnings():
-        console.print(shown_text(f"warning: {line}", "yellow"), soft_wrap=True)
-    bar = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal or console.quiet,
-    )
-    with bar:
-        task = bar.add_task("decoding", total=total, note="")
-
-        def show(progress: Progress) -> None:
-            nonlocal texts, tokens, seconds
-            chunk = progress.chunk
-            count = tally[chunk.task.name, chunk.system.name]
-            count[0] += progress.correct
-            count[1] += progress.texts
-            texts += progress.texts
-            tokens += progress.tokens
-            seconds += progress.seconds
-            note = visible(f"{chunk.task.name} · {chunk.system.name}")
-            if count[1]:
-                note += f" · {count[0] / count[1]:.1%} of {count[1]} right"
-            if seconds:
-                note += f" · {tokens / seconds:,.0f} tok/s"
-            bar.update(task, completed=progress.done, note=note)
-
-        evaluation.run(show)
-    if not texts:
-        console.print("nothing was left to decode")
+    These are the target at its best temperature and at 1, lossless speculation at the former, and
+    the best candidates of EASD and of the pool, whether or not tuning recommends them.
+    """
+    candidates = {each["name"]: each for each in found.estimates["candidates"]}
+    at_best = {"temperature": candidates[TARGET]["temperature"]}
+    if (draft_temperature := candidates[TARGET]["draft_temperature"]) is not None:
+        drafted = {**at_best, "draft_temperature": draft_temperature}
+    else:
+        drafted = at_best
+    compared = [
+        {"name": TARGET, "rule": "target", **at_best},
+        {"name": "speculative at its best", "rule": "speculative", **drafted},
+        {"name": "target, T = 1", "rule": "target", "temperature": 1.0},
+    ]
+    for kind in ("easd", "pool"):
+        own = [each for each in candidates.values() if each["rule"]["name"].startswith(kind)]
+        best = max(own, key=lambda each: each["right"]["value"])
+        system = {name: best[name] for name in ("name", "rule", "temperature")}
+        compared.append({**system, "draft_temperature": best["draft_temperature"]})
+    return compared

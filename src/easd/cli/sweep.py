@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from easd.cli.grid_options import Config, GridOptions, Out
 from easd.cli.options import OUTPUT, RULE
-from easd.cli.study import Config, GridOptions, Out
 from easd.diagnose.calibration import firing_grid, signals
 from easd.diagnose.calibration_file import read_calibration
 from easd.errors import ConfigError, InputError

@@ -11,11 +11,11 @@ from torch import Tensor
 from easd.core.couplings import Coupling
 from easd.core.noise import Noise
 from easd.core.rules import Rule, rule_name
+from easd.engine.admission import Rows
 from easd.engine.batch import Batch, Block, Clock, Failure, StepRecord, Verified
 from easd.engine.drafters import Draft, Drafter
 from easd.engine.models.slots import SlotModel
 from easd.engine.request import Request, Row
-from easd.engine.rows import Rows
 from easd.errors import ConfigError, InputError
 
 

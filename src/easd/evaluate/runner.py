@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from easd.evaluate.grid import Grid, S
 from easd.runs import TABLES, RunFolder, describe
-from easd.runs.fitted import overlaps
+from easd.runs.fit_overlap import overlaps
 from easd.tasks import Item, Task
 
 _TABLES = TABLES["evaluation"]

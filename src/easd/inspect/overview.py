@@ -15,7 +15,7 @@ from rich.text import Text
 from easd.errors import visible
 from easd.inspect.terminal import summary_panel
 from easd.runs import Run, summary, traces
-from easd.runs.fitted import overlaps
+from easd.runs.fit_overlap import overlaps
 from easd.runs.reader import CALLED
 
 _COUNTS = ("proposed", "examined", "accepted", "penalised")

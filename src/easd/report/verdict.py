@@ -23,7 +23,7 @@ from easd.report.page import (
     tables_by_task,
     with_interval,
 )
-from easd.runs.fitted import overlaps
+from easd.runs.fit_overlap import overlaps
 
 _VERDICT = (
     "system finding accuracy difference p_holm same_text gate_rate block_efficiency detectable"

@@ -15,7 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from easd.engine.models.attention import attend, folded_mask, folds
-from easd.engine.models.borrowing import borrowed, borrows
+from easd.engine.models.attention_swap import borrowed, borrows
 from easd.engine.models.cache import SlotCache
 from easd.engine.models.llama import plain_forward, plain_layers
 from easd.engine.models.packing import PackedLinears
