@@ -105,19 +105,15 @@ def systems(found: CalibrationFile) -> list[dict[str, Any]]:
     the best candidates of EASD and of the pool, whether or not tuning recommends them.
     """
     candidates = {each["name"]: each for each in found.estimates["candidates"]}
-    at_best = {"temperature": candidates[TARGET]["temperature"]}
-    if (draft_temperature := candidates[TARGET]["draft_temperature"]) is not None:
-        drafted = {**at_best, "draft_temperature": draft_temperature}
-    else:
-        drafted = at_best
+    best = {name: candidates[TARGET][name] for name in ("temperature", "draft_temperature")}
     compared = [
-        {"name": TARGET, "rule": "target", **at_best},
-        {"name": "speculative at its best", "rule": "speculative", **drafted},
+        {"name": TARGET, "rule": "target", "temperature": best["temperature"]},
+        {"name": "speculative at its best", "rule": "speculative", **best},
         {"name": "target, T = 1", "rule": "target", "temperature": 1.0},
     ]
     for kind in ("easd", "pool"):
         own = [each for each in candidates.values() if each["rule"]["name"].startswith(kind)]
-        best = max(own, key=lambda each: each["right"]["value"])
-        system = {name: best[name] for name in ("name", "rule", "temperature")}
-        compared.append({**system, "draft_temperature": best["draft_temperature"]})
+        highest = max(own, key=lambda each: each["right"]["value"])
+        names = ("name", "rule", "temperature", "draft_temperature")
+        compared.append({name: highest[name] for name in names})
     return compared
