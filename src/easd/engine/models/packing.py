@@ -3,8 +3,8 @@
 Decoding multiplies a large weight with one to a few dozen rows. The plain path repacks the weight
 for every product. With a packed weight the product can take a third to a half of the time
 (`benchmarks/packing.py`), and scoring five tokens costs little more than scoring one. That holds in
-float32 and, on processors with AVX-512, in bfloat16. With AVX2 only, the plain product is faster for
-a single row, except onto many columns. The packed weight is a copy, which must not outlive the
+float32 and, on processors with AVX-512, in bfloat16. With AVX2 only, the plain product is faster
+for a single row, except onto many columns. The packed weight is a copy, which must not outlive the
 model's.
 
 Weights may change in ways that torch does not count: through `.data`, by a merged adapter or a

@@ -35,11 +35,14 @@ Kind = Literal[
     "easd-maximal",
     "easd-adaptive",
     "prompt-lookup",
+    "vllm",
+    "vllm-speculative",
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
-UNDRAFTED: tuple[Kind, ...] = ("target", "generate")
+UNDRAFTED: tuple[Kind, ...] = ("target", "generate", "vllm")
 ADAPTIVE: tuple[Kind, ...] = ("adaptive", "easd-adaptive")  # Decide the length of their blocks.
 THEIRS: tuple[Kind, ...] = ("generate", "assisted")  # Decoded by transformers.
+VLLM: tuple[Kind, ...] = ("vllm", "vllm-speculative")  # Decoded by `VllmEngines`.
 TEMPERED: tuple[Kind, ...] = ("tempered", "block-tempered")  # Need a draft temperature.
 LONGEST = 8  # Maximum number of draft tokens in an adaptive block.
 LEAST_BLOCK_PROB = 0.4  # See docs/speed.md.
