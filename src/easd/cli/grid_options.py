@@ -33,7 +33,7 @@ from easd.cli.options import (
     fields_of,
     options,
 )
-from easd.cli.run_summary import say_failures, show_run, show_verdict, shown_text
+from easd.cli.run_summary import say_failures, shown_text, summarise
 from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.engine.pair import fingerprints
@@ -47,6 +47,7 @@ from easd.evaluate.grid import Grid, parse_task
 from easd.evaluate.runner import GridRun, Progress
 from easd.pairs.from_config import load_with_status
 from easd.presets import PRESETS
+from easd.runs import open_run
 from easd.tasks import Task
 
 # Systems have rules, and a grid has seeds.
@@ -206,10 +207,10 @@ class GridOptions:
             if then is not None:
                 study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
                 watch(Evaluation(study, pair, tasks, out, fitted), console)
-        show_run(out, console)
-        show_verdict(out, console)
+        finished = open_run(out, "evaluation")
+        summarise(finished, console)
         console.print(shown_text(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
-        say_failures(out, console)
+        say_failures(finished, console)
 
 
 def _check_overlap(fitted: Mapping[str, Any]) -> None:
