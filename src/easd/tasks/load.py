@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from easd.errors import ConfigError, InputError, shown
 from easd.pairs import lab
-from easd.tasks.catalogue import TASKS, Kind, TaskInfo
+from easd.tasks.catalogue import LAB_COUNT, TASKS, Kind, TaskInfo
 from easd.tasks.graders import (
     check_code_execution,
     grade_choice,
@@ -39,7 +39,7 @@ from easd.tasks.task import (
 
 DATA_FOLDER = "EASD_DATA"
 _MOST_ITEMS = 1_000_000
-LAB_COUNT = 1000
+
 
 # Builder of items, grader and system message of each kind.
 _KINDS: dict[Kind, tuple[Callable[[DataRow, str], Item], Grader, str | None]] = {
