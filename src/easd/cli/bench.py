@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import Group, Parameter
@@ -30,7 +30,16 @@ from easd.runs.schema import PARTS
 from easd.speed.bench import Bench, Cell, Line, System, lines, read_timings
 from easd.speed.bench.results import BASES, Clock, plot
 from easd.speed.bench.roofline import rooflines
-from easd.speed.bench.systems import ADAPTIVE, KINDS, TEMPERED, UNDRAFTED, Load, profiled
+from easd.speed.bench.systems import (
+    ADAPTIVE,
+    AUTO,
+    KINDS,
+    TEMPERED,
+    UNDRAFTED,
+    Kind,
+    Load,
+    profiled,
+)
 from easd.speed.plan import CostModel, Shape, measure_here
 from easd.speed.plan.measure import describe
 
@@ -66,8 +75,8 @@ class Benchmark:
         kinds: A system: target, generate and assisted (of transformers), speculative, block
             (verified as a whole), adaptive, easd, easd-maximal, easd-adaptive, prompt-lookup, or
             with --draft-temperature tempered and block-tempered; may be repeated.
-        gammas: Draft tokens per block; may be repeated. Systems with blocks of a fixed length run
-            once with each.
+        gammas: Draft tokens per block, or auto; may be repeated. Systems with blocks of a fixed
+            length run once with each; auto is for lossless ones of this engine.
         tau_h: Entropy threshold in nats.
         clock: Clock of the ratios: wall time, or processor time, which other processes disturb
             less. With cpu use --threads 1, because waiting threads count.
@@ -97,7 +106,8 @@ class Benchmark:
         OfSystems(name="--system", metavar="NAME", show_default="all but tempered ones"),
     ] = tuple(kind for kind in KINDS if kind not in TEMPERED)
     gammas: Annotated[
-        tuple[int, ...], OfSystems(name="--gamma", metavar="INT", show_default=joined)
+        tuple[int | Literal["auto"], ...],
+        OfSystems(name="--gamma", metavar="INT|auto", show_choices=False, show_default=joined),
     ] = (4,)
     tau_h: Annotated[float, OfSystems()] = 1.5
     clock: Annotated[Clock, Parameter(group=OUTPUT)] = "wall"
@@ -156,7 +166,7 @@ class Benchmark:
         for name in ("batches", "contexts", "gammas", "rounds", "tokens", "texts"):
             values = getattr(self, name)
             each = values if isinstance(values, tuple) else (values,)
-            if any(value is not None and value < 1 for value in each):
+            if any(isinstance(value, int) and value < 1 for value in each):
                 raise ConfigError(f"{name} = {values} holds less than 1; use 1 or more")
         if self.roofline and study.base.int8_draft:
             raise ConfigError(
@@ -165,6 +175,11 @@ class Benchmark:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"system {kind!r} is not known; choose from {', '.join(KINDS)}")
+            if kind not in UNDRAFTED + ADAPTIVE and not self._gammas(kind):
+                raise ConfigError(
+                    f"system {kind!r} has no gamma = 'auto'; add a number, such as --gamma 4, or "
+                    f"name others: --system {' --system '.join(AUTO)}"
+                )
             if (kind in TEMPERED) and self.draft_temperature is None:
                 raise ConfigError(
                     f"system {kind!r} drafts at a temperature; add --draft-temperature"
@@ -219,7 +234,11 @@ class Benchmark:
             if kind in UNDRAFTED + ADAPTIVE:
                 yield System(kind)
             else:
-                yield from (System(kind, gamma) for gamma in dict.fromkeys(self.gammas))
+                yield from (System(kind, gamma) for gamma in self._gammas(kind))
+
+    def _gammas(self, kind: Kind) -> list[int | Literal["auto"]]:
+        """Returns the lengths of the blocks of a kind's systems."""
+        return [g for g in dict.fromkeys(self.gammas) if g != "auto" or kind in AUTO]
 
     def _rooflines(self, bench: Bench, pair: Pair) -> Table:
         costs = CostModel(

@@ -47,9 +47,12 @@ def command(
     """
     check_free(given.decoding)
     study, task, pair = given.load()
+    gamma = study.base.settings.gamma
+    if gamma == "auto":
+        raise ConfigError("gamma = 'auto' is chosen while decoding; forecasts need a number")
     found = tune(
         given.read(read, study, task, pair),
-        gamma=study.base.settings.gamma,
+        gamma=gamma,
         unique_solution=task.unique_solution,
     )
     speeds = _speeds(found, pair)

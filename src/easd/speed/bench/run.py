@@ -74,7 +74,7 @@ class Bench:
         for cell in self.cells:
             longest = max(map(len, self._prompts(cell)))
             check_window(self.pair, longest, self.load.tokens)
-            drafted = max(LONGEST, *(system.gamma for system in self.systems))
+            drafted = max(LONGEST, *(system.most_gamma for system in self.systems))
             check_memory(self.pair, cell.batch, longest + self.load.tokens, drafted)
         out = RunFolder(self.folder, "bench")
         try:
@@ -104,7 +104,8 @@ class Bench:
                 continue
             timing = self._run(decode_once, cell, system, self.load.tokens, number + 1)
             timing.operations = operations[cell, system]
-            own = {"round": number, **asdict(cell), "system": system.name, "gamma": system.gamma}
+            gamma = 0 if system.gamma == "auto" else system.gamma
+            own = {"round": number, **asdict(cell), "system": system.name, "gamma": gamma}
             row = pa.Table.from_pylist([own | timing.to_row()], TABLES["bench"]["timings"])
             part = number * len(places) + places[cell, system]
             out.write(f"part-{part:05d}", {"timings": row})
