@@ -17,6 +17,7 @@ from torch import Tensor
 
 from easd.core.rules import EASD
 from easd.core.rules.pool import LEAST_DRAFT_PROB
+from easd.core.signals import log
 from easd.diagnose.candidates import DRAFT_TEMPERATURES, LEAST_PLAUSIBLE, TEMPERATURES, Reading
 from easd.diagnose.positions import Positions, check_count
 from easd.diagnose.reference_pass import ReadStep, ReferenceText, read_steps, signals_at
@@ -78,10 +79,11 @@ def _place(plausible: Tensor, place: Tensor, token: Tensor) -> Tensor:
 def _temperatures(target: Tensor, draft: Tensor, right: Tensor, alike: Tensor) -> dict[str, Tensor]:
     """The columns by temperature; `alike` [n, 1]: whether both models have the same best token."""
     top = draft.amax(-1, keepdim=True)
-    shaped, proposals, scale = draft / top, [], []
+    target_logs, draft_logs = log(target / target.amax(-1, keepdim=True)), log(draft / top)
+    proposals, scale = [], []
     for temperature in DRAFT_TEMPERATURES:
         if temperature:
-            powers = shaped if temperature == 1 else shaped.pow(1 / temperature)
+            powers = (draft_logs / temperature).exp_()
             total = powers.sum(-1, keepdim=True)
             proposals.append(powers / total)
             scale.append((total.log() + top.log() / temperature)[:, 0])
@@ -90,8 +92,8 @@ def _temperatures(target: Tensor, draft: Tensor, right: Tensor, alike: Tensor) -
             scale.append(torch.zeros_like(top)[:, 0])
     right_at, accepted = [], []
     for temperature in TEMPERATURES:
-        power = 1 / temperature if temperature else inf
-        law = target if power == 1 else raised(target, power)
+        # Powers by one logarithm take a quarter of the time that `pow` takes.
+        law = (target_logs / temperature).softmax(-1) if temperature else raised(target, inf)
         right_at.append(law.gather(-1, right)[:, 0])
         if temperature:
             accepted.append(
