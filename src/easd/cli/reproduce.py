@@ -41,9 +41,11 @@ from easd.report.reproduced import reproduced
 from easd.runs import open_run
 from easd.tasks import Task
 
+_NAMES = "; ".join(f"{name}: {preset(name).title}" for name in PRESETS) + "."
+
 
 def command(
-    name: Annotated[str, Parameter(metavar="|".join(PRESETS))],
+    name: Annotated[str, Parameter(help=_NAMES)],
     /,
     *,
     asked: GridOptions | None = None,
@@ -61,11 +63,10 @@ def command(
 
     The threshold is calibrated as in the paper, the systems decode the same problems, and every
     difference comes with what a run of this size can detect. Without options the paper's models
-    decode the paper's tasks, which takes GPUs: see --dry-run. A `lab` pair decodes its own task.
-    A run that was stopped continues.
+    decode the paper's tasks at temperature 0.7, which takes GPUs: see --dry-run. A `lab` pair
+    decodes its own task. A run that was stopped continues.
 
     Args:
-        name: The experiment.
         first: Decode the first N items of each task only.
         rate: Find the tau_h at which the gate opens at this share of positions, instead of the
             paper's rule.
