@@ -135,7 +135,7 @@ def figure(table: pd.DataFrame) -> str:
     names = table["kind"].map(lambda kind: "EASD" if kind == "easd" else "pool of both opinions")
     panels = table.assign(task=table["models"], system=names)
     panels = panels.drop(columns=["unpaired_low", "unpaired_high"])
-    label = "accuracy minus the target's at its best temperature, points"
+    label = "points over the target at its best"
     return figures.intervals(panels, "difference", label=label, zero=True)
 
 
