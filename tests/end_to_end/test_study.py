@@ -47,6 +47,8 @@ def test_what_was_tuned_is_judged_on_other_items(study, folder):
         "target, T = 1",
     ]
     assert "as fast as lossless speculation" in printed
+    assert "tuning on 8 items of lab-a, then judging on the other 16" in told
+    assert f"use what was found with --calibration {folder / 'tuned.json'}" in told
     assert "Does EASD help?" in told
     assert "Does anything?" in told
     assert "Does anything?" in (folder / "report" / "report.md").read_text()
