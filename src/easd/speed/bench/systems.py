@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from time import perf_counter, process_time
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from easd.core.couplings import Coupling
 from easd.core.rules import EASD, Rule, Speculative, TargetOnly
@@ -35,11 +38,14 @@ Kind = Literal[
     "easd-maximal",
     "easd-adaptive",
     "prompt-lookup",
+    "vllm",
+    "vllm-speculative",
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
-UNDRAFTED: tuple[Kind, ...] = ("target", "generate")
+UNDRAFTED: tuple[Kind, ...] = ("target", "generate", "vllm")
 ADAPTIVE: tuple[Kind, ...] = ("adaptive", "easd-adaptive")  # Decide the length of their blocks.
 THEIRS: tuple[Kind, ...] = ("generate", "assisted")  # Decoded by transformers.
+VLLM: tuple[Kind, ...] = ("vllm", "vllm-speculative")  # Decoded by `VllmEngines`.
 TEMPERED: tuple[Kind, ...] = ("tempered", "block-tempered")  # Need a draft temperature.
 LONGEST = 8  # Maximum number of draft tokens in an adaptive block.
 LEAST_BLOCK_PROB = 0.4  # See docs/speed.md.
@@ -227,9 +233,9 @@ def _theirs(
     set_seed(seed)
     size, options = load.batch, {}
     if system.kind == "assisted":
-        assert pair.draft is not None
-        size, options = 1, {"assistant_model": pair.draft}
-        drafting = pair.draft.generation_config
+        assistant = assistant_of(pair)
+        size, options = 1, {"assistant_model": assistant}
+        drafting: Any = assistant.generation_config
         drafting.num_assistant_tokens = system.gamma
         drafting.num_assistant_tokens_schedule = "constant"
         drafting.assistant_confidence_threshold = 0.0
@@ -258,6 +264,24 @@ def _theirs(
         )
         timing.tally.tokens += _lengths(output[:, longest:], pair.end_tokens)
     return timing
+
+
+_assistants: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+
+
+def assistant_of(pair: Pair) -> PreTrainedModel:
+    """The draft as transformers' assistant.
+
+    While it samples, transformers replaces the embeddings and the head of an assistant with another
+    tokenizer for good, so it gets a copy of those modules that shares all weights.
+    """
+    assert pair.draft is not None, "checked by the caller"
+    if pair.draft_tokenizer is None:
+        return pair.draft
+    if pair.draft not in _assistants:
+        weights = chain(pair.draft.parameters(), pair.draft.buffers())
+        _assistants[pair.draft] = copy.deepcopy(pair.draft, {id(each): each for each in weights})
+    return _assistants[pair.draft]
 
 
 def _lengths(texts: Tensor, ends: Sequence[int]) -> int:
