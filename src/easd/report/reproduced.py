@@ -143,11 +143,13 @@ def _seen(found: Frames, task: str, other: str, wanted: float) -> str:
     least = spread.detectable(gap.n_clusters, seeds, _POWER)
     value, low, high = (number(each, "points") for each in (gap.value, gap.low, gap.high))
     shown = "no difference" if least is None else f"{number(least, 'size')} points or more"
-    needed = spread.required(wanted, seeds, _POWER)
+    # Without a text that tells them apart, how often they differ has a lower bound only.
+    known = "about" if gap.gained or gap.lost else "at least"
+    needed = f"{known} {spread.required(wanted, seeds, _POWER):,}"
     return (
         f"here {value} [{low}, {high}] points from {other} ({p_words(gap.p_value)}). "
         f"{counted(gap.n_clusters, 'problem')} detect {shown} with {_POWER:.0%} power; "
-        f"{number(wanted, 'size')} points take about {needed:,} problems."
+        f"{number(wanted, 'size')} points take {needed} problems."
     )
 
 
