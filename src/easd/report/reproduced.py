@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pandas as pd
 
-from easd.errors import InputError
 from easd.presets import Preset
 from easd.report import metrics
 from easd.report.metrics import Frames, frames
@@ -134,10 +133,7 @@ def _seen(found: Frames, task: str, other: str, wanted: float) -> str:
     both = grades[[_EASD, other]].dropna().astype(float)
     ours, theirs = both[_EASD].to_numpy(), both[other].to_numpy()
     problems = both.index.get_level_values("problem").to_numpy()
-    try:
-        gap = paired_difference(ours, theirs, problems)
-    except InputError:
-        return "here a single problem shows nothing."
+    gap = paired_difference(ours, theirs, problems)
     seeds = max(1, gap.n // gap.n_clusters)
     spread = Spread.of_pilot(ours, theirs, problems)
     least = spread.detectable(gap.n_clusters, seeds, _POWER)
