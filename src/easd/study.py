@@ -98,9 +98,14 @@ class Study:
         self.out.mkdir(parents=True, exist_ok=True)
 
     @property
+    def file(self) -> Path:
+        """What tuning found, for --calibration."""
+        return self.out / "tuned.json"
+
+    @property
     def is_tuned(self) -> bool:
         """Whether an earlier call has tuned."""
-        return self._file.exists()
+        return self.file.exists()
 
     @property
     def tuned_on(self) -> Task:
@@ -123,7 +128,7 @@ class Study:
             unique_solution=self.task.unique_solution,
         )
         speeds = forecast_speeds(found, self.pair)
-        tuned_file(found, speeds, self.pair, base.settings, self.tuned_on).save(self._file)
+        tuned_file(found, speeds, self.pair, base.settings, self.tuned_on).save(self.file)
         return found, speeds
 
     def evaluation(self) -> Evaluation:
@@ -132,10 +137,10 @@ class Study:
         Raises:
             ConfigError: The folder's tuning is of other models, other settings or other items.
         """
-        tuned = read_calibration(self._file)
+        tuned = read_calibration(self.file)
         if (used := sum(each["items"] for each in tuned.data)) != self.tune_on:
             raise ConfigError(
-                f"{self._file} was tuned on {used} items, not {self.tune_on}; choose another --out"
+                f"{self.file} was tuned on {used} items, not {self.tune_on}; choose another --out"
             )
         spec, others = parse_task(self.values["tasks"][0]), len(self.task.items) - self.tune_on
         judged = {**spec.to_dict(), "first": spec.first + self.tune_on, "limit": others}
@@ -151,10 +156,6 @@ class Study:
         """Writes the report and returns the path of its page."""
         run = open_run(self.out / "run", "evaluation")
         return write_report([run], self.out / "report", baseline=TARGET)
-
-    @property
-    def _file(self) -> Path:
-        return self.out / "tuned.json"
 
 
 def systems(tuned: CalibrationFile) -> list[dict[str, Any]]:

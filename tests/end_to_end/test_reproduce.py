@@ -8,6 +8,7 @@ from http_server import running
 
 import easd as package
 from easd.config import load_config
+from easd.pairs import lab
 from easd.presets import PRESETS
 from easd.runs import open_run
 
@@ -114,6 +115,32 @@ def test_a_forecast_counts_what_is_asked_for(easd):
     )
     assert "1 x l4 is too little memory; the hours are of" in plain(printed)
     assert re.search(r"^ +all +220 +22,000 ", printed, re.MULTILINE)
+
+
+def test_what_needs_a_reward_model_is_left_out_without_one(easd, tmp_path):
+    folders = ("--target", lab.folder("lab-m", "target"), "--draft", lab.folder("lab-m", "draft"))
+    asked = (*folders, *LAB[2:], "--task", "lab-m:9", "--set", "seeds=[0, 1]")
+    calibration = tmp_path / "calibration.json"
+    fitted = ("--task", "lab-m:60", "--rate", "0.05", "--temperature", "0.7", "-q")
+    easd("calibrate", *folders, *fitted, "--out", calibration, "--run", tmp_path / "fit")
+    printed, told = easd(
+        *("reproduce", "table1", *asked, "--calibration", calibration, "--out", tmp_path / "out")
+    )
+    assert "rsd is left out: it scores steps with a reward model" in told
+    tau_h = json.loads(calibration.read_text())["fields"]["tau_h"]
+    run = open_run(tmp_path / "out" / "run", "evaluation").run
+    names = [system["name"] for system in run["systems"]]
+    assert names == ["target", "draft", "speculative", "easd"]
+    assert run["systems"][3]["rule"]["tau_h"] == tau_h
+    assert "9 problems detect" in plain(printed)
+
+
+def test_what_needs_one_tokenizer_is_left_out_where_there_are_two(easd, tmp_path):
+    two = ("--pair", "lab-t", *LAB[2:], "--task", "lab-t:9", "--rate", "0.01")
+    printed, told = easd("reproduce", "table1", *two, "--out", tmp_path / "out")
+    assert "rsd is left out: the draft's tokenizer is another one" in told
+    assert "draft is left out: its tokenizer is another one; decode it as the target" in told
+    assert "easd on lab-t: here" in plain(printed)
 
 
 def test_a_server_decodes_and_another_one_has_a_system(easd, tmp_path):

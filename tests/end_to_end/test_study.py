@@ -1,13 +1,18 @@
 """`easd study`: tuned on some items, judged on the others, reported, continued."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
 from easd import load_pair
+from easd.report.metrics import frames
 from easd.runs import open_run
 from easd.study import study as study_in_python
 from easd.tasks import load_task
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,8 @@ def test_what_was_tuned_is_judged_on_other_items(study, folder):
         "target, T = 1",
     ]
     assert "as fast as lossless speculation" in printed
+    assert "tuning on 8 items of lab-a, then judging on the other 16" in told
+    assert f"use what was found with --calibration {folder / 'tuned.json'}" in told
     assert "Does EASD help?" in told
     assert "Does anything?" in told
     assert "Does anything?" in (folder / "report" / "report.md").read_text()
@@ -53,6 +60,22 @@ def test_a_finished_study_is_not_decoded_again(study, folder):
     assert printed == ""
     assert "nothing was left to decode" in told
     assert (folder / "tuned.json").read_bytes() == before
+
+
+def test_the_page_of_results_is_written_from_a_study(folder):
+    spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs/make_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    run = frames(open_run(folder / "run"))
+    table = module.compared(run)
+    page = module.page([run], table)
+    assert list(table["kind"]) == ["easd", "pool-everywhere"]
+    assert "**EASD:** no difference was detected on lab-a." in page
+    assert "easd study --pair lab-a lab-a:24 --batch 16 --set chunk=64" in page
+    headings, _, *rows = (line for line in page.splitlines() if line.startswith("|"))
+    assert [len(line.split(" | ")) for line in rows] == 2 * [len(headings.split(" | "))]
+    for name in ("EASD", "pool of both opinions"):
+        assert name in module.figure(table)
 
 
 def test_python_and_yaml_do_the_same(easd, folder, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,24 @@ class PresetGrid:
             return [given]
         return [{**pair, **given} for pair in self.preset.pairs]
 
-    def values(self, models: Mapping[str, Any], tau_h: float | None = None) -> dict[str, Any]:
-        """The evaluation's settings by name; `tau_h` is what thresholds are tried around."""
+    def values(
+        self,
+        models: Mapping[str, Any],
+        tau_h: float | None = None,
+        left_out: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """The evaluation's settings by name.
+
+        Args:
+            models: settings of the models.
+            tau_h: what thresholds are tried around.
+            left_out: systems that cannot be decoded.
+        """
         decoding = settings(self.asked.decoding, seed=self.asked.seed, set_=self.asked.set_)
         values = {"baselines": False, **self.preset.grid, **models, **decoding}
         values["tasks"] = [self._limited(spec) for spec in self._tasks(models)]
-        values["systems"] = self._systems(models, tau_h)
+        systems = self._systems(models, tau_h)
+        values["systems"] = [each for each in systems if _named(each)["name"] not in left_out]
         return self._of_servers(values) if self.endpoint else values
 
     def rate_of(self, models: Mapping[str, Any]) -> float | None:
@@ -69,7 +81,7 @@ class PresetGrid:
             return None
         if self.reward_model is not None:
             return {"name": REWARD_GUIDED, "model": self.reward_model}
-        return {"name": REWARD_GUIDED} if lab_task(models) else None
+        return {"name": REWARD_GUIDED} if lab_task(models) in lab.STEP_TOKENS else None
 
     def with_data(self, task: dict[str, Any]) -> dict[str, Any]:
         """A task with the file or folder that its items come from, if one was given."""

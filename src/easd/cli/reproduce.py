@@ -41,9 +41,11 @@ from easd.report.reproduced import reproduced
 from easd.runs import open_run
 from easd.tasks import Task
 
+_NAMES = "; ".join(f"{name}: {preset(name).title}" for name in PRESETS) + "."
+
 
 def command(
-    name: Annotated[str, Parameter(metavar="|".join(PRESETS))],
+    name: Annotated[str, Parameter(help=_NAMES)],
     /,
     *,
     asked: GridOptions | None = None,
@@ -61,11 +63,10 @@ def command(
 
     The threshold is calibrated as in the paper, the systems decode the same problems, and every
     difference comes with what a run of this size can detect. Without options the paper's models
-    decode the paper's tasks, which takes GPUs: see --dry-run. A `lab` pair decodes its own task.
-    A run that was stopped continues.
+    decode the paper's tasks at temperature 0.7, which takes GPUs: see --dry-run. A `lab` pair
+    decodes its own task. A run that was stopped continues.
 
     Args:
-        name: The experiment.
         first: Decode the first N items of each task only.
         rate: Find the tau_h at which the gate opens at this share of positions, instead of the
             paper's rule.
@@ -134,7 +135,7 @@ class Reproduction:
 
     def _decode_there(self, calibrated: CalibrationFile | None) -> None:
         values = self.grid.values(self.models, _tau_h(calibrated))
-        self._say_what_is_missing()
+        self._left_out()
         if calibrated is None:
             self._say(
                 "a server shows no entropies to calibrate on: easd has its default tau_h of 1.5; "
@@ -150,14 +151,14 @@ class Reproduction:
             allow = self.grid.asked.allow_code_execution
             tasks = load_tasks(study, self.console, allow_code_execution=allow)
         fitting = self._fitting() if calibrated is None else None
-        self._say_what_is_missing()
         pair = load_with_status(study.base, self.console)
+        left_out = self._left_out(pair)
         self.folder.mkdir(parents=True, exist_ok=True)
         if fitting is not None:
             calibrated = self._calibrate(*fitting, pair)
         if calibrated is not None and not self.grid.asked.force:
             calibrated.check(fingerprints(pair), study.base.settings)
-        values = self.grid.values(self.models, _tau_h(calibrated))
+        values = self.grid.values(self.models, _tau_h(calibrated), left_out)
 
         def with_control() -> list[Any]:
             first = open_run(self._run, "evaluation")
@@ -166,18 +167,25 @@ class Reproduction:
         then = with_control if self.grid.preset.random_refusal else None
         decode_here(values, pair, tasks, self._run, self.console, calibrated, then)
 
-    def _say_what_is_missing(self) -> None:
-        """Names the systems of the preset that cannot be decoded, with the reason."""
-        found, there = self.grid.preset, bool(self.grid.endpoint)
-        wanted = REWARD_GUIDED in found.grid.get("systems", ())
-        if wanted and self.grid.rewards_of(self.models) is None:
-            why = "it scores steps with a reward model, and these models have none (--reward-model)"
-            self._say(
-                f"rsd is left out: {'a server does not score steps' if there else why}", "yellow"
+    def _left_out(self, pair: Pair | None = None) -> list[str]:
+        """Names the systems of the preset that cannot be decoded, and says why."""
+        why = {}
+        if pair is None:
+            why[REWARD_GUIDED] = "a server does not score steps"
+            if self.grid.preset.random_refusal:
+                why["random refusal"] = "a server does not say how often its gate opens"
+        elif pair.draft_tokenizer is not None:
+            why["draft"] = "its tokenizer is another one; decode it as the target of another run"
+            why[REWARD_GUIDED] = "the draft's tokenizer is another one"
+        elif self.grid.rewards_of(self.models) is None:
+            why[REWARD_GUIDED] = (
+                "it scores steps with a reward model, and these models have none (--reward-model)"
             )
-        if there and found.random_refusal:
-            why = "a server does not say how often its gate opens"
-            self._say(f"random refusal is left out: {why}", "yellow")
+        known = [*self.grid.preset.grid.get("systems", ()), "random refusal"]
+        for name in why:
+            if name in known:
+                self._say(f"{name} is left out: {why[name]}", "yellow")
+        return list(why)
 
     def _fitting(self) -> tuple[StudyConfig, Task] | None:
         """The evaluation and the task on which the threshold is found; None if none is needed."""

@@ -78,6 +78,9 @@ def command(
     tune_on = check(values, loaded, tune_on)
     pair = load_with_status(first.base, console)
     study = Study(pair=pair, task=loaded, tune_on=tune_on, out=out, values=values)
+    others = len(loaded.items) - tune_on
+    line = f"tuning on {tune_on:,} items of {loaded.name}, then judging on the other {others:,}"
+    console.print(shown_text(line), soft_wrap=True)
     if not study.is_tuned:
         say_skipped(study.tuned_on, console)
         with reading_bar(console) as on_step:
@@ -86,5 +89,6 @@ def command(
     watch(study.evaluation(), console)
     run = open_run(out / "run", "evaluation")
     summarise(run, console)
-    console.print(shown_text(f"the report is {study.report()}"), soft_wrap=True)
+    line = f"the report is {study.report()}; use what was found with --calibration {study.file}"
+    console.print(shown_text(line), soft_wrap=True)
     say_failures(run, console)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pandas as pd
 
-from easd.errors import InputError
 from easd.presets import Preset
 from easd.report import metrics
 from easd.report.metrics import Frames, frames
@@ -134,20 +133,19 @@ def _seen(found: Frames, task: str, other: str, wanted: float) -> str:
     both = grades[[_EASD, other]].dropna().astype(float)
     ours, theirs = both[_EASD].to_numpy(), both[other].to_numpy()
     problems = both.index.get_level_values("problem").to_numpy()
-    try:
-        gap = paired_difference(ours, theirs, problems)
-    except InputError:
-        return "here a single problem shows nothing."
+    gap = paired_difference(ours, theirs, problems)
     seeds = max(1, gap.n // gap.n_clusters)
     spread = Spread.of_pilot(ours, theirs, problems)
     least = spread.detectable(gap.n_clusters, seeds, _POWER)
     value, low, high = (number(each, "points") for each in (gap.value, gap.low, gap.high))
     shown = "no difference" if least is None else f"{number(least, 'size')} points or more"
-    needed = spread.required(wanted, seeds, _POWER)
+    # Without a text that tells them apart, how often they differ has a lower bound only.
+    known = "about" if gap.gained or gap.lost else "at least"
+    needed = f"{known} {spread.required(wanted, seeds, _POWER):,}"
     return (
         f"here {value} [{low}, {high}] points from {other} ({p_words(gap.p_value)}). "
         f"{counted(gap.n_clusters, 'problem')} detect {shown} with {_POWER:.0%} power; "
-        f"{number(wanted, 'size')} points take about {needed:,} problems."
+        f"{number(wanted, 'size')} points take {needed} problems."
     )
 
 
