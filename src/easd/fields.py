@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from numbers import Integral, Real
@@ -59,6 +60,7 @@ class Kind:
         several: whether it holds several values.
         optional: whether it may be `None`.
         choices: all values, if they are enumerated.
+        words: texts that may stand for a number.
         within: its declared bounds, if any.
     """
 
@@ -66,6 +68,7 @@ class Kind:
     several: bool = False
     optional: bool = False
     choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     within: Within | None = None
 
 
@@ -135,7 +138,7 @@ def _kind(hint: Any) -> Kind:
         return replace(_kind(arguments[0]), within=next(bounds, None))
     if origin in (Union, UnionType):
         types = [each for each in arguments if each is not NoneType]
-        kind = _kind(types[0]) if len(types) == 1 else Kind(kind=object)
+        kind = _kind(types[0]) if len(types) == 1 else _number_or_word(types)
         return replace(kind, optional=NoneType in arguments)
     if origin is tuple:
         alike = len(arguments) == 2 and arguments[1] is Ellipsis
@@ -144,6 +147,15 @@ def _kind(hint: Any) -> Kind:
     if origin is Literal:
         return Kind(kind=str, choices=arguments)
     return Kind(kind=hint if isinstance(hint, type) else object)
+
+
+def _number_or_word(types: Sequence[Any]) -> Kind:
+    """The kind of a number in whose place some texts may stand."""
+    numbers = [kind for kind in map(_kind, types) if kind.kind in _NUMBERS]
+    words = [kind.choices for kind in map(_kind, types) if kind.choices]
+    if len(types) == 2 and numbers and words:
+        return replace(numbers[0], words=words[0])
+    return Kind(kind=object)
 
 
 def check_fields(owner: Any, error: type[EasdError]) -> None:
@@ -187,13 +199,13 @@ def _wrong(value: Any, kind: Kind) -> str | None:
     if kind.kind is str:
         return None if isinstance(value, str) else "is not a text; use one"
     within = bounds_of(kind)
-    if within is None:
+    if within is None or (isinstance(value, str) and value in kind.words):
         return None
     if isinstance(value, bool) or not isinstance(value, _NUMBERS[kind.kind][0]):
         what = "whole number" if kind.kind is int else "number"
-        return f"is not a {what}; use {within.limits(kind.kind)}"
+        return f"is not a {what}; use {' or '.join((within.limits(kind.kind), *kind.words))}"
     if not within.admits(value):
-        return f"is {within.what}; use {within.limits(kind.kind)}"
+        return f"is {within.what}; use {' or '.join((within.limits(kind.kind), *kind.words))}"
     return None
 
 

@@ -119,7 +119,7 @@ class Study:
         texts = references(self.tuned_on, self.pair, base.chat)
         found = tune(
             read(self.pair, texts, base.settings, on_step),
-            gamma=base.settings.gamma,
+            gamma=base.settings.fixed_gamma,
             unique_solution=self.task.unique_solution,
         )
         speeds = forecast_speeds(found, self.pair)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import Group, Parameter
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
+from easd.cli.bench_tables import breakdown_table, plain_table, ratios_table
 from easd.cli.grid_options import load_tasks
 from easd.cli.options import MODELS, OUTPUT, Flag, ModelOptions, joined
 from easd.engine.pair import Pair
@@ -26,16 +26,17 @@ from easd.evaluate.grid import parse_task
 from easd.evaluate.prompting import encode_item
 from easd.pairs import lab
 from easd.pairs.from_config import load_with_status
-from easd.runs.schema import PARTS
-from easd.speed.bench import Bench, Cell, Line, System, lines, read_timings
-from easd.speed.bench.results import BASES, Clock, plot
+from easd.speed.bench import Bench, Cell, System, lines, read_timings
+from easd.speed.bench.results import Clock, plot
 from easd.speed.bench.roofline import rooflines
 from easd.speed.bench.systems import (
     ADAPTIVE,
+    AUTO,
     KINDS,
     TEMPERED,
     UNDRAFTED,
     VLLM,
+    Kind,
     Load,
     profiled,
 )
@@ -75,8 +76,8 @@ class Benchmark:
             (verified as a whole), adaptive, easd, easd-maximal, easd-adaptive, prompt-lookup,
             with --draft-temperature tempered and block-tempered, or with --vllm-python vllm (the
             target alone) and vllm-speculative; may be repeated.
-        gammas: Draft tokens per block; may be repeated. Systems with blocks of a fixed length run
-            once with each.
+        gammas: Draft tokens per block, or auto; may be repeated. Systems with blocks of a fixed
+            length run once with each; auto is for lossless ones of this engine.
         tau_h: Entropy threshold in nats.
         vllm_python: Interpreter of an environment with vLLM's CPU build.
         clock: Clock of the ratios: wall time, or processor time, which other processes disturb
@@ -107,7 +108,8 @@ class Benchmark:
         OfSystems(name="--system", metavar="NAME", show_default="all but tempered ones and vLLM's"),
     ] = tuple(kind for kind in KINDS if kind not in TEMPERED + VLLM)
     gammas: Annotated[
-        tuple[int, ...], OfSystems(name="--gamma", metavar="INT", show_default=joined)
+        tuple[int | Literal["auto"], ...],
+        OfSystems(name="--gamma", metavar="INT|auto", show_choices=False, show_default=joined),
     ] = (4,)
     tau_h: Annotated[float, OfSystems()] = 1.5
     vllm_python: Annotated[Path | None, OfSystems()] = None
@@ -153,8 +155,8 @@ class Benchmark:
                 bar.update(task, advance=1, description=f"{system.name}, {cell.batch} at once")
         found = list(lines(read_timings(self.out), self.clock))
         for cell in bench.cells:
-            console.print(_ratios(cell, found, self.clock))
-            console.print(_breakdown(cell, found))
+            console.print(ratios_table(cell, found, self.clock))
+            console.print(breakdown_table(cell, found))
         plot(found, self.out / "ratios.svg")
         if self.roofline:
             console.print(self._rooflines(bench, pair))
@@ -168,7 +170,7 @@ class Benchmark:
         for name in ("batches", "contexts", "gammas", "rounds", "tokens", "texts"):
             values = getattr(self, name)
             each = values if isinstance(values, tuple) else (values,)
-            if any(value is not None and value < 1 for value in each):
+            if any(isinstance(value, int) and value < 1 for value in each):
                 raise ConfigError(f"{name} = {values} holds less than 1; use 1 or more")
         if self.roofline and study.base.int8_draft:
             raise ConfigError(
@@ -177,6 +179,11 @@ class Benchmark:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"system {kind!r} is not known; choose from {', '.join(KINDS)}")
+            if kind not in UNDRAFTED + ADAPTIVE and not self._gammas(kind):
+                raise ConfigError(
+                    f"system {kind!r} has no gamma = 'auto'; add a number, such as --gamma 4, or "
+                    f"name others: --system {' --system '.join(AUTO)}"
+                )
             if (kind in TEMPERED) and self.draft_temperature is None:
                 raise ConfigError(
                     f"system {kind!r} drafts at a temperature; add --draft-temperature"
@@ -247,7 +254,11 @@ class Benchmark:
             if kind in UNDRAFTED + ADAPTIVE:
                 yield System(kind)
             else:
-                yield from (System(kind, gamma) for gamma in dict.fromkeys(self.gammas))
+                yield from (System(kind, gamma) for gamma in self._gammas(kind))
+
+    def _gammas(self, kind: Kind) -> list[int | Literal["auto"]]:
+        """Returns the lengths of the blocks of a kind's systems."""
+        return [g for g in dict.fromkeys(self.gammas) if g != "auto" or kind in AUTO]
 
     def _rooflines(self, bench: Bench, pair: Pair) -> Table:
         costs = CostModel(
@@ -255,7 +266,7 @@ class Benchmark:
             target=Shape.of(pair.target, "target"),
             draft=None if pair.draft is None else Shape.of(pair.draft, "draft"),
         )
-        table = _table("forward", "texts", "GB", "GFLOP", "least", "forecast", "taken")
+        table = plain_table("forward", "texts", "GB", "GFLOP", "least", "forecast", "taken")
         table.title = f"milliseconds of a forward; {describe(costs.hardware)}"
         timings = read_timings(self.out)
         mean = sum(map(len, bench.prompts)) / len(bench.prompts)
@@ -274,70 +285,3 @@ class Benchmark:
         load = replace(bench.load, batch=self.batches[0], tokens=min(bench.load.tokens, 32))
         for system in bench.systems:
             yield profiled(system, pair, bench.prompts[: self.batches[0]], load)
-
-
-def _here(cell: Cell, found: Sequence[Line]) -> list[Line]:
-    return [each for each in found if (each.batch, each.context) == (cell.batch, cell.context)]
-
-
-def _title(cell: Cell) -> str:
-    prompts = "" if cell.context is None else f", prompts of {cell.context} tokens"
-    return f"{cell.batch} at once{prompts}"
-
-
-def _ratios(cell: Cell, found: Sequence[Line], clock: Clock) -> Table:
-    here = _here(cell, found)
-    bases = [base for base in BASES if any(base in line.over for line in here)]
-    per = "a second" if clock == "wall" else "a second of processor time"
-    limits = ("decoding", "of theorem", "of bound")
-    table = _table("system", "tok/s", *(f"/ {base}" for base in bases), *limits)
-    table.title = f"{_title(cell)}: tokens {per}, ratios round by round [95 %]"
-    for line in here:
-        ratios = [line.over.get(base) for base in bases]
-        shares = [line.efficiency(limit) for limit in (line.theorem, line.bound)]
-        table.add_row(
-            line.system,
-            f"{line.speed:.1f}",
-            *("" if r is None else f"{r.value:.3f}\n{r.low:.3f} to {r.high:.3f}" for r in ratios),
-            _number(line.decoding, 3) if "target" in line.over else "",
-            *(_number(share, 2) for share in shares),
-        )
-    return table
-
-
-def _breakdown(cell: Cell, found: Sequence[Line]) -> Table:
-    """Tabulates tokens, time by part, and the two factors of the ratio to `speculative`."""
-    columns = ("kept", "penal.", "tok/fwd", "ms/step", "ops", "x tok", "x steps")
-    table = _table("system", *columns, *PARTS, "other")
-    table.title = f"{_title(cell)}: tokens, steps (x: over speculative's), and time in percent"
-    for line in _here(cell, found):
-        if line.parts is None or line.step_ms is None:
-            continue
-        parts = [100 * line.parts[part] for part in PARTS]
-        over = line.over.get("speculative")
-        table.add_row(
-            line.system,
-            _number(line.acceptance, 3),
-            _number(line.penalty_rate, 4),
-            _number(line.per_forward, 2),
-            f"{line.step_ms:,.2f}",
-            _number(line.operations, 0),
-            _number(over and over.tokens, 3),
-            _number(over and over.steps, 3),
-            *(f"{part:.1f}" for part in (*parts, 100 - sum(parts))),
-        )
-    return table
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _table(first: str, *others: str) -> Table:
-    columns = (Column(name, justify="right", no_wrap=True) for name in others)
-    return Table(
-        *(Column(first, no_wrap=True), *columns),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        padding=(0, 1, 0, 0),
-    )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict
 
 from cyclopts import Group, Parameter
 
@@ -50,12 +50,15 @@ def options(fields: Iterable[Described], group: Group, defaults: Mapping[str, st
 def _option(field: Described, group: Group, default: str | None) -> tuple[Any, Parameter]:
     in_nats = field.name in IN_NATS
     kind: Any = str if in_nats else field.kind
+    metavar = "|".join(field.choices) or "|".join((_METAVARS.get(kind, ""), *field.words))
+    kind = kind | Literal[field.words] if field.words else kind
     name = "--" + _NAMES.get(field.name, field.name.replace("_", "-"))
     parameter = Parameter(
         name=name,
         help=_sentence(field.help + (" In bits as '2bits'." if in_nats else "")),
         group=group,
-        metavar=None if kind is bool else "|".join(field.choices) or _METAVARS[kind],
+        metavar=None if kind is bool else metavar,
+        show_choices=not field.words,  # The metavar has them beside the number.
         show_default=default or default_text(field) or False,
         negative=f"--no-{name[2:]}" if kind is bool else (),
         allow_leading_hyphen=kind is str,

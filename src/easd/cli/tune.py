@@ -40,7 +40,7 @@ def command(
     study, task, pair = given.load()
     found = tune(
         given.read(read, study, task, pair),
-        gamma=study.base.settings.gamma,
+        gamma=study.base.settings.fixed_gamma,
         unique_solution=task.unique_solution,
     )
     speeds = forecast_speeds(found, pair)

@@ -33,11 +33,18 @@ class Rows:
         """The rows whose prompts are cached."""
         return self._rows[: self._num_decoding]
 
-    def add(self, row: Row) -> None:
-        """Assigns a slot to a row; its prompt is cached after a turn of each waiting one."""
+    def add(self, row: Row, *, drafted: bool = True) -> None:
+        """Assigns a slot to a row; its prompt is cached after a turn of each waiting one.
+
+        Unless it is going to be `drafted`, the drafter's models read it when they are first asked.
+        """
         waiting = self._rows[self._num_decoding :]
         row.served = max((other.served + 1 for other in waiting), default=0)
         row.unread = [row.ids[:-1], *(self._drafter.prompt(row) for _ in self._drafter.models)]
+        if drafted:
+            row.num_read = len(row.ids)
+        else:
+            row.unread[1:] = [[] for _ in self._drafter.models]
         for model, unread in zip(self._models, row.unread, strict=True):
             model.lengths[len(self._rows)] = 0
             model.cache.reserve(len(unread) + 1)

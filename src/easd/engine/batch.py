@@ -260,6 +260,18 @@ def read_blocks(step: Step, decision: Decision) -> list[Block | NumericsError]:
     return blocks
 
 
+def outcomes(
+    asked: Sequence[int], verified: Sequence[Verified], committed: Sequence[Sequence[int]]
+) -> list[tuple[int, int, int]]:
+    """Each verified row's draft tokens asked for, tokens accepted, and tokens kept in its text."""
+    return [
+        (asked[place], block.num_accepted, len(committed[place]))
+        for found in verified
+        for place, block in zip(found.group.places, found.blocks, strict=True)
+        if isinstance(block, Block)
+    ]
+
+
 class Clock:
     """Wall time by part of a step, added to `before`, that of steps without a record."""
 

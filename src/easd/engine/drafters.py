@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from easd.core.noise import Noise, race
-from easd.engine.models.slots import SlotModel
+from easd.engine.models.slots import LONGEST_PIECE, SlotModel
 from easd.engine.request import Row
 from easd.engine.sampling import Distributions, distributions, prefixed, proposals
+
+MOST_AT_ONCE = 16  # tokens of ragged rows whose logits are computed together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +175,18 @@ class ModelDrafter:
     def _catch_up(self, rows: Sequence[Row]) -> Tensor:
         """Feeds each row the tokens that its cache lacks; returns the next logits [B, 1, V]."""
         missing = [row.ids[self.model.lengths[place] :] for place, row in enumerate(rows)]
+        if max(map(len, missing)) > MOST_AT_ONCE:
+            missing = self._read(missing)
         counts = [len(tokens) for tokens in missing]
         longest = max(counts)
         padded = [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in missing]
         return self._forward(torch.tensor(padded, device=self.model.device), counts)
+
+    def _read(self, missing: list[list[int]]) -> list[list[int]]:
+        """Caches all but the last of each row's tokens, and returns those."""
+        for begin in range(0, max(map(len, missing)) - 1, LONGEST_PIECE):
+            self.model.extend(0, [tokens[:-1][begin : begin + LONGEST_PIECE] for tokens in missing])
+        return [tokens[-1:] for tokens in missing]
 
     def _forward(self, tokens: Tensor, counts: list[int]) -> Tensor:
         uniform = len(set(counts)) == 1

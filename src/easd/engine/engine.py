@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import perf_counter, thread_time
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from easd.core.couplings import Coupling
 from easd.core.noise import Noise
 from easd.core.rules import Rule, rule_name
 from easd.engine.admission import Rows
-from easd.engine.batch import Batch, Block, Clock, Failure, StepRecord, Verified
+from easd.engine.auto_gamma import AutoGamma
+from easd.engine.batch import Batch, Block, Clock, Failure, StepRecord, Verified, outcomes
 from easd.engine.drafters import Draft, Drafter
 from easd.engine.models.slots import SlotModel
 from easd.engine.request import Request, Row
@@ -32,6 +34,7 @@ class Engine:
         vocab_size: number of the target's tokens, without rows that pad its embeddings.
         context_window: maximum number of tokens of a prompt and its text, or None.
         gamma: maximum number of draft tokens in a block.
+        auto: chooses that number for each step instead.
         num_rows: texts decoded at once.
         coupling: of the requests that name none; None for their rules' defaults.
     """
@@ -45,6 +48,7 @@ class Engine:
         vocab_size: int,
         context_window: int | None,
         gamma: int,
+        auto: AutoGamma | None = None,
         num_rows: int,
         coupling: Coupling | None = None,
     ) -> None:
@@ -54,11 +58,16 @@ class Engine:
         self.vocab_size = vocab_size
         self.context_window = context_window
         self.gamma = gamma
+        self.auto = auto
         self.num_rows = num_rows
         self.coupling: Coupling | None = coupling
         self._waiting: deque[Request] = deque()
         self._rows = Rows(target, drafter)
         self._unrecorded: dict[str, float] = {}  # Seconds of steps without a record.
+        # Other processes do not disturb processor time, which knows nothing of a GPU.
+        self._now: Callable[[], float] = (
+            thread_time if target.device.type == "cpu" else perf_counter
+        )
 
     @property
     def busy(self) -> bool:
@@ -96,10 +105,12 @@ class Engine:
         self._unrecorded = {} if batch.rows else clock.seconds
         if not batch.rows:
             return []
+        begun, behind = self._now(), self._behind(batch.rows)
+        asked = batch.block_lengths(self._gamma(len(batch.rows), behind))
         noise = self._noise(batch)
         draft = self.drafter.propose(
             batch.rows,
-            batch.block_lengths(self.gamma),
+            asked,
             noise,
             bonus=self.rule.draft_at_bonus,
             raw=batch.rules_need_raw,
@@ -110,8 +121,14 @@ class Engine:
         processed = batch.process(logits, draft)
         verified = batch.verify(draft, processed, noise)
         clock.lap("verify")
+        if max(asked) or self.rule.draft_at_bonus:
+            for row, start in zip(batch.rows, batch.starts, strict=True):
+                row.num_read = start
         committed = self._commit(batch.rows, draft, verified, processed.scores)
         clock.lap("commit")
+        if self.auto is not None:
+            blocks = outcomes(asked, verified, committed)
+            self.auto.observe(len(batch.rows), blocks, self._now() - begun, behind)
         records = [group.record(committed, clock.seconds) for group in verified]
         failures = [Failure(row, row.error) for row in batch.rows if row.error is not None]
         return [*filter(None, records), *failures]
@@ -156,15 +173,25 @@ class Engine:
 
     def _admit(self) -> None:
         while self._waiting and len(self._rows) < self.num_rows:
-            self._rows.add(Row.start(self._waiting.popleft()))
+            drafted = self.auto is None or not self.auto.paused
+            self._rows.add(Row.start(self._waiting.popleft()), drafted=drafted)
+
+    def _gamma(self, num_rows: int, behind: int) -> int:
+        return self.gamma if self.auto is None else self.auto.choose(num_rows, behind)
+
+    def _behind(self, rows: Sequence[Row]) -> int:
+        """The largest number of tokens of a row's text that the draft has not read."""
+        return max(len(row.ids) - row.num_read for row in rows) if self.drafter.models else 0
 
     def _noise(self, batch: Batch) -> Noise:
-        device, jointly = self.target.device, batch.verified_jointly
+        device, fresh = self.target.device, batch.verified_jointly
+        if self.auto is not None:  # It has seen which tokens earlier blocks discarded.
+            fresh = [True] * len(batch.rows)
         return Noise(
             keys=torch.tensor([row.key for row in batch.rows], device=device),
             start=torch.tensor(batch.starts, device=device),
             shared=self.coupling == "shared",
-            fresh=None if jointly is None else torch.tensor(jointly, device=device),
+            fresh=None if fresh is None else torch.tensor(fresh, device=device),
         )
 
     def _score(self, rows: Sequence[Row], draft: Draft) -> Tensor:

@@ -6,13 +6,14 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict, TypeVar, Unpack, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_type_hints
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easd.core.couplings import Coupling
 from easd.core.rules import Rule
+from easd.engine.auto_gamma import AutoGamma
 from easd.engine.batch import Failure, StepRecord
 from easd.engine.chat import as_turn, check_characters, encode, encode_turns, reasoning_markers
 from easd.engine.drafter_kinds import DrafterKind, make_drafter
@@ -35,7 +36,7 @@ class SettingsFields(TypedDict, total=False):
     """The fields of `Settings`, for editors and type checkers."""
 
     rule: Rule | type[Rule] | str
-    gamma: int
+    gamma: int | Literal["auto"]
     least_block_prob: float
     drafter: DrafterKind
     max_new_tokens: int | None
@@ -203,7 +204,7 @@ def make_engine(pair: Pair, settings: Settings, *, num_rows: int) -> Engine:
     """An idle engine with the models that the settings' rule runs."""
     rule = settings.rule
     seen = pair.seen_by(rule)
-    gamma = settings.gamma if rule.models == "both" else 0
+    gamma = settings.most_gamma if rule.models == "both" else 0
     num_rows = max(num_rows, 1)
     return Engine(
         SlotModel(seen.target, num_rows),
@@ -218,6 +219,9 @@ def make_engine(pair: Pair, settings: Settings, *, num_rows: int) -> Engine:
         vocab_size=seen.vocab_size,
         context_window=pair.context_window,
         gamma=gamma,
+        auto=AutoGamma(gamma, draft_at_bonus=rule.draft_at_bonus)
+        if settings.gamma == "auto" and gamma
+        else None,
         num_rows=num_rows,
         coupling=settings.coupling,
     )

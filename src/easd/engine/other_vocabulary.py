@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from easd.engine.drafters import ModelDrafter
+from easd.engine.drafters import MOST_AT_ONCE, ModelDrafter
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel, context_window
 from easd.engine.request import Row
 from easd.engine.vocabulary import Begun, VocabularyMap
@@ -25,7 +25,6 @@ from easd.engine.vocabulary import Begun, VocabularyMap
 # boundary, so the tokens are those of the whole text.
 _BEGINS = re.compile(r"(?<=\S)(?= )")
 _LONGEST_SEGMENT = 256  # characters; bounds the cost of one more token
-_MOST_AT_ONCE = 16  # tokens of ragged rows whose logits are computed together
 _LONGEST_NUMBER = 8  # the target's tokens in one token of a draft
 _Utf8 = getincrementaldecoder("utf-8")
 
@@ -257,7 +256,7 @@ class OtherVocabularyDrafter(ModelDrafter):
         They are [B, keep, V of the draft]. Rows without missing tokens are fed padding, which their
         next tokens overwrite; those of rows with fewer than `keep` tokens are repeated.
         """
-        while (longest := max(map(len, missing))) > _MOST_AT_ONCE:
+        while (longest := max(map(len, missing))) > MOST_AT_ONCE:
             pieces = [
                 tokens[: max(0, min(LONGEST_PIECE, len(tokens) - keep))] for tokens in missing
             ]

@@ -114,6 +114,7 @@ class Row:
             token never is, since forwards begin there.
         served: number of cached prompt tokens, counted from the most of the rows waiting when this
             one arrived.
+        num_read: number of tokens of the text that the draft has read.
         draft: the drafter's state of the row.
     """
 
@@ -127,6 +128,7 @@ class Row:
     error: Exception | None = None
     unread: list[list[int]] = field(default_factory=list)
     served: int = 0
+    num_read: int = 0
     draft: Any = None
 
     @classmethod

@@ -14,6 +14,7 @@ from easd.core.gate import Share
 from easd.core.rules import EASD, Rule, as_rule
 from easd.core.rules.base import PositiveShare, Probability
 from easd.core.rules.gated import GatedRule
+from easd.engine.auto_gamma import MOST_AUTO_GAMMA
 from easd.engine.drafter_kinds import DrafterKind
 from easd.engine.processing import Processing, Processor
 from easd.errors import ConfigError
@@ -23,7 +24,7 @@ from easd.fields import Within, check_fields
 MOST_GAMMA = 256
 MOST_TOKENS = 2**31 - 1
 
-Gamma = Annotated[int, Within(1, MOST_GAMMA, "out of range")]
+Gamma = Annotated[int, Within(1, MOST_GAMMA, "out of range")] | Literal["auto"]
 Tokens = Annotated[int, Within(0, MOST_TOKENS, "out of range")]
 NewTokens = Annotated[int, Within(1, MOST_TOKENS, "out of range")]
 Temperature = Annotated[float, Within(0, 100, "no sensible temperature")]
@@ -43,7 +44,9 @@ class Settings:
 
     Attributes:
         rule: how draft tokens are judged: a rule, or its name; see `easd.RULES`.
-        gamma: draft tokens asked for in one block.
+        gamma: draft tokens asked for in one block; `auto` chooses 0 to 8 while decoding, from
+            measured times and acceptance. It needs a lossless rule, or one that evaluates the draft
+            at the bonus position too. Unless coupling is shared, texts differ from run to run.
         least_block_prob: a block ends before `gamma` tokens once the draft's probability of all
             its tokens falls below this; 0 always drafts `gamma`. Needs a rule whose gate, if it has
             one, is evaluated at the bonus position too.
@@ -114,6 +117,14 @@ class Settings:
                 "least_block_prob ends blocks where the draft is unsure, and the gate of this rule "
                 "is not asked at a block's end; set the rule's draft_at_bonus = true"
             )
+        if self.gamma == "auto" and not self._law_knows_no_gamma:
+            gated = isinstance(self.rule, GatedRule)
+            raise ConfigError(
+                f"gamma = 'auto' ends blocks where measured times say, and {self.rule.name} has "
+                "another law at a block's end; give a number"
+                + ", or set the rule's draft_at_bonus = true"
+                * gated
+            )
         if "" in self.bad_words:
             raise ConfigError("a bad word is empty and bans nothing; remove it")
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
@@ -161,6 +172,27 @@ class Settings:
         if self.draft_temperature is None:
             return 1.0
         return self.temperature / self.draft_temperature if self.draft_temperature else inf
+
+    @property
+    def most_gamma(self) -> int:
+        """Maximum number of draft tokens in a block."""
+        return MOST_AUTO_GAMMA if self.gamma == "auto" else self.gamma
+
+    @property
+    def fixed_gamma(self) -> int:
+        """`gamma` as a number.
+
+        Raises:
+            ConfigError: It is `auto`.
+        """
+        if self.gamma == "auto":
+            raise ConfigError("gamma = 'auto' is chosen while decoding; forecasts need a number")
+        return self.gamma
+
+    @property
+    def _law_knows_no_gamma(self) -> bool:
+        rule = self.rule
+        return rule.models != "both" or rule.lossless or rule.draft_at_bonus
 
     @property
     def _law_knows_no_blocks(self) -> bool:

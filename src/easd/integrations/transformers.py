@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def custom_generate(
     draft_model: PreTrainedModel | None = None,
     draft_tokenizer: PreTrainedTokenizerBase | None = None,
     rule: Rule | str | None = None,
-    gamma: int = 4,
+    gamma: int | Literal["auto"] = 4,
     coupling: Coupling | None = None,
     draft_temperature: float | None = None,
     exact_first: int = 0,
@@ -90,7 +90,7 @@ def custom_generate(
             lookup.
         draft_tokenizer: the draft's, if it is not the model's.
         rule: a rule or its name; `EASD()` unless given.
-        gamma: maximum number of draft tokens per block.
+        gamma: maximum number of draft tokens per block, or `auto`; see `Settings.gamma`.
         coupling: see `Settings.coupling`.
         draft_temperature: see `Settings.draft_temperature`.
         exact_first: see `Settings.exact_first`.

@@ -73,7 +73,7 @@ class App:
         self.pair = pair
         self.serving = serving
         self.name = serving.served_model_name or pair.name
-        self.metrics = Metrics(self.name, serving.config.settings.gamma)
+        self.metrics = Metrics(self.name, serving.config.settings.most_gamma)
         self.scheduler = Scheduler(
             self._engine,
             num_rows=serving.num_rows,

@@ -19,23 +19,20 @@ from easd.tasks.graders import (
     grade_lab,
 )
 from easd.tasks.mathematics import check_math_verify, grade_mathematics
-from easd.tasks.task import (
+from easd.tasks.rows import (
     ANSWER_BRIEFLY,
     REASON_AND_BOX,
     DataRow,
-    Grader,
-    Item,
-    Task,
     Unusable,
     choice_item,
     completion_item,
-    hash_of,
     mathematics_item,
     program_item,
     question_item,
     read_file,
     read_hub,
 )
+from easd.tasks.task import Grader, Item, Task, hash_of
 
 DATA_FOLDER = "EASD_DATA"
 _MOST_ITEMS = 1_000_000

@@ -50,6 +50,7 @@ def speed(frames: Frames) -> pd.DataFrame:
         alone = _forwards(baseline[task]) if task in baseline and is_target else {}
         alpha = acceptance.get((task, system), math.nan)
         gamma = frames.setting(system, "gamma")
+        gamma = None if gamma == "auto" else gamma  # Blocks differ.
         cost = forward["draft"] / forward["target"]
         wide = forward["target"] / alone.get("target", math.nan)
         rows.append(
@@ -80,7 +81,7 @@ def speed(frames: Frames) -> pd.DataFrame:
 
 
 def expected_improvement(alpha: float, cost: float, gamma: int | None) -> float:
-    """Walltime improvement by Theorem 3.8 (arXiv:2211.17192); NaN without drafting."""
+    """Walltime improvement by Theorem 3.8 (arXiv:2211.17192); NaN without drafting or one gamma."""
     if gamma is None or math.isnan(alpha) or math.isnan(cost):
         return math.nan
     tokens = gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)

@@ -19,6 +19,7 @@ Clock = Literal["wall", "cpu"]
 CLOCKS: dict[str, str] = {"wall": "seconds", "cpu": "cpu_seconds"}
 # Kinds with which others are compared.
 BASES = ("target", "speculative", "generate", "assisted", "vllm", "vllm-speculative")
+AUTO_GAMMA = "auto"
 _AXES = ("texts at once", "tokens of a prompt", "gamma")
 
 
@@ -46,7 +47,8 @@ class Line:
 
     Attributes:
         speed: tokens per second.
-        over: one of `BASES` -> ratio to that system with the same gamma, else to its fastest.
+        over: one of `BASES` -> ratio to that system with the same gamma, else to its fastest; a
+            system that chooses gamma is also compared with the fastest of its own kind.
         acceptance: accepted / examined.
         penalty_rate: penalised / examined.
         per_forward: tokens per text and target forward (block efficiency).
@@ -154,6 +156,9 @@ def _base(kind: str, name: str, rows: dict[str, pd.DataFrame]) -> str | None:
     """Returns the system of a kind with which `name` is compared."""
     own, _, gamma = name.partition(" ")
     known = [each for each in rows if each.partition(" ")[0] == kind]
+    if gamma == AUTO_GAMMA:  # Its rivals are all fixed numbers.
+        known = [each for each in known if each != name]
+        own = ""
     if own == kind or not known:
         return None
     same = f"{kind} {gamma}"
@@ -225,7 +230,7 @@ def _curves(found: Sequence[Line], axis: str) -> dict[str, dict[float, object]]:
     for line in found:
         kind, _, gamma = line.system.partition(" ")
         here = (line.batch, line.context, gamma)
-        if axis == "gamma" and gamma and here[:2] == (first.batch, first.context):
+        if axis == "gamma" and gamma.isdigit() and here[:2] == (first.batch, first.context):
             curves.setdefault(kind, {})[float(gamma)] = line.over["target"]
         elif axis == "texts at once" and line.context == first.context:
             curves.setdefault(line.system, {})[line.batch] = line.over["target"]

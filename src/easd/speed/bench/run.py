@@ -78,7 +78,7 @@ class Bench:
         """
         for cell in self.cells:
             check_window(self.pair, self._longest(cell) - self.load.tokens, self.load.tokens)
-            drafted = max(LONGEST, *(system.gamma for system in self.systems))
+            drafted = max(LONGEST, *(system.most_gamma for system in self.systems))
             check_memory(self.pair, cell.batch, self._longest(cell), drafted)
         run = self._describe()
         out = RunFolder(self.folder, "bench")
@@ -110,12 +110,8 @@ class Bench:
                     continue
                 timing = self._run(_timed, engines, cell, system, self.load.tokens, number + 1)
                 timing.operations = operations[cell, system]
-                own = {
-                    "round": number,
-                    **asdict(cell),
-                    "system": system.name,
-                    "gamma": system.gamma,
-                }
+                gamma = 0 if system.gamma == "auto" else system.gamma
+                own = {"round": number, **asdict(cell), "system": system.name, "gamma": gamma}
                 row = pa.Table.from_pylist([own | timing.to_row()], TABLES["bench"]["timings"])
                 part = number * len(places) + places[cell, system]
                 out.write(f"part-{part:05d}", {"timings": row})

@@ -43,6 +43,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 UNDRAFTED: tuple[Kind, ...] = ("target", "generate", "vllm")
+AUTO: tuple[Kind, ...] = ("speculative", "block", "tempered", "block-tempered", "prompt-lookup")
 ADAPTIVE: tuple[Kind, ...] = ("adaptive", "easd-adaptive")  # Decide the length of their blocks.
 THEIRS: tuple[Kind, ...] = ("generate", "assisted")  # Decoded by transformers.
 VLLM: tuple[Kind, ...] = ("vllm", "vllm-speculative")  # Decoded by `VllmEngines`.
@@ -54,14 +55,19 @@ _PROFILE_ROWS = 15
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A way to decode; `gamma` is 0 where `kind` drafts nothing or is adaptive."""
+    """A way to decode; `gamma` is 0 where `kind` drafts nothing or is adaptive, or "auto"."""
 
     kind: Kind
-    gamma: int = 0
+    gamma: int | Literal["auto"] = 0
 
     @property
     def name(self) -> str:
         return self.kind if self.kind in UNDRAFTED + ADAPTIVE else f"{self.kind} {self.gamma}"
+
+    @property
+    def most_gamma(self) -> int:
+        """Maximum number of draft tokens in a block."""
+        return LONGEST if self.gamma == "auto" or self.kind in ADAPTIVE else self.gamma
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +199,7 @@ def _settings(system: System, load: Load, seed: int) -> Settings:
     return Settings(
         rule=rules.get(system.kind, Speculative()),
         coupling=couplings.get(system.kind),
-        gamma=LONGEST if adaptive else max(system.gamma, 1),
+        gamma="auto" if system.gamma == "auto" else max(system.most_gamma, 1),
         least_block_prob=LEAST_BLOCK_PROB if adaptive else 0.0,
         drafter="prompt-lookup" if system.kind == "prompt-lookup" else "model",
         temperature=load.temperature,

@@ -122,7 +122,7 @@ class VllmEngines:
     def _engine(self, system: System, batch: int) -> dict[str, Any]:
         """Arguments of vLLM's `LLM`."""
         models = [self.pair.target]
-        length = self.length + system.gamma + 1
+        length = self.length + system.most_gamma + 1
         drafting = {}
         if system.gamma:
             assert self.pair.draft is not None
@@ -130,7 +130,7 @@ class VllmEngines:
             drafting["speculative_config"] = {
                 "method": "draft_model",
                 "model": str(self._folder("draft")),
-                "num_speculative_tokens": system.gamma,
+                "num_speculative_tokens": system.most_gamma,
                 "draft_sample_method": "probabilistic",
             }
         shapes = [Shape.of(model, "") for model in models]

@@ -1,0 +1,133 @@
+"""Blocks whose number of draft tokens changes from step to step, 0 included."""
+
+from collections.abc import Iterator
+from itertools import chain, cycle, repeat
+
+import pytest
+from models import llama_pair, processing, prompts, requests, texts
+from vocabularies import TEXTS, pair_of
+
+from easd.core.rules import EASD, Speculative
+from easd.engine import generate as generating
+from easd.engine.generate import decode
+from easd.engine.pair import Pair
+from easd.engine.settings import Settings
+from easd.errors import ConfigError
+
+GATED = EASD(tau_h=1.5, tau_o=0.8, draft_at_bonus=True)
+FIELDS = {
+    "sampled": {"processing": processing(temperature=0.8, top_k=12, repetition_penalty=1.2)},
+    "greedy": {"processing": processing(temperature=0, repetition_penalty=1.2)},
+}
+
+
+class Script:
+    """Numbers of draft tokens in an order of its own; new prompts are read late after a 0."""
+
+    def __init__(self, gammas: Iterator[int], *, draft_at_bonus: bool) -> None:
+        self._gammas = gammas
+        self._always_drafts = draft_at_bonus
+        self.chosen: list[int] = []
+        self.seen: list[tuple[int, list[tuple[int, int, int]]]] = []
+
+    @property
+    def paused(self) -> bool:
+        return self.chosen[-1:] == [0] and not self._always_drafts
+
+    def choose(self, rows, behind):
+        self.chosen.append(next(self._gammas))
+        return self.chosen[-1]
+
+    def observe(self, rows, blocks, seconds, behind):
+        assert seconds > 0
+        self.seen.append((rows, list(blocks)))
+
+
+SCHEDULES = {
+    "every step another": lambda: cycle([3, 0, 1, 0, 0, 5, 2]),
+    "a long pause": lambda: chain([2, 1], repeat(0, 25), repeat(4)),
+    "first alone": lambda: chain(repeat(0, 30), cycle([8, 0])),
+}
+
+
+@pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
+def script(request, monkeypatch):
+    """Replaces what chooses by a script; returns the scripts in the order of the engines."""
+    made = []
+
+    def make(most, *, draft_at_bonus):
+        made.append(Script(request.param(), draft_at_bonus=draft_at_bonus))
+        return made[-1]
+
+    monkeypatch.setattr(generating, "AutoGamma", make)
+    return made
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+@pytest.mark.parametrize("rule", [Speculative(), GATED], ids=["speculative", "easd"])
+def test_under_shared_noise_no_text_knows_how_many_tokens_were_drafted(
+    rule, fields, batch_size, script
+):
+    asked = requests(prompts(4), max_new_tokens=32, **fields)
+    common = {"rule": rule, "coupling": "shared", "batch_size": batch_size}
+    fixed = texts(llama_pair(), asked, gamma=3, **common)
+    assert texts(llama_pair(), asked, gamma="auto", **common) == fixed
+    assert {0} < set(script[0].chosen)
+
+
+def test_a_draft_with_another_tokenizer_catches_up_too(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("EASD_CACHE", str(tmp_path))
+    pair = pair_of(("byte-level", "byte-fallback"))
+    ids = [tuple(pair.tokenizer(text)["input_ids"][:20]) for text in TEXTS[:3]]
+    found = []
+    for gamma in (3, "auto"):
+        settings = Settings(rule=Speculative(), coupling="shared", gamma=gamma, batch_size=2)
+        done = {}
+        for record in decode(pair, requests(ids, max_new_tokens=40), settings):
+            done |= {row.request.number: row for row in record.rows if row.finished}
+        found.append({number: row.new_ids for number, row in done.items()})
+        assert sum(row.counts.accepted for row in done.values()) > 0
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("drafter", ["model", "prompt-lookup"])
+def test_counts_and_what_the_chooser_sees_are_those_of_the_records(drafter, script):
+    target, draft = llama_pair()
+    asked = requests(prompts(5), max_new_tokens=30, eos=frozenset({2}))
+    settings = Settings(rule=Speculative(), gamma="auto", drafter=drafter, batch_size=3)
+    pair = Pair.of(target, draft if drafter == "model" else None)
+    proposed, accepted, rows = 0, [], {}
+    for record in decode(pair, asked, settings):
+        drafted = record.step.num_draft_tokens.tolist()
+        proposed += sum(drafted)
+        kept = [len(tokens) for tokens in record.committed]
+        accepted.append([*zip(record.decision.num_accepted.tolist(), kept, strict=True)])
+        assert max(drafted) <= script[0].chosen[len(accepted) - 1]
+        rows |= {row.request.number: row for row in record.rows}
+    counts = sum((row.counts for row in rows.values()), start=type(rows[0].counts)())
+    assert counts.proposed == proposed > 0
+    assert counts.blocks == sum(map(len, accepted))
+    seen = [[tuple(block[1:]) for block in blocks] for _, blocks in script[0].seen]
+    assert seen == accepted
+    assert len(script[0].chosen) == len(seen)
+
+
+@pytest.mark.parametrize("coupling", ["maximal", "block"])
+def test_a_real_chooser_decodes_whole_texts(coupling):
+    asked = requests(prompts(4), max_new_tokens=24)
+    common = {"rule": Speculative(), "coupling": coupling, "batch_size": 2}
+    found = texts(llama_pair(), asked, gamma="auto", **common)
+    assert [len(text) for text in found] == [24] * 4
+
+
+@pytest.mark.parametrize("rule", ["easd", "cascade", "lenience", "fly"])
+def test_a_rule_whose_law_knows_blocks_needs_a_number(rule):
+    with pytest.raises(ConfigError, match=f"gamma = 'auto' .* {rule} .* give a number"):
+        Settings(rule=rule, gamma="auto")
+    Settings(rule=rule, gamma=3)
+
+
+@pytest.mark.parametrize("rule", [Speculative(), GATED, "pool-everywhere", "target", "draft"])
+def test_a_rule_whose_law_knows_no_blocks_takes_auto(rule):
+    assert Settings(rule=rule, gamma="auto").most_gamma == 8
