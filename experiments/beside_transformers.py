@@ -83,7 +83,6 @@ def theirs(system, pair, prompt, options, temperature, counts):
         **given,
         **sampling,
     )[0, len(prompt) :].tolist()
-    # A forward of the whole prompt precedes the first draft.
     row = {name: getattr(counts, name) for name in ("forwards", "examined", "accepted")}
     return written, row
 
@@ -109,11 +108,16 @@ def ours(system, pair, prompt, options, temperature, seed):
     return list(written), found
 
 
-def decode_missing(options, rows):
-    """Decodes every text with every system in turns, and appends a row for each."""
+def load(options):
+    """Returns the pair and the task."""
     pair, (name, _, count) = load_pair(options.pair), options.task.partition(":")
     config = {"pair": options.pair, "tasks": [{"name": name, "limit": int(count)}]}
     (task,) = load_tasks(StudyConfig.from_dict(config), Console(stderr=True))
+    return pair, task
+
+
+def decode_missing(pair, task, options, rows):
+    """Decodes every text with every system in turns, and appends a row for each."""
     prompts = [encode_item(item, task, pair.tokenizer, None) for item in task.items]
     counts = Counts(pair.target)
     done = {(row["temperature"], row["text"], row["system"]) for row in rows}
@@ -142,7 +146,7 @@ def decode_missing(options, rows):
                 file.write(json.dumps(row) + "\n")
 
 
-def report(rows, temperature):
+def report(pair, task, rows, temperature):
     """Prints one line a system, and ratios of tokens a second."""
     table = {
         system: {
@@ -161,10 +165,13 @@ def report(rows, temperature):
         alone = table["alone" if system in ("alone", "speculative") else "target"]
         same = sum(found[text]["ids"] == alone[text]["ids"] for text in texts)
         kept = total["accepted"] / total["examined"] if total["examined"] else float("nan")
+        answers = [pair.tokenizer.decode(found[text]["ids"]) for text in texts]
+        graded = zip((task.items[text] for text in texts), answers, strict=True)
+        right = sum(task.grade(item, answer).correct for item, answer in graded)
         per_forward, speed = (total["tokens"] / total[name] for name in ("forwards", "seconds"))
         print(
             f"  {system:20} kept {kept:.3f}  tokens a forward {per_forward:.2f}"
-            f"  tokens a second {speed:.2f}  texts as the target alone {same} of {len(texts)}"
+            f"  tokens a second {speed:.2f}  as the target alone {same}  right {right}"
         )
     for one, other in RATIOS:
         a, b = sums[one], sums[other]
@@ -190,9 +197,10 @@ def main() -> None:
     rows = []
     if options.out.exists():
         rows = [json.loads(line) for line in options.out.read_text().splitlines()]
-    decode_missing(options, rows)
+    pair, task = load(options)
+    decode_missing(pair, task, options, rows)
     for temperature in (0.0, 1.0):
-        report(rows, temperature)
+        report(pair, task, rows, temperature)
 
 
 if __name__ == "__main__":

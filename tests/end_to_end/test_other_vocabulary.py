@@ -32,7 +32,8 @@ from easd.diagnose.tuning import tune
 from easd.diagnose.wording import percent
 from easd.engine.chat import encode_turns
 from easd.engine.generate import decode, make_engine, make_requests
-from easd.engine.other_vocabulary import Reading
+from easd.engine.models.slots import SlotModel
+from easd.engine.other_vocabulary import OtherVocabularyDrafter, Reading
 from easd.engine.pair import Pair
 from easd.engine.request import Row
 from easd.engine.settings import Settings
@@ -193,6 +194,20 @@ def test_the_text_is_the_targets_token_for_token(kinds, settings):
         assert text == alone[: len(text)]
         assert len(text) == 14 or text[-1] in request.eos
     assert sum(row.counts.accepted for row in found.values()) > 0
+
+
+def test_a_draft_that_reaches_few_of_the_targets_tokens(monkeypatch):
+    pair = pair_of(DIRECTIONS[0])
+    words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+    few = replace(words, first=words.first.masked_fill(words.first >= 100, -1))
+    drafter = OtherVocabularyDrafter(SlotModel(pair.draft, 1), few, pair.vocab_size)
+    opinions = few.pushforward(torch.rand(3, words.draft.size), pair.vocab_size)
+    assert drafter._logs(opinions.clone()).equal(opinions.log())
+    assert len(few.reachable) < pair.vocab_size / 2
+    monkeypatch.setattr("easd.engine.vocabulary.vocabulary_map", lambda *_: few)
+    asked = requests(prompts(pair)[:3], max_new_tokens=8)
+    found = decoded(pair, asked, batch_size=3)
+    assert [found[r.number].new_ids for r in asked] == [uncached(pair.target, r) for r in asked]
 
 
 def test_settings_hold_as_with_any_draft():

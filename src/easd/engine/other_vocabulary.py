@@ -209,7 +209,7 @@ class OtherVocabularyDrafter(ModelDrafter):
             for place, mass in enumerate(pushed.sum(-1).tolist())
             if not missing[place] or mass == 0
         ]
-        logits = pushed.log_()
+        logits = self._logs(pushed)
         logits[no_opinion] = 0
         return logits[:, None], no_opinion
 
@@ -242,6 +242,13 @@ class OtherVocabularyDrafter(ModelDrafter):
                     pushed[place], probs[place, 0], last, tokens
                 )
         return pushed
+
+    def _logs(self, opinions: Tensor) -> Tensor:
+        """Logarithms of opinions [B, V]; that of 0 is slow, and most tokens may be out of reach."""
+        if self._known is None:
+            return opinions.log_()
+        logs = opinions[:, self._known].log_()
+        return opinions.fill_(float("-inf")).index_copy_(-1, self._known, logs)
 
     def _probs(self, missing: list[list[int]], keep: int) -> Tensor:
         """Feeds each row the tokens `missing`; returns the last `keep` probabilities of each row.
