@@ -60,7 +60,7 @@ class StepTimes:
 
     def is_due(self, gamma: int) -> bool:
         """Whether a number should be timed again; the less so, the better it is known."""
-        wait = min(_LONGEST_WAIT, 2 << self.samples.get(gamma, 0))
+        wait = min(_LONGEST_WAIT, 1 << self.samples.get(gamma, 0))
         return gamma not in self._last or self._steps - self._last[gamma] >= wait
 
     def forecast(self, most: int) -> list[float]:
