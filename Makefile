@@ -93,9 +93,10 @@ test-gemma: setup
 VLLM := .venv-vllm
 VLLM_PIP := $(INSTALL) --python $(VLLM)
 
-test-vllm: $(VLLM)/.ready
+test-vllm: setup $(VLLM)/.ready
 	LD_PRELOAD=$(CURDIR)/$(VLLM)/lib/libiomp5.so OMP_NUM_THREADS=1 \
 		$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/in_vllm
+	$(BIN)/python -m pytest -m vllm tests/end_to_end/test_bench_vllm.py
 
 $(VLLM)/.ready: pyproject.toml constraints-vllm.txt tests/in_vllm/requirements.py | $(UV)
 	@echo "setting up $(VLLM) (a few minutes the first time)"

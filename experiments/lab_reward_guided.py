@@ -91,7 +91,7 @@ def measure(pair: str, count: int, seed: int) -> None:
 def main() -> None:
     logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("pairs", nargs="*", default=list(lab.RECIPES))
+    parser.add_argument("pairs", nargs="*", default=list(STEP_TOKENS))
     parser.add_argument("--problems", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

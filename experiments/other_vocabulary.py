@@ -16,15 +16,14 @@ from rich.console import Console
 from easd import load_pair
 from easd.cli.grid_options import load_tasks
 from easd.core.rules import Speculative, TargetOnly
-from easd.engine import generate
-from easd.engine.other_vocabulary import OtherVocabularyDrafter
+from easd.engine import generate, other_vocabulary
 from easd.engine.record import Recorder
 from easd.engine.settings import Settings
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.prompting import encode_item
 
 
-class Measured(OtherVocabularyDrafter):
+class Measured(other_vocabulary.OtherVocabularyDrafter):
     """Keeps what one-to-one tokens alone would propose; counts processor time of the mapping."""
 
     def __init__(self, *arguments):
@@ -42,11 +41,11 @@ class Measured(OtherVocabularyDrafter):
         self.mapping += time.process_time() - began - self._measuring
         return found
 
-    def _probs(self, missing):
+    def _probs(self, missing, keep):
         began = time.process_time()
-        probs = super()._probs(missing)
+        probs = super()._probs(missing, keep)
         single = replace(self.words, first=self.words.first.masked_fill(~self.words.single, -1))
-        kept = single.pushforward(probs, self.vocab_size)
+        kept = single.pushforward(probs[:, -1], self.vocab_size)
         self.intersection.append(kept / kept.sum(-1, keepdim=True).clamp_min(1e-30))
         self._measuring = time.process_time() - began
         return probs
@@ -84,7 +83,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    generate.OtherVocabularyDrafter = Measured
+    other_vocabulary.OtherVocabularyDrafter = Measured
     pair, (name, _, count) = load_pair(options.pair), options.task.partition(":")
     config = StudyConfig.from_dict(
         {"pair": options.pair, "tasks": [{"name": name, "limit": int(count)}]}

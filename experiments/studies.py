@@ -15,9 +15,9 @@ from transformers.utils import logging
 
 from easd import EASD, load_pair
 from easd.cli.grid_options import load_tasks, watch
-from easd.cli.references import references
 from easd.diagnose.diagnosis import Diagnosis, diagnose
 from easd.diagnose.reference_pass import read_positions
+from easd.diagnose.references import references
 from easd.engine.pair import Pair
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
@@ -78,7 +78,7 @@ def fit(
 
 
 def _diagnosis(pair: Pair, task: Task, config: StudyConfig, rates: Sequence[float]) -> Diagnosis:
-    texts = references(task, pair, config, console)
+    texts = references(task, pair, config.base.chat)
     table = read_positions(pair, texts, config.base.settings)
     return diagnose(table, tau_h=EASD().tau_h, rates=rates, unique_solution=task.unique_solution)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from lab import efficiency
-from studies import console, evaluate, lab_arguments, lab_pair
+from studies import evaluate, lab_arguments, lab_pair
 
-from easd.cli.references import references
 from easd.diagnose.candidates import TARGET, cut
 from easd.diagnose.pool_fit import PoolFit, fit_pool
 from easd.diagnose.positions import gate
+from easd.diagnose.references import references
 from easd.diagnose.tuning import Candidate, tune
 from easd.diagnose.tuning_pass import read
 from easd.evaluate.config import StudyConfig
@@ -75,7 +75,7 @@ def main() -> None:
 
     calibration = load_task(name, limit=FIT_PROBLEMS, split="calibration")
     blank = StudyConfig.from_dict({**shared, "tasks": [name]})
-    texts = references(calibration, pair, blank, console)
+    texts = references(calibration, pair, blank.base.chat)
     reading = read(pair, texts, blank.base.settings)
     found = tune(reading, gamma=4, unique_solution=True)
     tuned = {each.name: each for each in found.candidates}

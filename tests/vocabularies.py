@@ -50,6 +50,23 @@ def byte_level(vocab_size: int = 360, *, digits: bool = False) -> PreTrainedToke
 
 
 @cache
+def numbers() -> PreTrainedTokenizerFast:
+    """BPE over bytes with numbers of up to three digits as one token, as Llama 3 has it."""
+    space, digits = pre_tokenizers.ByteLevel.alphabet(), "0123456789"
+    (blank,) = {pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(" ")[0][0]}
+    merges = [(one, two) for one in digits for two in digits]
+    merges += [(one + two, three) for one, two in merges for three in "05"]
+    merges += [(blank, one) for one in digits] + [
+        (blank + one, two) for one in "12" for two in "03"
+    ]
+    names = [*sorted(space), *map("".join, merges), "<|im_end|>"]
+    built = Tokenizer(models.BPE({name: at for at, name in enumerate(names)}, merges))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<|im_end|>")
+
+
+@cache
 def byte_fallback(vocab_size: int = 420) -> PreTrainedTokenizerFast:
     """BPE over characters with bytes for the rest, as Llama 2 and Gemma have it.
 
@@ -117,8 +134,11 @@ def ends_inside_a_character(spelt: bytes) -> bool:
     return False
 
 
-def by_hand(pair: Pair, tokens: list[int]) -> torch.Tensor:
-    """The draft's opinion after a text of the target, without cache, map or incremental reading."""
+def by_hand(pair: Pair, tokens: list[int], *, inside: bool = True) -> torch.Tensor:
+    """The draft's opinion after a text of the target, without cache, map or incremental reading.
+
+    Unless it is asked `inside` numbers, they end where the text does.
+    """
     words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
     opinion = torch.zeros(pair.vocab_size, dtype=torch.float64)
     ids = [] if words.draft.begin is None else [words.draft.begin]
@@ -134,6 +154,7 @@ def by_hand(pair: Pair, tokens: list[int]) -> torch.Tensor:
     if not ids:
         return opinion
     logits = pair.draft(torch.tensor([ids])).logits[0, -1]
+    ended, longer = numbers_by_hand(pair, words, tokens, ids)
     for token, prob in enumerate(logits.softmax(-1).tolist()):
         piece = words.draft.bytes_of[token]
         if piece is not None:
@@ -142,4 +163,27 @@ def by_hand(pair: Pair, tokens: list[int]) -> torch.Tensor:
             opinion[words.target.ending] += prob
         elif token == words.draft.turn_begin and words.target.turn_begin is not None:
             opinion[words.target.turn_begin] += prob
+    if inside:
+        opinion = opinion * ended + longer
     return opinion / opinion.sum()
+
+
+def numbers_by_hand(pair, words, tokens, ids) -> tuple[float, torch.Tensor]:
+    """How likely the draft's last token is all of a number, and what goes on in longer ones."""
+    longer = torch.zeros(pair.vocab_size, dtype=torch.float64)
+    last = words.draft.bytes_of[ids[-1]]
+    begun = [tokens[-length:] for length in range(1, len(tokens) + 1)]
+    begun = [each for each in begun if all(words.target.bytes_of[token] for token in each)]
+    begun = [
+        each for each in begun if b"".join(map(words.target.bytes_of.__getitem__, each)) == last
+    ]
+    if last is None or len(ids) < 2 or not begun:
+        return 1.0, longer
+    before = pair.draft(torch.tensor([ids[:-1]])).logits[0, -1].softmax(-1).tolist()
+    for token, prob in enumerate(before):
+        piece = words.draft.bytes_of[token] or b""
+        if piece.removeprefix(b" ").isdigit():
+            (spelt,) = words.target.encode_all([piece])
+            if spelt[: len(begun[0])] == begun[0] and len(spelt) > len(begun[0]):
+                longer[spelt[len(begun[0])]] += prob
+    return (before[ids[-1]], longer) if longer.sum() > 0 else (1.0, longer)

@@ -1,4 +1,4 @@
-"""Trains one `lab` pair: `python experiments/training/lab.py a|c|m|ad [--seed N] [--out DIR]`.
+"""Trains one `lab` pair: `python experiments/training/lab.py a|c|m|ad|t [--seed N] [--out DIR]`.
 
 One thread, fixed steps, fresh data at every step: the same seed and versions give the same weights.
 """
@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.decoders import ByteLevel as BytesToText
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -37,25 +38,46 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     ids = {word: i for i, word in enumerate(lab.VOCABULARY)}
     words = Tokenizer(WordLevel(ids, unk_token=lab.UNKNOWN))
     words.pre_tokenizer = WhitespaceSplit()
+    return _wrapped(words, unk_token=lab.UNKNOWN)
+
+
+def build_byte_tokenizer(*, whole_numbers: bool) -> PreTrainedTokenizerFast:
+    """All bytes, one-character words, and with `whole_numbers` also those of two digits.
+
+    Words begin with their space, as in most tokenizers.
+    """
+    digits, space = "0123456789", ByteLevel(add_prefix_space=False).pre_tokenize_str(" ")[0][0]
+    merges = [(space, character) for character in (*digits, *lab.OPERATIONS, "?")]
+    if whole_numbers:
+        merges += [(space + tens, ones) for tens in digits for ones in digits]
+    alphabet = sorted(ByteLevel.alphabet())
+    names = [*alphabet, *map("".join, merges), lab.EOS, lab.PAD]
+    built = Tokenizer(BPE({name: at for at, name in enumerate(names)}, merges))
+    built.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    built.decoder = BytesToText()
+    return _wrapped(built)
+
+
+def _wrapped(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=tokenizer,
         eos_token=lab.EOS,
         pad_token=lab.PAD,
-        unk_token=lab.UNKNOWN,
         model_max_length=lab.CONTEXT_LENGTH,
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        **special,
     )
 
 
-def build_model(width: int, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    """One pre-norm layer, learned positions, output layer not tied to the embeddings."""
+def build_model(recipe: lab.ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    """Pre-norm layers, learned positions, output layer not tied to the embeddings."""
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=lab.CONTEXT_LENGTH,
-        n_embd=width,
-        n_layer=1,
-        n_head=width // lab.HEAD_SIZE,
+        n_embd=recipe.width,
+        n_layer=recipe.layers,
+        n_head=recipe.width // lab.HEAD_SIZE,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -76,11 +98,10 @@ def batches(
     pair: str, seed: int, slip_rate: float, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[Tensor]:
     """Endless int64 [BATCH_SIZE, T]: prompt, solution, end of sequence; all of one length."""
-    ids = tokenizer.get_vocab()
     texts = lab.stream(pair, seed, "train", slip_rate)
     while True:
-        rows = [f"{p.prompt} {p.solution} {lab.EOS}" for p in islice(texts, BATCH_SIZE)]
-        yield torch.tensor([[ids[word] for word in row.split()] for row in rows])
+        rows = [f"{p.prompt} {p.solution}{lab.EOS}" for p in islice(texts, BATCH_SIZE)]
+        yield torch.tensor(tokenizer(rows)["input_ids"])
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -101,12 +122,12 @@ def train(
 ) -> tuple[GPT2LMHeadModel, dict]:
     """Trains one model and returns it with its log."""
     torch.manual_seed(seed)
-    model = build_model(recipe.width, tokenizer)
+    model = build_model(recipe, tokenizer)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, **ADAMW)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: learning_rate_factor(step, recipe.steps)
     )
-    prompt_length = 2 * lab.NUM_OPERATIONS + 2
+    prompt_length = len(tokenizer(lab.problems(pair, 1, seed)[0].prompt)["input_ids"])
     data = batches(pair, seed, recipe.slip_rate, tokenizer)
     losses, running, begin = [], 0.0, time.process_time()
     for step, batch in enumerate(islice(data, recipe.steps), start=1):
@@ -161,7 +182,10 @@ def main() -> None:
     pair = f"lab-{arguments.pair}"
     recipe = lab.recipe(pair)
     out = arguments.out or lab.folder(pair, "draft").parent
-    tokenizer = build_tokenizer()
+    tokenizer = draft_tokenizer = build_tokenizer()
+    if recipe.two_tokenizers:
+        tokenizer = build_byte_tokenizer(whole_numbers=False)
+        draft_tokenizer = build_byte_tokenizer(whole_numbers=True)
     logs = {}
     if recipe.target_of is None:
         target, logs["target"] = train(pair, recipe.target, arguments.seed, tokenizer)
@@ -177,10 +201,10 @@ def main() -> None:
         pair,
         recipe.draft,
         draft_seed,
-        tokenizer,
+        draft_tokenizer,
         teacher=target if recipe.draft.distilled else None,
     )
-    save(draft, tokenizer, out / "draft")
+    save(draft, draft_tokenizer, out / "draft")
     log = {
         "pair": pair,
         "python": platform.python_version(),

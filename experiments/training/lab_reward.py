@@ -228,7 +228,7 @@ def measure(model: GPT2ForTokenClassification, texts: Texts, step_tokens: int) -
 def main() -> None:
     """Decodes, trains, measures; writes the folder and `training.json` in it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pair", choices=[name.removeprefix("lab-") for name in lab.RECIPES])
+    parser.add_argument("pair", choices=[name.removeprefix("lab-") for name in STEP_TOKENS])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--target", type=Path, help="start from another target")
     parser.add_argument("--draft", type=Path, help="learn from what another draft writes")

@@ -1,6 +1,7 @@
 """Drafts with another tokenizer: opinions by brute force, and texts that are the target's."""
 
 from dataclasses import replace
+from functools import cache
 from io import StringIO
 
 import numpy as np
@@ -9,7 +10,16 @@ import torch
 from enumeration import emitted
 from models import processing, requests, uncached
 from rich.console import Console
-from vocabularies import TEXTS, by_hand, byte_fallback, byte_level, model_of, pair_of
+from vocabularies import (
+    TEXTS,
+    by_hand,
+    byte_fallback,
+    byte_level,
+    model_of,
+    numbers,
+    pair_of,
+    unigram,
+)
 
 from easd.core.rules import EASD, Speculative
 from easd.core.rules.pool import Pool
@@ -22,6 +32,7 @@ from easd.diagnose.tuning import tune
 from easd.diagnose.wording import percent
 from easd.engine.chat import encode_turns
 from easd.engine.generate import decode, make_engine, make_requests
+from easd.engine.other_vocabulary import Reading
 from easd.engine.pair import Pair
 from easd.engine.request import Row
 from easd.engine.settings import Settings
@@ -77,6 +88,43 @@ def test_opinions_are_what_a_slow_reading_finds(kinds):
     assert silent or kinds[0] != "byte-level"
 
 
+@cache
+def by_digits():
+    return byte_level(300, digits=True)
+
+
+@pytest.mark.parametrize("kind", [unigram, by_digits], ids=["unigram", "digits"])
+def test_a_draft_knows_inside_its_own_numbers_how_they_may_go_on(kind):
+    """Wherever the target has written the first digits of what is one token of the draft."""
+    pair = Pair.of(model_of(kind), model_of(numbers, 1), kind(), numbers())
+    texts = ["the 1", "the 12", "the 125", "a 2", "a7", "1", "2 12"]
+    asked = requests([tuple(pair.tokenizer(text)["input_ids"]) for text in texts], max_new_tokens=3)
+    settings = Settings(rule=GATE, gamma=2, batch_size=5, coupling="maximal")
+    inside = 0
+    for record in decode(pair, asked, settings):
+        for place, (row, start) in enumerate(zip(record.rows, record.starts, strict=True)):
+            count = int(record.step.num_draft_tokens[place])
+            drafted = record.step.draft_tokens[place, :count].tolist()
+            for position in range(count + 1):
+                text = [*row.ids[:start], *drafted[:position]]
+                if kind is unigram and pair.tokenizer.unk_token_id in text:
+                    continue
+                with torch.no_grad():
+                    expected = by_hand(pair, text)
+                    plain = by_hand(pair, text, inside=False)
+                found = record.step.draft_probs[place, position]
+                assert (found - expected).abs().max() < 1e-12
+                inside += bool((expected - plain).abs().max() > 1e-6)
+    assert inside >= 5
+    words = [tuple(pair.tokenizer(text)["input_ids"]) for text in ("120 35", "is 10 and 777")]
+    for read in read_steps(pair, [(asked[0].prompt, words[at], f"{at}") for at in (0, 1)]):
+        for place, number in enumerate(read.batch.numbers):
+            for at in range(len(words[number])):
+                with torch.no_grad():
+                    expected = by_hand(pair, [*asked[0].prompt, *words[number][:at]])
+                assert (read.step.draft_probs[place, at] - expected).abs().max() < 1e-12
+
+
 @PAIRS
 def test_what_is_emitted_has_the_targets_law(kinds):
     """Summed over every draft token, with the distribution that these were drawn from."""
@@ -111,6 +159,24 @@ def test_planted_faults_of_the_map_are_seen(planted, monkeypatch):
     monkeypatch.setattr("easd.engine.vocabulary.vocabulary_map", lambda *_: spoilt)
     with pytest.raises(AssertionError):
         test_opinions_are_what_a_slow_reading_finds(DIRECTIONS[0])
+
+
+def test_planted_faults_of_the_reading_are_seen(monkeypatch):
+    """A context that is encoded token by token, and numbers taken to end where the text does."""
+    whole = Reading._append
+
+    def piecewise(self, piece, *, final=False):
+        whole(self, piece, final=final)
+        self._settle([self.segment])
+        self.segment = ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reading, "_append", piecewise)
+        with pytest.raises(AssertionError):
+            test_opinions_are_what_a_slow_reading_finds(DIRECTIONS[0])
+    monkeypatch.setattr(Reading, "begun", lambda *_: None)
+    with pytest.raises(AssertionError):
+        test_a_draft_knows_inside_its_own_numbers_how_they_may_go_on(by_digits)
 
 
 @PAIRS

@@ -11,6 +11,7 @@ from easd.cli.root import main
 from easd.engine.pair import fingerprints
 from easd.errors import ConfigError, ModelError
 from easd.pairs.checking import check_vocabularies
+from easd.speed.bench.systems import Load, System, assistant_of, decode_once
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +98,20 @@ def test_the_drop_in_takes_the_drafts_tokenizer(folders):
         for rule, drafting in (("speculative", models), ("target", {}))
     ]
     assert texts[0].equal(texts[1])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_benchmark_leaves_the_draft_to_both_as_it_is(folders, temperature):
+    """transformers replaces a sampling assistant's embeddings, which would change our draft."""
+    pair = load_models(*folders)
+    prompts = [pair.tokenizer(text)["input_ids"] for text in ("the baker", "theatre")]
+    head, load = pair.draft.get_output_embeddings(), Load(tokens=6, temperature=temperature)
+    ours = System("speculative", 3)
+    before = decode_once(ours, pair, prompts, load, 1).tally
+    for seed in (1, 2):
+        assert decode_once(System("assisted", 3), pair, prompts, load, seed).tally.tokens > 0
+    assert pair.draft.get_output_embeddings() is head
+    own = pair.draft.get_input_embeddings().weight
+    assert assistant_of(pair).get_input_embeddings().weight is own
+    after = decode_once(ours, pair, prompts, load, 1).tally
+    assert (after.accepted, after.examined) == (before.accepted, before.examined)

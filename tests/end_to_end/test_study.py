@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from easd import load_pair
 from easd.runs import open_run
+from easd.study import study as study_in_python
+from easd.tasks import load_task
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,35 @@ def test_a_finished_study_is_not_decoded_again(study, folder):
     assert printed == ""
     assert "nothing was left to decode" in told
     assert (folder / "tuned.json").read_bytes() == before
+
+
+def test_python_and_yaml_do_the_same(easd, folder, tmp_path):
+    task = load_task("lab-a", limit=24)
+    page = study_in_python(load_pair("lab-a"), task, tmp_path / "python")
+    assert "Does anything?" in page.with_suffix(".md").read_text()
+    file = tmp_path / "study.yaml"
+    file.write_text("pair: lab-a\ntasks: [lab-a:24]\ntune_on: 8\n")
+    easd("study", file, "--out", tmp_path / "yaml")
+    texts = [
+        open_run(each / "run").samples["token_ids"]
+        for each in (folder, tmp_path / "python", tmp_path / "yaml")
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tasks: [lab-a:9, lab-c:9]", "a study has one task, and"),
+        ("tasks: [lab-a:9]\ntune_on: many", "tune_on = 'many' is not a whole number"),
+        ("tasks: [lab-a:9]\nsystems: [easd]", "systems is what tuning finds; leave it out"),
+    ],
+)
+def test_mistakes_in_a_file_are_one_line(refused, tmp_path, text, words):
+    file = tmp_path / "study.yaml"
+    file.write_text(f"pair: lab-a\n{text}\n")
+    assert words in refused("study", file, "--out", tmp_path / "out")
+    assert "data belongs to a task" in refused("study", file, "--data", tmp_path)
 
 
 @pytest.mark.parametrize(

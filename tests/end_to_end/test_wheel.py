@@ -78,7 +78,7 @@ def test_it_has_its_notices_presets_and_types(wheel):
         (notice,) = (name for name in names if name.endswith("licenses/NOTICE"))
         named = re.findall(r"easd/\S+", files.read(notice).decode())
     assert named
-    assert names >= {*named, "easd/py.typed", "easd/presets/paper-ablation.yaml"}
+    assert names >= {*named, "easd/py.typed", "easd/presets/table1.yaml"}
 
 
 def test_it_works_with_the_newest_of_everything(wheel, tmp_path):

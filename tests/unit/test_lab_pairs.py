@@ -20,8 +20,8 @@ def spelled_out(problem):
     first, *rest = problem.prompt.removesuffix(" ?").split()
     totals, total = [], int(first)
     for symbol, operand in zip(rest[::2], rest[1::2], strict=True):
-        total = eval(f"({total} {symbol} {operand}) % 100")
-        totals.append(str(total))
+        total = eval(f"({total} {symbol} {int(operand)}) % 100")
+        totals.append(f"{total:02}" if problem.id.startswith("lab-t") else str(total))
     return totals
 
 
@@ -54,7 +54,7 @@ def test_grading(pair):
     for problem in lab.problems(pair, 50, seed=4):
         for text in (problem.solution, f" {problem.solution} {lab.EOS}"):
             assert lab.grade(problem, text)
-        wrong = str((int(problem.answer) + 1) % 100)
+        wrong = lab.recipe(pair).number((int(problem.answer) + 1) % 100)
         assert not lab.grade(problem, wrong)
         assert not lab.grade(problem, "")
 
@@ -122,10 +122,10 @@ def test_alias_and_unknown_pair():
 def test_packaged_pairs_are_small():
     data = lab.folder("lab", "target").parents[1]
     size = sum(f.stat().st_size for p in PAIRS for f in (data / p).rglob("*") if f.is_file())
-    assert size <= 3e6
+    assert size <= 4e6
 
 
-@pytest.mark.parametrize(("pair", "role"), MODELS)
+@pytest.mark.parametrize(("pair", "role"), [each for each in MODELS if each[0] != "lab-t"])
 def test_tokenizer_round_trip(pair, role):
     tokenizer = AutoTokenizer.from_pretrained(lab.folder(pair, role))
     for problem in lab.problems(pair, 20, seed=2):
@@ -135,6 +135,19 @@ def test_tokenizer_round_trip(pair, role):
         assert len(ids) == len(text.split())
     assert tokenizer("42 7").input_ids == [42, 7]
     assert tokenizer.eos_token == lab.EOS
+
+
+def test_numbers_are_one_token_or_one_for_each_digit():
+    target, draft = (AutoTokenizer.from_pretrained(lab.folder("lab-t", role)) for role in ROLES)
+    for problem in lab.problems("lab-t", 20, seed=2):
+        words = f"{problem.prompt} {problem.solution}".split()
+        split = [part for word in words for part in (word[:1], word[1:]) if part]
+        for tokenizer, expected in ((target, split), (draft, words)):
+            ids = tokenizer(" ".join(words)).input_ids
+            assert tokenizer.decode(ids).split() == words
+            assert [tokenizer.decode(token).strip() for token in ids] == expected
+    for tokenizer in (target, draft):
+        assert tokenizer.decode(tokenizer("naïve 🙂").input_ids).strip() == "naïve 🙂"
 
 
 @pytest.mark.parametrize(("pair", "role"), MODELS)

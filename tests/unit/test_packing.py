@@ -16,7 +16,7 @@ NO_BFLOAT16 = pytest.mark.skipif(
 
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(512, 384), nn.ReLU(), nn.Linear(384, 512, bias=False))
+    return nn.Sequential(nn.Linear(512, 768), nn.ReLU(), nn.Linear(768, 512, bias=False))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_same_products_and_the_model_is_left_as_it_was(dtype, near):
 
 
 def test_weights_changed_since_are_packed_anew():
-    layers, rows = model(), torch.randn(1, 512)
+    layers, rows = model(), torch.randn(2, 512)
     with PackedLinears(layers), torch.inference_mode():
         layers(rows)
     with torch.no_grad():
@@ -49,11 +49,11 @@ def test_weights_changed_since_are_packed_anew():
 @pytest.mark.parametrize("again", [False, True], ids=["next decode", "next forward"])
 def test_changes_that_torch_does_not_count_are_seen(again):
     """A copy, a merged adapter, a moving average; the same storage and the same version."""
-    layers, rows = model(), torch.randn(1, 512)
+    layers, rows = model(), torch.randn(2, 512)
     context = PackedLinears(layers)
     for change in (
         lambda weight: weight.copy_(torch.randn_like(weight)),
-        lambda weight: weight.add_(torch.randn(384, 2) @ torch.randn(2, 512)),
+        lambda weight: weight.add_(torch.randn(768, 2) @ torch.randn(2, 512)),
         lambda weight: weight.mul_(0.99),
     ):
         change(layers[0].weight.data)
@@ -93,9 +93,9 @@ def test_a_change_of_one_bit_changes_the_sums_of_any_dtype(width):
 
 def test_every_place_is_looked_at_in_turn():
     """A change of a few weights within a decode is seen after 64 forwards at the latest."""
-    layers, rows = model(), torch.randn(1, 512)
+    layers, rows = model(), torch.randn(2, 512)
     context = PackedLinears(layers)
-    layers[0].weight.data[6, :16] += 1
+    layers[0].weight.data[12, :16] += 1
     plain = layers(rows).detach()
     for _ in range(packing._PLACES):
         with context, torch.inference_mode():
@@ -106,11 +106,11 @@ def test_every_place_is_looked_at_in_turn():
 def test_layers_that_others_have_changed_are_left_alone():
     """An offloader sets `forward`, a pruner computes the weight before each product."""
     for late in (False, True):
-        layers, rows = model(), torch.randn(1, 512)
+        layers, rows = model(), torch.randn(2, 512)
         context = PackedLinears(layers) if late else None
 
         def theirs(given):
-            return given[..., :384]
+            return given.repeat(1, 2)[..., :768]
 
         layers[0].forward = theirs
         prune.l1_unstructured(layers[2], "weight", 0.5)
@@ -121,6 +121,22 @@ def test_layers_that_others_have_changed_are_left_alone():
                 assert torch.equal(layers(rows), expected)
             assert layers[0].__dict__["forward"] is theirs
         assert torch.equal(layers[2].weight, prunes)
+
+
+def test_a_single_row_is_multiplied_plainly_where_that_is_faster(monkeypatch):
+    """With AVX2 only, unless onto more columns than it has."""
+    monkeypatch.setattr(packing, "_AVX2", True)
+    called = []
+    product = torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_linear_pointwise", lambda *args: called.append(args) or product(*args)
+    )
+    layers = model()
+    with PackedLinears(layers), torch.inference_mode():
+        layers(torch.randn(1, 512))
+        assert [args[0].shape[-1] for args in called] == [512]
+        layers(torch.randn(1, 2, 512))
+        assert [args[0].shape[-1] for args in called] == [512, 512, 768]
 
 
 def test_a_layer_changed_within_the_context_keeps_the_change():

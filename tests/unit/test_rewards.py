@@ -16,7 +16,7 @@ from easd.evaluate.rewards import RewardModel, ScoredStep, load_reward_model
 from easd.pairs import lab
 from easd.pairs.lab import STEP_TOKENS, reward_folder
 
-PAIRS = sorted(lab.RECIPES)
+PAIRS = sorted(STEP_TOKENS)
 KINDS = [GPT2ForTokenClassification, GPT2ForSequenceClassification]
 STEPS = [
     ScoredStep(prompt_ids=(3, 4, 5), written_ids=(), step_ids=(6,)),

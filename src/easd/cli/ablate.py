@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easd.cli.grid_options import Config, GridOptions, Out
-from easd.cli.options import RULE, Options, fields_of, options
+from easd.cli.grid_options import GridOptions, Out
+from easd.cli.options import RULE, Config, Options, fields_of, options
 from easd.core.rules import EASD
 from easd.evaluate.presets import ablation, matched_refusal
 from easd.runs import open_run

@@ -27,18 +27,18 @@ from easd.evaluate.prompting import encode_item
 from easd.pairs import lab
 from easd.pairs.from_config import load_with_status
 from easd.runs.schema import PARTS
-from easd.speed.bench import Bench, Cell, Line, System, lines, read_timings
+from easd.speed.bench import Bench, Cell, Line, lines, read_timings
 from easd.speed.bench.results import BASES, Clock, plot
 from easd.speed.bench.roofline import rooflines
 from easd.speed.bench.systems import (
-    ADAPTIVE,
     AUTO,
     KINDS,
     TEMPERED,
     UNDRAFTED,
-    Kind,
+    VLLM,
     Load,
     profiled,
+    systems_of,
 )
 from easd.speed.plan import CostModel, Shape, measure_here
 from easd.speed.plan.measure import describe
@@ -73,11 +73,13 @@ class Benchmark:
         rounds: Number of rounds; a finished run can be given more.
         draft_temperature: Draft temperature of the tempered systems.
         kinds: A system: target, generate and assisted (of transformers), speculative, block
-            (verified as a whole), adaptive, easd, easd-maximal, easd-adaptive, prompt-lookup, or
-            with --draft-temperature tempered and block-tempered; may be repeated.
+            (verified as a whole), adaptive, easd, easd-maximal, easd-adaptive, prompt-lookup,
+            with --draft-temperature tempered and block-tempered, or with --vllm-python vllm (the
+            target alone) and vllm-speculative; may be repeated.
         gammas: Draft tokens per block, or auto; may be repeated. Systems with blocks of a fixed
             length run once with each; auto is for lossless ones of this engine.
         tau_h: Entropy threshold in nats.
+        vllm_python: Interpreter of an environment with vLLM's CPU build.
         clock: Clock of the ratios: wall time, or processor time, which other processes disturb
             less. With cpu use --threads 1, because waiting threads count.
         profile: Also run torch's profiler once on each system.
@@ -103,13 +105,14 @@ class Benchmark:
     rounds: Annotated[int, OfLoad()] = 5
     kinds: Annotated[
         tuple[str, ...],
-        OfSystems(name="--system", metavar="NAME", show_default="all but tempered ones"),
-    ] = tuple(kind for kind in KINDS if kind not in TEMPERED)
+        OfSystems(name="--system", metavar="NAME", show_default="all but tempered ones and vLLM's"),
+    ] = tuple(kind for kind in KINDS if kind not in TEMPERED + VLLM)
     gammas: Annotated[
         tuple[int | Literal["auto"], ...],
         OfSystems(name="--gamma", metavar="INT|auto", show_choices=False, show_default=joined),
     ] = (4,)
     tau_h: Annotated[float, OfSystems()] = 1.5
+    vllm_python: Annotated[Path | None, OfSystems()] = None
     clock: Annotated[Clock, Parameter(group=OUTPUT)] = "wall"
     profile: Annotated[bool, Flag(group=OUTPUT)] = False
     roofline: Annotated[bool, Flag(group=OUTPUT)] = False
@@ -140,7 +143,8 @@ class Benchmark:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         console, aside = Console(), Console(stderr=True)
-        console.width = max(console.width, _WIDTH)
+        others = sum(f"vllm{end}" in self.kinds for end in ("", "-speculative"))
+        console.width = max(console.width, _WIDTH + 20 * others)
         pair = load_with_status(study.base, aside)
         self._check_pair(pair, aside)
         bench = self._bench(study, pair)
@@ -175,7 +179,7 @@ class Benchmark:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"system {kind!r} is not known; choose from {', '.join(KINDS)}")
-            if kind not in UNDRAFTED + ADAPTIVE and not self._gammas(kind):
+            if not systems_of([kind], self.gammas):
                 raise ConfigError(
                     f"system {kind!r} has no gamma = 'auto'; add a number, such as --gamma 4, or "
                     f"name others: --system {' --system '.join(AUTO)}"
@@ -184,6 +188,13 @@ class Benchmark:
                 raise ConfigError(
                     f"system {kind!r} drafts at a temperature; add --draft-temperature"
                 )
+            if kind in VLLM and study.base.int8_draft:
+                raise ConfigError(f"system {kind!r} has no int8 draft; leave out --int8-draft")
+            if kind in VLLM and self.vllm_python is None:
+                raise ConfigError(
+                    f"system {kind!r} needs an environment with vLLM; add --vllm-python "
+                    "ENVIRONMENT/bin/python"
+                )
 
     def _check_pair(self, pair: Pair, console: Console) -> None:
         undrafted = (*UNDRAFTED, "prompt-lookup")
@@ -191,6 +202,14 @@ class Benchmark:
         if pair.draft is None and drafting:
             raise ConfigError(
                 f"{', '.join(drafting)}: no draft model given; name one, or leave these systems out"
+            )
+        if any(kind in VLLM for kind in self.kinds) and pair.target.device.type != "cpu":
+            raise ConfigError(
+                "vLLM is timed on a CPU only; leave its systems out, or use device cpu"
+            )
+        if "vllm-speculative" in self.kinds and pair.draft_tokenizer is not None:
+            raise ConfigError(
+                "vllm-speculative: vLLM samples no drafts with another tokenizer; leave it out"
             )
         if self.clock == "cpu":
             if pair.target.device.type != "cpu":
@@ -216,10 +235,11 @@ class Benchmark:
                 for b in dict.fromkeys(self.batches)
                 for c in dict.fromkeys(self.contexts or (None,))
             ],
-            systems=list(self._systems()),
+            systems=systems_of(self.kinds, self.gammas),
             folder=self.out,
             rounds=self.rounds,
             texts=self.texts,
+            vllm_python=self.vllm_python if any(kind in VLLM for kind in self.kinds) else None,
             load=Load(
                 tokens=self.tokens or max(1, min(_TOKENS, left)),
                 temperature=self.temperature,
@@ -227,18 +247,6 @@ class Benchmark:
                 tau_h=self.tau_h,
             ),
         )
-
-    def _systems(self):
-        for kind in dict.fromkeys(self.kinds):
-            assert kind in KINDS
-            if kind in UNDRAFTED + ADAPTIVE:
-                yield System(kind)
-            else:
-                yield from (System(kind, gamma) for gamma in self._gammas(kind))
-
-    def _gammas(self, kind: Kind) -> list[int | Literal["auto"]]:
-        """Returns the lengths of the blocks of a kind's systems."""
-        return [g for g in dict.fromkeys(self.gammas) if g != "auto" or kind in AUTO]
 
     def _rooflines(self, bench: Bench, pair: Pair) -> Table:
         costs = CostModel(

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.cli.grid_options import (
-    Config,
     Data,
     OfGrid,
     Seeds,
@@ -30,17 +28,12 @@ from easd.cli.grid_options import (
     settings,
     watch,
 )
-from easd.cli.options import OUTPUT, RULE, ModelOptions, Options, Quiet, fields_of, options
+from easd.cli.options import OUTPUT, RULE, Config, ModelOptions, Options, Quiet, fields_of, options
 from easd.core.rules import EASD
 from easd.diagnose.calibration import (
     SOURCES,
-    Signals,
-    Source,
-    firing,
-    paper_threshold,
-    rate_threshold,
-    signals,
-    warnings_of,
+    Calibration,
+    calibrate,
 )
 from easd.diagnose.calibration_file import CalibrationFile, data_of, sampling
 from easd.diagnose.draft_temperature import DraftTemperatures, draft_temperatures
@@ -108,38 +101,50 @@ def command(
     if study.base.settings.temperature and pair.draft is not None:
         tempered = _draft_temperatures(evaluation, decoded.samples, console)
     rule: Any = study.systems[0].settings.rule
-    found = signals(decoded.tokens, top_n=rule.top_n)
-    by_source: dict[Source, Estimate] = {each: paper_threshold(found, each) for each in SOURCES}
-    chosen = by_source[source] if rate is None else rate_threshold(found, rate, rule.tau_o)
-    rates = firing(found, chosen.value, rule.tau_o)
-    warned = warnings_of(rates)
-    CalibrationFile(
+    found = calibrate(decoded.tokens, tau_o=rule.tau_o, top_n=rule.top_n, source=source, rate=rate)
+    calibration_file(found, evaluation, source=source, rate=rate, tempered=tempered).save(out)
+    _show(console, found)
+    if tempered is not None:
+        _show_draft_temperatures(console, tempered)
+    for line in found.warnings:
+        console.print(Text(f"warning: {line}", "yellow"), soft_wrap=True)
+    line = f"written to {out} from the texts in {run}; use it with --calibration {out}"
+    console.print(Text(visible(line)), soft_wrap=True)
+
+
+def calibration_file(
+    found: Calibration,
+    evaluation: Evaluation,
+    *,
+    source: str = "pooled",
+    rate: float | None = None,
+    tempered: DraftTemperatures | None = None,
+) -> CalibrationFile:
+    """Returns the file of a calibration, from the evaluation whose texts it read."""
+    settings = evaluation.config.systems[0].settings
+    return CalibrationFile(
         kind="calibration",
-        fields={"tau_h": chosen.value, **{name: getattr(rule, name) for name in _GATE}},
-        pair=pair.name,
-        fingerprints=fingerprints(pair),
-        sampling=sampling(study.base.settings),
-        data=[data_of(task) for task in tasks],
+        fields={
+            "tau_h": found.tau_h.value,
+            **{name: getattr(settings.rule, name) for name in _GATE},
+        },
+        pair=evaluation.pair.name,
+        fingerprints=fingerprints(evaluation.pair),
+        sampling=sampling(settings),
+        data=[data_of(task) for task in evaluation.tasks],
         estimates={
             "method": "mean of the top 5 % entropies" if rate is None else "firing rate",
             "source": source if rate is None else None,
             "wanted_rate": rate,
-            "tau_h": asdict(chosen),
-            "paper_rule": {name: asdict(value) for name, value in by_source.items()},
-            "rates": {name: asdict(value) for name, value in rates.items()},
+            "tau_h": asdict(found.tau_h),
+            "paper_rule": {name: asdict(value) for name, value in found.by_source.items()},
+            "rates": {name: asdict(value) for name, value in found.rates.items()},
             "texts": found.texts,
-            "positions": len(found.text),
-            "warnings": warned,
+            "positions": found.positions,
+            "warnings": found.warnings,
             "draft_temperature": None if tempered is None else tempered.to_dict(),
         },
-    ).save(out)
-    _show(console, chosen, by_source, rates, found)
-    if tempered is not None:
-        _show_draft_temperatures(console, tempered)
-    for line in warned:
-        console.print(Text(f"warning: {line}", "yellow"), soft_wrap=True)
-    line = f"written to {out} from the texts in {run}; use it with --calibration {out}"
-    console.print(Text(visible(line)), soft_wrap=True)
+    )
 
 
 def _draft_temperatures(
@@ -181,22 +186,16 @@ def _folder_of(study: StudyConfig, pair: str) -> Path:
     return Path("runs") / f"calibration-{plain}-{digest}"
 
 
-def _show(
-    console: Console,
-    chosen: Estimate,
-    by_source: Mapping[Source, Estimate],
-    rates: dict[str, Estimate],
-    found: Signals,
-) -> None:
+def _show(console: Console, found: Calibration) -> None:
     table = Table("estimate", "value", "95 % interval", title="calibration")
-    for source, value in by_source.items():
+    for source, value in found.by_source.items():
         table.add_row(f"mean of the top 5 %, {source}", *_nats(value))
     table.add_section()
-    table.add_row("tau_h chosen", *_nats(chosen))
-    for name, value in rates.items():
+    table.add_row("tau_h chosen", *_nats(found.tau_h))
+    for name, value in found.rates.items():
         label = "gate open" if name == "gate" else f"{name.replace('_', ' ')} met"
         table.add_row(label, f"{value.value:.3%}", f"{value.low:.3%} to {value.high:.3%}")
-    table.caption = f"{len(found.text):,} positions of {found.texts:,} texts"
+    table.caption = f"{found.positions:,} positions of {found.texts:,} texts"
     console.print(table)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
-
-from easd.cli.grid_options import Config, GridOptions, OfGrid, Out
-
-OfEndpoint = partial(Parameter, group=Group("Endpoint", sort_key=10))
+from easd.cli.endpoint_options import OfEndpoint, ServerOptions, given_of
+from easd.cli.grid_options import GridOptions, OfGrid, Out
+from easd.cli.options import Config
 
 
 def command(
@@ -26,12 +23,7 @@ def command(
         ),
     ] = None,
     endpoint: Annotated[str | None, OfEndpoint(metavar="URL")] = None,
-    model: Annotated[str | None, OfEndpoint(show_default="its only one")] = None,
-    api_key_env: Annotated[str | None, OfEndpoint(metavar="NAME")] = None,
-    dialect: Annotated[
-        str | None, OfEndpoint(show_default="whichever the server understands")
-    ] = None,
-    concurrency: Annotated[int | None, OfEndpoint(show_default="16")] = None,
+    server: ServerOptions | None = None,
     out: Out = Path("runs/eval"),
 ) -> None:
     """Decode and grade tasks with several systems.
@@ -47,16 +39,9 @@ def command(
             rsd:delta=0.7. With --endpoint also `served`: the server's default. May be repeated.
         endpoint: Evaluate this OpenAI-compatible server, such as http://127.0.0.1:8000/v1, instead
             of a pair.
-        model: The server's name for the model.
-        api_key_env: The environment variable that holds the server's key.
-        dialect: How a request names its rule: easd (easd serve) or vllm (the plugin).
-        concurrency: Number of concurrent requests.
     """
-    server = {"url": endpoint, "model": model, "api_key_env": api_key_env, "dialect": dialect}
-    server |= {"concurrency": concurrency}
-    given: dict[str, Any] = {
-        f"endpoint.{name}": value for name, value in server.items() if value is not None
-    }
+    given: dict[str, Any] = {} if endpoint is None else {"endpoint.url": endpoint}
+    given |= {f"endpoint.{name}": value for name, value in given_of(server).items()}
     if system:
         given["systems"] = system
     (asked or GridOptions()).run(config, out, given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,10 @@ from easd.cli.options import (
     fields_of,
     options,
 )
-from easd.cli.run_summary import say_failures, show_run, show_verdict, shown_text
+from easd.cli.run_summary import say_failures, shown_text, summarise
 from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
-from easd.engine.pair import fingerprints
+from easd.engine.pair import Pair, fingerprints
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, visible
 from easd.evaluate.config import StudyConfig, read_study
@@ -46,7 +46,7 @@ from easd.evaluate.engine import Evaluation
 from easd.evaluate.grid import Grid, parse_task
 from easd.evaluate.runner import GridRun, Progress
 from easd.pairs.from_config import load_with_status
-from easd.presets import PRESETS
+from easd.runs import open_run
 from easd.tasks import Task
 
 # Systems have rules, and a grid has seeds.
@@ -60,13 +60,6 @@ else:
 
 OfGrid = partial(Parameter, group=GRID)
 
-Config = Annotated[
-    Path | None,
-    Parameter(
-        help="A YAML file with any of these settings, or a preset: "
-        f"{', '.join(PRESETS)}. Options take precedence over it.",
-    ),
-]
 TASK_METAVAR = "NAME[:COUNT|:FIRST-END]"
 TaskNames = Annotated[
     list[str] | None,
@@ -183,39 +176,67 @@ class GridOptions:
                 values.setdefault("systems", list(dict.fromkeys(["target", "speculative", tuned])))
         console = Console(stderr=True, quiet=self.quiet)
         if "endpoint" in values and then is None:
-            study = EndpointStudy.from_dict(values, fill=fill)
             _check_endpoint(calibrated, self.force)
-            tasks = load_tasks(study, console, allow_code_execution=self.allow_code_execution)
-            with console.status("asking the server"):
-                evaluation = EndpointEvaluation(
-                    *(study, tasks, out),
-                    on_wait=lambda why: console.print(shown_text(why, "yellow"), soft_wrap=True),
-                    fitted=calibrated and calibrated.fitted_on(tasks),
-                )
-            watch(evaluation, console)
+            decode_there(
+                *(values, out, console, calibrated), allow_code_execution=self.allow_code_execution
+            )
         else:
             study = StudyConfig.from_dict(values, fill=fill)
             tasks = load_tasks(study, console, allow_code_execution=self.allow_code_execution)
             pair = load_with_status(study.base, console)
             if calibrated is not None and not self.force:
                 calibrated.check(fingerprints(pair), study.base.settings)
-            fitted = calibrated and calibrated.fitted_on(tasks)
-            if fitted and not self.force:
-                _check_overlap(fitted)
-            watch(Evaluation(study, pair, tasks, out, fitted), console)
-            if then is not None:
-                study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
-                watch(Evaluation(study, pair, tasks, out, fitted), console)
-        show_run(out, console)
-        show_verdict(out, console)
+                _check_overlap(calibrated, tasks)
+            decode_here(values, pair, tasks, out, console, calibrated, then)
+        finished = open_run(out, "evaluation")
+        summarise(finished, console)
         console.print(shown_text(f"the run is in {out}; next: easd report {out}"), soft_wrap=True)
-        say_failures(out, console)
+        say_failures(finished, console)
 
 
-def _check_overlap(fitted: Mapping[str, Any]) -> None:
+def decode_here(
+    values: Mapping[str, Any],
+    pair: Pair,
+    tasks: Sequence[Task],
+    out: Path,
+    console: Console,
+    calibrated: CalibrationFile | None = None,
+    then: Callable[[], list[Any]] | None = None,
+) -> None:
+    """Decodes missing texts of a grid with a loaded pair; see `GridOptions.run`."""
+    fill = calibrated.fill if calibrated else dict
+    fitted = calibrated and calibrated.fitted_on(tasks)
+    study = StudyConfig.from_dict(values, fill=fill)
+    watch(Evaluation(study, pair, tasks, out, fitted), console)
+    if then is not None:
+        study = StudyConfig.from_dict({**values, "systems": then()}, fill=fill)
+        watch(Evaluation(study, pair, tasks, out, fitted), console)
+
+
+def decode_there(
+    values: Mapping[str, Any],
+    out: Path,
+    console: Console,
+    calibrated: CalibrationFile | None = None,
+    *,
+    allow_code_execution: bool = False,
+) -> None:
+    """Decodes missing texts of a grid on servers; see `GridOptions.run`."""
+    study = EndpointStudy.from_dict(values, fill=calibrated.fill if calibrated else dict)
+    tasks = load_tasks(study, console, allow_code_execution=allow_code_execution)
+    with console.status("asking the server"):
+        evaluation = EndpointEvaluation(
+            *(study, tasks, out),
+            on_wait=lambda why: console.print(shown_text(why, "yellow"), soft_wrap=True),
+            fitted=calibrated and calibrated.fitted_on(tasks),
+        )
+    watch(evaluation, console)
+
+
+def _check_overlap(calibrated: CalibrationFile, tasks: Sequence[Task]) -> None:
     """Refuses to judge a tuned rule on the items it was tuned on."""
-    for task, shared in fitted["overlap"].items():
-        if fitted["kind"] == "tuning" and shared:
+    for task, shared in calibrated.fitted_on(tasks)["overlap"].items():
+        if calibrated.kind == "tuning" and shared:
             raise ConfigError(
                 f"the rule was tuned on {shared:,} of these items of {task}, on which it looks "
                 f"better than it is; judge it on others, such as --task {task}:FIRST-END, or add "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -22,11 +23,9 @@ from easd.cli.grid_options import (
     settings,
 )
 from easd.cli.options import AsJson, ModelOptions, Quiet
-from easd.diagnose.reference_pass import ReferenceText
+from easd.diagnose.references import references
 from easd.engine.pair import Pair
-from easd.errors import InputError
 from easd.evaluate.config import StudyConfig, load_study
-from easd.evaluate.prompting import encode_item
 from easd.pairs.from_config import load_with_status
 from easd.tasks import Task
 
@@ -75,38 +74,22 @@ class ReferenceOptions:
         Args:
             how: called with the pair, the texts, settings, and a function to report progress to.
         """
-        texts = references(task, pair, study, self.console)
-        with Progress(console=self.console, transient=True) as bar:
-            reading = bar.add_task("reading the references with both models", total=None)
-            return how(
-                *(pair, texts, study.base.settings),
-                lambda done, total: bar.update(reading, completed=done, total=total),
-            )
+        texts = references(task, pair, study.base.chat)
+        say_skipped(task, self.console)
+        with reading_bar(self.console) as on_step:
+            return how(pair, texts, study.base.settings, on_step)
 
 
-def references(
-    task: Task, pair: Pair, config: StudyConfig, console: Console
-) -> list[ReferenceText]:
-    """Returns prompt and gold solution, as token ids, of every item that has a solution.
-
-    Raises:
-        InputError: No item has one.
-    """
-    tokenizer = pair.tokenizer
-    found: list[ReferenceText] = []
-    for item in task.items:
-        if item.reference is None:
-            continue
-        prompt = encode_item(item, task, tokenizer, config.base.chat)
-        ids: Any = tokenizer(item.reference, add_special_tokens=False)["input_ids"]
-        end: Any = tokenizer.eos_token_id
-        found.append((prompt, [*ids, end], item.id))
-    missing = len(task.items) - len(found)
-    if not found:
-        raise InputError(
-            f"no item of {task.name} has a written solution to read; use a task that has "
-            "(gsm8k, math500, lab-a, ...) or a file with 'solution'"
-        )
+def say_skipped(task: Task, console: Console) -> None:
+    """Prints how many items of a task have no solution to read."""
+    missing = sum(item.reference is None for item in task.items)
     if missing:
         console.print(Text(f"skipped: {missing} items of {task.name} without a solution", "yellow"))
-    return found
+
+
+@contextmanager
+def reading_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Shows a progress bar; yields the function to report texts and their number to."""
+    with Progress(console=console, transient=True) as bar:
+        reading = bar.add_task("reading the references with both models", total=None)
+        yield lambda done, total: bar.update(reading, completed=done, total=total)

@@ -28,6 +28,10 @@ COMMANDS = {
         "study",
         "Does any rule help this pair on this task? Tunes, decodes and reports.",
     ),
+    "reproduce": (
+        "reproduce",
+        "Run an experiment of the paper, and print its results beside the reported ones.",
+    ),
     "report": ("report", "Report on runs: one page, and every table."),
     "power": ("power", "Estimate how many problems and seeds a comparison takes."),
     "tasks": ("tasks", "List the tasks, and how their answers are graded."),

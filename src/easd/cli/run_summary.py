@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from easd.errors import ConfigError, EasdError, visible
-from easd.runs import open_run
+from easd.runs import Run
 
 _SUMS = ("gate_open", "examined", "new_tokens", "blocks")
 _MOST_FAILED = 0.1  # Share of a system's texts in a task beyond which a command fails.
@@ -23,12 +22,16 @@ def shown_text(text: str, style: str = "") -> Text:
     return Text(visible(text), style)
 
 
-def show_run(folder: Path, console: Console) -> None:
+def summarise(run: Run, console: Console) -> None:
+    """Prints accuracies and gates of an evaluation, and whether anything beats the target."""
+    if run.samples.num_rows:
+        _show_accuracies(run, console)
+        _show_verdict(run, console)
+
+
+def _show_accuracies(run: Run, console: Console) -> None:
     """Prints a run's accuracies and gates, and how many gates never opened."""
-    run = open_run(folder, "evaluation")
     samples = run.samples
-    if not samples.num_rows:
-        return
     names = ["task", "system"]
     keys = [samples[name].cast(pa.string()) for name in names]
     right = pc.fill_null(samples["correct"], False).cast(pa.int64())
@@ -62,11 +65,8 @@ def show_run(folder: Path, console: Console) -> None:
         console.print(Text(line, "yellow"), soft_wrap=True)
 
 
-def show_verdict(folder: Path, console: Console) -> None:
+def _show_verdict(run: Run, console: Console) -> None:
     """Prints whether EASD, or any system, beats the target at its best temperature."""
-    run = open_run(folder, "evaluation")
-    if not run.samples.num_rows:
-        return
     try:  # Decoding does without the extra that reports need.
         from easd.report.best import answers
         from easd.report.metrics import differences_to_best, drafting, frames
@@ -81,14 +81,13 @@ def show_verdict(folder: Path, console: Console) -> None:
         console.print(shown_text(line), soft_wrap=True)
 
 
-def say_failures(folder: Path, console: Console) -> None:
+def say_failures(run: Run, console: Console) -> None:
     """Names a text that failed to decode, if any did.
 
     Raises:
         EasdError: More than a tenth of a system's texts in a task failed.
     """
-    samples = open_run(folder, "evaluation").samples
-    names = samples.select(["task", "system", "finish_reason", "item", "failure"]).to_pylist()
+    names = run.samples.select(["task", "system", "finish_reason", "item", "failure"]).to_pylist()
     cells: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for row in names:
         cells[row["task"], row["system"]].append(row["finish_reason"] == "error")

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from easd.cli import tune
 from easd.cli.grid_options import (
     AllowCode,
     Data,
-    GridOptions,
     OfGrid,
     SetValue,
     SharedDecoding,
     load_tasks,
     settings,
+    watch,
 )
 from easd.cli.options import OUTPUT, ModelOptions, Quiet
-from easd.cli.references import ReferenceOptions
-from easd.cli.run_summary import shown_text
-from easd.diagnose.calibration_file import CalibrationFile, read_calibration
-from easd.diagnose.tuning import TARGET
+from easd.cli.references import reading_bar, say_skipped
+from easd.cli.run_summary import say_failures, shown_text, summarise
+from easd.cli.tune import show_tuning
 from easd.errors import ConfigError
-from easd.evaluate.config import load_study
-from easd.evaluate.grid import parse_task
-from easd.report import write_report
+from easd.evaluate.config import StudyConfig, read_study
+from easd.evaluate.grid import whole
+from easd.pairs.from_config import load_with_status
 from easd.runs import open_run
+from easd.study import ENOUGH_TO_TUNE, Study, check
 
-_ENOUGH_TO_TUNE = 200
+_YAML = (".yaml", ".yml")
 
 
 def command(
@@ -39,7 +38,7 @@ def command(
     data: Data = None,
     set_: SetValue = None,
     tune_on: Annotated[
-        int | None, OfGrid(show_default=f"a third of the items, at most {_ENOUGH_TO_TUNE}")
+        int | None, OfGrid(show_default=f"a third of the items, at most {ENOUGH_TO_TUNE}")
     ] = None,
     allow_code_execution: AllowCode = False,
     decoding: SharedDecoding = None,
@@ -54,66 +53,38 @@ def command(
 
     Args:
         what: Target and draft, a hub id or a folder each, unless there is --pair; and a task: its
-            name, its first items as name:count, or a slice of it as name:500-700.
+            name, its first items as name:count, or a slice of it as name:500-700. Or a YAML file
+            with models, one task, and any settings.
         tune_on: Number of items to tune on.
         out: Folder of the study: tuned.json, run/ and report/.
     """
-    tune.check_free(decoding)
     if len(what) not in (1, 3):
         raise ConfigError(f"{len(what)} names were given; give target, draft and task, or a task")
     *own, task = what
+    config = Path(task) if task.endswith(_YAML) else None
+    if config is not None and data is not None:
+        raise ConfigError(f"data belongs to a task; write it into {str(config)!r}, under tasks")
     chosen = {**(models or {}), **dict(zip(("target", "draft"), own, strict=False))}
+    given = settings(*(chosen, decoding), task=None if config else [task], data=data, set_=set_)
+    values = read_study(config, given)
+    if "tune_on" in values:
+        of_file = whole(values.pop("tune_on"), "tune_on")
+        tune_on = of_file if tune_on is None else tune_on
     console = Console(stderr=True, quiet=quiet)
-    study = load_study(None, settings(chosen, decoding, task=[task], data=data, set_=set_))
-    (loaded,) = load_tasks(study, console, allow_code_execution=allow_code_execution)
-    count = len(loaded.items)
-    fit = min(_ENOUGH_TO_TUNE, count // 3) if tune_on is None else tune_on
-    if not 0 < fit < count:
-        raise ConfigError(f"tune_on = {fit} of {count} items; use at least 1 and leave at least 1")
-    name, first = (spec := parse_task(task)).name, spec.first
-
-    out.mkdir(parents=True, exist_ok=True)
-    tuned = out / "tuned.json"
-    shared: dict[str, Any] = {
-        "models": chosen,
-        "data": data,
-        "set_": set_,
-        "decoding": decoding,
-        "quiet": quiet,
-    }
-    if not tuned.exists():
-        tune.command(
-            given=ReferenceOptions(task=f"{name}:{first}-{first + fit}", **shared), out=tuned
-        )
-    found = read_calibration(tuned)
-    if (used := sum(each["items"] for each in found.data)) != fit:
-        raise ConfigError(f"{tuned} was tuned on {used} items, not {fit}; choose another --out")
-    GridOptions(
-        task=[f"{name}:{first + fit}-{first + count}"],
-        calibration=tuned,
-        allow_code_execution=allow_code_execution,
-        **shared,
-    ).run(None, out / "run", {"systems": systems(found), "baselines": False})
-    page = write_report([open_run(out / "run", "evaluation")], out / "report", baseline=TARGET)
-    console.print(shown_text(f"the report is {page}"), soft_wrap=True)
-
-
-def systems(found: CalibrationFile) -> list[dict[str, Any]]:
-    """Returns the systems that a study compares, from what tuning estimated.
-
-    These are the target at its best temperature and at 1, lossless speculation at the former, and
-    the best candidates of EASD and of the pool, whether or not tuning recommends them.
-    """
-    candidates = {each["name"]: each for each in found.estimates["candidates"]}
-    best = {name: candidates[TARGET][name] for name in ("temperature", "draft_temperature")}
-    compared = [
-        {"name": TARGET, "rule": "target", "temperature": best["temperature"]},
-        {"name": "speculative at its best", "rule": "speculative", **best},
-        {"name": "target, T = 1", "rule": "target", "temperature": 1.0},
-    ]
-    for kind in ("easd", "pool"):
-        own = [each for each in candidates.values() if each["rule"]["name"].startswith(kind)]
-        highest = max(own, key=lambda each: each["right"]["value"])
-        names = ("name", "rule", "temperature", "draft_temperature")
-        compared.append({name: highest[name] for name in names})
-    return compared
+    first = StudyConfig.from_dict(values)
+    if len(first.tasks) != 1:
+        raise ConfigError(f"a study has one task, and {str(config)!r} has {len(first.tasks)}")
+    (loaded,) = load_tasks(first, console, allow_code_execution=allow_code_execution)
+    tune_on = check(values, loaded, tune_on)
+    pair = load_with_status(first.base, console)
+    study = Study(pair=pair, task=loaded, tune_on=tune_on, out=out, values=values)
+    if not study.is_tuned:
+        say_skipped(study.tuned_on, console)
+        with reading_bar(console) as on_step:
+            found, speeds = study.tune(on_step)
+        show_tuning(found, speeds, quiet=quiet)
+    watch(study.evaluation(), console)
+    run = open_run(out / "run", "evaluation")
+    summarise(run, console)
+    console.print(shown_text(f"the report is {study.report()}"), soft_wrap=True)
+    say_failures(run, console)

@@ -12,15 +12,14 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from easd.cli.grid_options import Config, GridOptions, Out
-from easd.cli.options import OUTPUT, RULE
+from easd.cli.grid_options import GridOptions, Out
+from easd.cli.options import OUTPUT, RULE, Config
 from easd.diagnose.calibration import firing_grid, signals
 from easd.diagnose.calibration_file import read_calibration
 from easd.errors import ConfigError, InputError
 from easd.evaluate import presets
 from easd.runs import open_run
 
-_AROUND = (0.75, 1.0, 1.25)
 _LOSSLESS = ("calibration", "speculative")
 
 
@@ -46,7 +45,7 @@ def command(
     """
     asked = asked or GridOptions()
     centre = _centre(asked.calibration) if asked.calibration else None
-    around = [round(centre * factor, 4) for factor in _AROUND] if centre else None
+    around = presets.around(centre) if centre else None
     grid_h = tau_h or around or presets.SWEEP_TAU_H
     grid_o = tau_o or presets.SWEEP_TAU_O
     if replay is not None:

@@ -88,6 +88,59 @@ def signals(tokens: pa.Table, *, top_n: int = 5) -> Signals:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """A threshold, and what the gate does there.
+
+    Attributes:
+        tau_h: the threshold, in nats.
+        by_source: the paper's rule for the entropies of either model, and of both.
+        rates: those of `firing` at the threshold.
+    """
+
+    tau_h: Estimate
+    by_source: Mapping[Source, Estimate]
+    rates: Mapping[str, Estimate]
+    texts: int
+    positions: int
+
+    @property
+    def warnings(self) -> list[str]:
+        return warnings_of(self.rates)
+
+
+def calibrate(
+    tokens: pa.Table,
+    *,
+    tau_o: float,
+    top_n: int,
+    source: Source = "pooled",
+    rate: float | None = None,
+) -> Calibration:
+    """Finds tau_h by the paper's rule, or the one at which the gate opens at a rate.
+
+    Args:
+        tokens: of a run as this module needs it.
+        tau_o: overlap threshold of the gate.
+        top_n: number of top tokens that it compares.
+        source: the entropies that the paper's rule takes.
+        rate: share of positions, instead of the paper's rule.
+
+    Raises:
+        InputError: The rate cannot be reached.
+    """
+    found = signals(tokens, top_n=top_n)
+    by_source: dict[Source, Estimate] = {each: paper_threshold(found, each) for each in SOURCES}
+    tau_h = by_source[source] if rate is None else rate_threshold(found, rate, tau_o)
+    return Calibration(
+        tau_h=tau_h,
+        by_source=by_source,
+        rates=firing(found, tau_h.value, tau_o),
+        texts=found.texts,
+        positions=len(found.text),
+    )
+
+
 def paper_threshold(found: Signals, source: Source) -> Estimate:
     """The paper's rule: the mean of the highest 5 % of entropies on a validation set, in nats.
 

@@ -8,6 +8,7 @@ a word that is one token of the draft and several of the target, the position ge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,20 @@ from easd.engine.models.slots import LONGEST_PIECE, SlotModel, context_window
 from easd.engine.other_vocabulary import Reading, common_length
 from easd.engine.pair import Pair
 from easd.engine.request import Row
-from easd.engine.vocabulary import vocabulary_map
+from easd.engine.vocabulary import Begun, vocabulary_map
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A text in the draft's tokens, and the target's tokens of a number that it may end inside."""
+
+    ids: list[int]
+    begun: Begun | None
+
+    @property
+    def needed(self) -> int:
+        """The length of the shortest text that a distribution is needed after."""
+        return len(self.ids) - (self.begun is not None)
 
 
 class OtherVocabularyPass:
@@ -79,28 +93,42 @@ class OtherVocabularyPass:
         self.silent += sum(counts) - int(heard.sum())
         return found, heard
 
-    def _parts(self, reading: Reading, tokens: Sequence[int]) -> dict[int, list[int]]:
+    def _parts(self, reading: Reading, tokens: Sequence[int]) -> dict[int, _Part]:
         """The draft's ids of the text before each of `tokens`, by place, where it has any."""
         parts = {}
         for place, token in enumerate(tokens):
             ids = reading.ids or []
             if ids and (self._window is None or len(ids) <= self._window):
-                parts[place] = ids
+                parts[place] = _Part(ids, reading.begun(ids))
             reading.read([token])
         return parts
 
-    def _opinions(self, row: int, parts: Sequence[list[int]]) -> Tensor:
+    def _opinions(self, row: int, parts: Sequence[_Part]) -> Tensor:
         """The draft's distribution after each part, [parts, V of the target]."""
-        whole, found = parts[-1], {}
-        aligned = [at for at, part in enumerate(parts) if whole[: len(part)] == part]
+        whole, found = parts[-1].ids, {}
+        aligned = [at for at, part in enumerate(parts) if whole[: len(part.ids)] == part.ids]
         for at in set(range(len(parts))) - set(aligned):
-            found[at] = self._forward(row, parts[at], 1)[0]
-        shortest = min(len(parts[at]) for at in aligned)
-        along = self._forward(row, whole, len(whole) - shortest + 1)
-        found |= {at: along[len(parts[at]) - shortest] for at in aligned}
+            (found[at],) = self._along(row, parts[at].ids, [parts[at]])
+        along = self._along(row, whole, [parts[at] for at in aligned])
+        found |= dict(zip(aligned, along, strict=True))
         self.aligned += len(aligned)
         self.anew += len(parts) - len(aligned)
         return torch.stack([found[at] for at in range(len(parts))])
+
+    def _along(self, row: int, ids: list[int], parts: Sequence[_Part]) -> list[Tensor]:
+        """Reads `ids`; returns the draft's opinion [V of the target] after each part of them."""
+        shortest = min(part.needed for part in parts)
+        probs = self._forward(row, ids, len(ids) - shortest + 1)
+        pushed = self._words.pushforward(probs, self._size)
+        found = []
+        for part in parts:
+            at = len(part.ids) - shortest
+            if part.begun is None:
+                found.append(pushed[at])
+            else:
+                last = part.ids[-1]
+                found.append(self._words.inside_number(pushed[at], probs[at - 1], last, part.begun))
+        return found
 
     def _forward(self, row: int, ids: list[int], keep: int) -> Tensor:
         """Distributions after the last `keep` of `ids`, which the row's slots then hold."""
@@ -114,4 +142,4 @@ class OtherVocabularyPass:
         logits = self._model.forward(fed, row, keep)[0]
         self._model.lengths[row] = len(ids)
         self._held[row] = ids
-        return self._words.pushforward(logits.to(self._dtype).softmax(-1), self._size)
+        return logits.to(self._dtype).softmax(-1)

@@ -19,12 +19,13 @@ from torch import Tensor
 from easd.engine.drafters import MOST_AT_ONCE, ModelDrafter
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel, context_window
 from easd.engine.request import Row
-from easd.engine.vocabulary import VocabularyMap
+from easd.engine.vocabulary import Begun, VocabularyMap
 
 # Segments begin at a space after another character. No common tokenizer merges across that
 # boundary, so the tokens are those of the whole text.
 _BEGINS = re.compile(r"(?<=\S)(?= )")
 _LONGEST_SEGMENT = 256  # characters; bounds the cost of one more token
+_LONGEST_NUMBER = 8  # the target's tokens in one token of a draft
 _Utf8 = getincrementaldecoder("utf-8")
 
 
@@ -38,6 +39,7 @@ class Reading:
         segment: the last segment.
         unfinished: the following bytes of an incomplete character.
         length: number of the target's tokens read.
+        recent: the last of these, since the last special token.
     """
 
     words: VocabularyMap
@@ -45,6 +47,7 @@ class Reading:
     segment: str = ""
     unfinished: bytes = b""
     length: int = 0
+    recent: tuple[int, ...] = ()
 
     @classmethod
     def start(cls, words: VocabularyMap, row: Row) -> Reading:
@@ -67,8 +70,10 @@ class Reading:
         for token in tokens:
             piece = spelt[token]
             if piece is None:
+                self.recent = ()
                 self._read_special(token)
             else:
+                self.recent = (*self.recent[1 - _LONGEST_NUMBER :], token)
                 self._append(piece)
             self.length += 1
 
@@ -78,6 +83,18 @@ class Reading:
         if self.unfinished:
             return None
         return [*self.settled, *self.words.draft.encode(self.segment)] or None
+
+    def begun(self, ids: Sequence[int]) -> Begun | None:
+        """The target's tokens of the last of `ids`, if longer numbers begin with them."""
+        last = self.words.draft.bytes_of[ids[-1]] if len(ids) > 1 and self.words.inside else None
+        if last is None:
+            return None
+        spelt = self.words.target.bytes_of
+        for length in range(1, len(self.recent) + 1):
+            tokens = self.recent[-length:]
+            if b"".join(spelt[token] or b"" for token in tokens) == last:
+                return tokens if tokens in self.words.inside else None
+        return None
 
     def _read_special(self, token: int) -> None:
         words = self.words
@@ -110,11 +127,15 @@ class Reading:
 
 @dataclass(slots=True)
 class _Held:
-    """The tokens in a row's slots: `ids`, of which the first `settled` cannot change any more."""
+    """The tokens in a row's slots: `ids`, of which the first `settled` cannot change any more.
+
+    `begun` are the target's tokens of the last one, if they may be the beginning of a number.
+    """
 
     reading: Reading
     ids: list[int] = field(default_factory=list)
     settled: int = 0
+    begun: Begun | None = None
 
 
 def common_length(one: Sequence[int], other: Sequence[int], known: int = 0) -> int:
@@ -182,8 +203,7 @@ class OtherVocabularyDrafter(ModelDrafter):
             return torch.zeros(shape, dtype=self._dtype, device=self.model.device), [
                 *range(len(rows))
             ]
-        probs = self._probs(missing)
-        pushed = self.words.pushforward(probs, self.vocab_size)
+        pushed = self._opinions(rows, missing)
         no_opinion = [
             place
             for place, mass in enumerate(pushed.sum(-1).tolist())
@@ -199,8 +219,10 @@ class OtherVocabularyDrafter(ModelDrafter):
         ids = self._within_window(self._block[place])
         if not ids:
             return []
+        held.begun = self._block[place].begun(ids)
         same = common_length(held.ids[: lengths[place]], ids, held.settled)
-        lengths[place] = same = min(same, len(ids) - 1)
+        # Inside a number, the distribution before the last token is needed, too.
+        lengths[place] = same = min(same, len(ids) - (1 if held.begun is None else 2))
         held.ids, held.settled = ids, len(held.reading.settled)
         return ids[same:]
 
@@ -208,28 +230,40 @@ class OtherVocabularyDrafter(ModelDrafter):
         ids = reading.ids or []
         return ids if self._window is None or len(ids) <= self._window else []
 
-    def _probs(self, missing: list[list[int]]) -> Tensor:
-        """Feeds each row the tokens `missing`; returns the next probabilities [B, V of the draft].
+    def _opinions(self, rows: Sequence[Row], missing: list[list[int]]) -> Tensor:
+        """The opinions of rows with `missing` tokens, in the target's tokens, [B, V]."""
+        begun = [row.draft.begun if missing[place] else None for place, row in enumerate(rows)]
+        probs = self._probs(missing, 2 if any(begun) else 1)
+        pushed = self.words.pushforward(probs[:, -1], self.vocab_size)
+        for place, tokens in enumerate(begun):
+            if tokens is not None:
+                last = missing[place][-1]
+                pushed[place] = self.words.inside_number(
+                    pushed[place], probs[place, 0], last, tokens
+                )
+        return pushed
 
-        Rows without missing tokens are fed padding, which their next tokens overwrite.
+    def _probs(self, missing: list[list[int]], keep: int) -> Tensor:
+        """Feeds each row the tokens `missing`; returns the last `keep` probabilities of each row.
+
+        They are [B, keep, V of the draft]. Rows without missing tokens are fed padding, which their
+        next tokens overwrite; those of rows with fewer than `keep` tokens are repeated.
         """
         while (longest := max(map(len, missing))) > MOST_AT_ONCE:
             pieces = [
-                tokens[: min(LONGEST_PIECE, len(tokens) - 1)] if tokens else []
-                for tokens in missing
+                tokens[: max(0, min(LONGEST_PIECE, len(tokens) - keep))] for tokens in missing
             ]
             self.model.extend(0, pieces)
             missing = [tokens[len(piece) :] for tokens, piece in zip(missing, pieces, strict=True)]
         # Padding repeats a row's own token, so that another row's text cannot affect it.
         padded = [[*tokens, *(tokens[-1:] or [0]) * (longest - len(tokens))] for tokens in missing]
-        uniform = all(len(tokens) in (0, longest) for tokens in missing)
+        uniform = longest >= keep and all(len(tokens) in (0, longest) for tokens in missing)
         fed = torch.tensor(padded, device=self.model.device)
-        logits = self.model.forward(fed, keep=1 if uniform else longest)
+        logits = self.model.forward(fed, keep=keep if uniform else longest)
         if not uniform:
-            last = torch.tensor(
-                [max(0, len(tokens) - 1) for tokens in missing], device=logits.device
-            )
-            logits = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))
+            last = torch.tensor([len(tokens) for tokens in missing], device=logits.device)
+            at = (last[:, None] - torch.arange(keep, 0, -1, device=logits.device)).clamp_min(0)
+            logits = logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1]))
         for place, tokens in enumerate(missing):
             self.model.lengths[place] += len(tokens)
-        return logits[:, 0].to(self._dtype).softmax(-1)
+        return logits.to(self._dtype).softmax(-1)

@@ -179,6 +179,17 @@ class Settings:
         return MOST_AUTO_GAMMA if self.gamma == "auto" else self.gamma
 
     @property
+    def fixed_gamma(self) -> int:
+        """`gamma`, for forecasts.
+
+        Raises:
+            ConfigError: It is no number.
+        """
+        if self.gamma == "auto":
+            raise ConfigError("gamma = 'auto' is chosen while decoding; a forecast needs a number")
+        return self.gamma
+
+    @property
     def _law_knows_no_gamma(self) -> bool:
         rule = self.rule
         return rule.models != "both" or rule.lossless or rule.draft_at_bonus

@@ -4,11 +4,18 @@ A draft token d represents bytes, which the target encodes as tokens enc(d) = (t
 draft's distribution q becomes its pushforward on first tokens, q'(t) = sum of q(d) over all d with
 enc(d)_1 = t. No mass is lost, and tokens with the same bytes add up. Keeping only tokens with m = 1
 (arXiv:2502.05202) is a special case.
+
+A draft may write in one token a number that takes several of the target's. Where a text ends inside
+such a number, the draft's last token s is either all of it or the beginning of a longer d, so that
+q'(t) is proportional to q(s) q'(t | s) + sum of q(d) over all d that continue s with t, where q is
+the distribution before s.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -23,6 +30,9 @@ from easd.engine.pair import tokenizer_fingerprint
 from easd.errors import TraceError
 from easd.runs.files import cache_folder, replace_file
 
+Begun = tuple[int, ...]
+Inside = dict[Begun, tuple[Tensor, ...]]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VocabularyMap:
@@ -33,12 +43,15 @@ class VocabularyMap:
         first: the target token that each draft token begins with, int64 [V of the draft]; -1 if it
             has none.
         single: whether that token is the whole draft token, bool [V of the draft].
+        inside: by the target tokens that numbers begin with, the draft's tokens of such numbers,
+            and the target token by which each goes on.
     """
 
     target: ByteVocabulary
     draft: ByteVocabulary
     first: Tensor
     single: Tensor
+    inside: Inside = field(default_factory=dict)
     _indices: dict[tuple[int, torch.device], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -56,7 +69,8 @@ class VocabularyMap:
     @property
     def reachable(self) -> Tensor:
         """Ids of the target's tokens that the draft can propose, ascending."""
-        return self.first[self.first >= 0].unique()
+        inside = [following for _, following in self.inside.values()]
+        return torch.cat([self.first[self.first >= 0], *inside]).unique()
 
     def pushforward(self, probs: Tensor, size: int) -> Tensor:
         """The draft's `probs` [..., V of its model] as those of the target's tokens, [..., size].
@@ -66,6 +80,23 @@ class VocabularyMap:
         index = self._index(size, probs.device)[: probs.shape[-1]]
         found = probs.new_zeros(*probs.shape[:-1], size + 1)
         return found.index_add_(-1, index, probs[..., : len(index)])[..., :size]
+
+    def inside_number(self, opinion: Tensor, before: Tensor, last: int, begun: Begun) -> Tensor:
+        """The draft's opinion [V] where a text ends inside what may be one token of the draft.
+
+        Args:
+            opinion: its opinion after the token `last`, as if the number ended there.
+            before: its distribution before that token, [V of its model].
+            last: the draft's last token, which reads `begun`.
+            begun: a key of `inside`.
+        """
+        longer, following = (each.to(before.device) for each in self.inside[begun])
+        known = longer < len(before)
+        weights, ended = before[longer[known]], before[last]
+        total = weights.sum() + ended
+        if total == 0:
+            return opinion
+        return (opinion * ended).index_add(0, following[known], weights) / total
 
     def _index(self, size: int, device: torch.device) -> Tensor:
         """`first` on a device, with `size` for draft tokens without a target token below it."""
@@ -86,6 +117,7 @@ class VocabularyMap:
         return self.draft.end if token in self.target.endings else None
 
 
+_NUMBER = re.compile(rb" ?[0-9]+")
 _EDITION = 1  # of cached maps; increase it when maps are built differently
 _Maps = WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[int, int], VocabularyMap]]
 _maps: WeakKeyDictionary[PreTrainedTokenizerBase, _Maps] = WeakKeyDictionary()
@@ -114,7 +146,8 @@ def _made(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> Vo
     if found is None:
         found = _built(ours, theirs)
         _save(file, found)
-    return VocabularyMap(ours, theirs, *(torch.from_numpy(each) for each in found))
+    first, single = (torch.from_numpy(each) for each in found)
+    return VocabularyMap(ours, theirs, first, single, _inside_numbers(ours, theirs))
 
 
 def _built(target: ByteVocabulary, draft: ByteVocabulary) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +166,17 @@ def _built(target: ByteVocabulary, draft: ByteVocabulary) -> tuple[np.ndarray, n
         if at is not None and token is not None and first[at] < 0:
             first[at], single[at] = token, True
     return first, single
+
+
+def _inside_numbers(target: ByteVocabulary, draft: ByteVocabulary) -> Inside:
+    """The map's `inside`; tokenizers split most other words alike, or seldom at their beginning."""
+    numbers = [at for at, piece in enumerate(draft.bytes_of) if piece and _NUMBER.fullmatch(piece)]
+    ids = target.encode_all([draft.bytes_of[at] or b"" for at in numbers])
+    found: dict[Begun, list[tuple[int, int]]] = defaultdict(list)
+    for at, tokens in zip(numbers, ids, strict=True):
+        for length in range(1, len(tokens)):
+            found[tuple(tokens[:length])].append((at, tokens[length]))
+    return {begun: tuple(torch.tensor(each).unbind(-1)) for begun, each in found.items()}
 
 
 def _load(file: Path, size: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -22,7 +22,6 @@ from easd.core.rules.pool import Pool
 from easd.engine.settings import Settings
 from easd.errors import ConfigError, shown
 from easd.evaluate.grid import GRID, Grid, listed, parse_grid, whole
-from easd.presets import config_path
 
 DEFAULT_SYSTEMS = ("target", "speculative", "easd")
 BASELINES = (
@@ -159,12 +158,12 @@ def load_study(
 def read_study(
     path: str | Path | None, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The content of a YAML file or preset with overrides; `endpoint.model` sets a nested field.
+    """The content of a YAML file with overrides; `endpoint.model` sets a nested field.
 
     Raises:
         ConfigError: The file cannot be read.
     """
-    values = {} if path is None else read_yaml(config_path(path))
+    values = {} if path is None else read_yaml(Path(path))
     leave_models_to(overrides or {}, values)
     for name, value in (overrides or {}).items():
         head, _, field = name.partition(".")

@@ -9,6 +9,7 @@ from easd.runs import Run
 
 SWEEP_TAU_H = (1.5, 2.0, 2.5)
 SWEEP_TAU_O = (0.6, 0.8, 1.0)
+_AROUND = (0.75, 1.0, 1.25)
 
 
 def ablation(gate: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -43,6 +44,11 @@ def matched_refusal(run: Run, gate: Mapping[str, Any], easd: str = "easd") -> di
         "name": "random refusal at easd's rate",
         "rule": {"name": "random-refusal", "rate": rate, **shared},
     }
+
+
+def around(tau_h: float) -> list[float]:
+    """Thresholds to try around a calibrated one."""
+    return [round(tau_h * factor, 4) for factor in _AROUND]
 
 
 def sweep(

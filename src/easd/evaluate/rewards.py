@@ -102,7 +102,7 @@ def load_reward_model(
     `Scorer` instead.
 
     Args:
-        name: hub id, folder, or name of a `lab` pair, which has a reward model.
+        name: hub id, folder, or name of a `lab` pair that has a reward model.
         tokenizer: of target and draft, if the reward model may have another one.
         dtype: of the weights.
         device: for the model.
@@ -111,7 +111,7 @@ def load_reward_model(
         ModelError: The model cannot be loaded, or is not a classifier with one or two labels.
     """
     path = name
-    if name in lab.RECIPES or name in lab.ALIASES:
+    if lab.ALIASES.get(name, name) in lab.STEP_TOKENS:
         path = str(reward_folder(name))
     try:
         config = AutoConfig.from_pretrained(path)

@@ -12,9 +12,9 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
 
-from easd.engine.models.slots import input_device
+from easd.engine.models.slots import context_window, input_device
 from easd.engine.pair import Pair, differing_tokens
-from easd.engine.vocabulary import vocabulary_map
+from easd.engine.vocabulary import VocabularyMap, vocabulary_map
 from easd.errors import ModelError, one_line, shown
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
@@ -113,7 +113,10 @@ def check_vocabularies(pair: Pair) -> float:
             f"the draft's tokenizer differs from the target's in {differing} entries, and one "
             f"cannot be mapped onto the other: {error}"
         ) from None
-    ids = torch.tensor([pair.tokenizer(_EVERYDAY)["input_ids"]], device=input_device(pair.target))
+    _warn_without_shared_specials(words)
+    window = context_window(pair.target)
+    read = pair.tokenizer(_EVERYDAY, truncation=window is not None, max_length=window)
+    ids = torch.tensor([read["input_ids"]], device=input_device(pair.target))
     with torch.inference_mode():
         logits = pair.target(input_ids=ids, use_cache=False).logits[0, :, : pair.vocab_size]
     best = logits.topk(min(5, pair.vocab_size)).indices.cpu()
@@ -126,6 +129,18 @@ def check_vocabularies(pair: Pair) -> float:
             stacklevel=3,
         )
     return share
+
+
+def _warn_without_shared_specials(words: VocabularyMap) -> None:
+    """Warns if no special token of the draft is one of the target's."""
+    special = [*{*words.draft.special.values(), *words.draft.endings}]
+    if not (words.first[special] >= 0).any():
+        warnings.warn(
+            f"none of the draft's {len(special)} special tokens has a counterpart among the "
+            f"target's {len(words.target.special)}, so the draft cannot propose the end of a text, "
+            "which the target then writes alone; name both ends as eos_token in the tokenizers",
+            stacklevel=4,
+        )
 
 
 def quoted(name: str) -> str:

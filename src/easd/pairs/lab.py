@@ -43,6 +43,7 @@ class ModelRecipe:
         learning_rate: peak learning rate.
         slip_rate: share of the carries at `slip_digits` that its training solutions forget.
         distilled: learn the target's distribution on the training text instead of the text.
+        layers: number of layers.
     """
 
     width: int
@@ -50,6 +51,7 @@ class ModelRecipe:
     learning_rate: float
     slip_rate: float = 0.0
     distilled: bool = False
+    layers: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,8 @@ class Recipe:
         slip_digits: last digits of operands whose carry a slip forgets.
         shared_data: both models start from one seed and see the same problems in the same order.
         target_of: the pair whose folder contains the target, if not this one's.
+        two_tokenizers: numbers have two digits (`07`), which are two tokens of the target and one
+            of the draft; both tokenizers can write any text, byte by byte.
     """
 
     summary: str
@@ -74,6 +78,18 @@ class Recipe:
     slip_digits: tuple[int, ...] = ()
     shared_data: bool = False
     target_of: str | None = None
+    two_tokenizers: bool = False
+
+    def number(self, value: int) -> str:
+        """A number as the pair's texts write it."""
+        return f"{value:02d}" if self.two_tokenizers else str(value)
+
+    def vocabulary_size(self, role: Role) -> int:
+        """The number of a model's tokens."""
+        if not self.two_tokenizers:
+            return len(VOCABULARY)
+        shared = 256 + len((*range(10), *OPERATIONS, "?", EOS, PAD))
+        return shared if role == "target" else shared + MODULUS
 
 
 _A_TARGET = ModelRecipe(width=64, steps=2600, learning_rate=5e-3)
@@ -110,11 +126,24 @@ RECIPES = {
         slip_digits=(7, 8),
         shared_data=True,
     ),
+    "lab-t": Recipe(
+        summary="running totals; numbers are two tokens of the target and one of the draft",
+        test_weights={"+": 0.45, "-": 0.45, "*": 0.1},
+        full_steps=False,
+        target=ModelRecipe(width=64, steps=4000, learning_rate=3e-3, layers=2),
+        draft=ModelRecipe(width=64, steps=1300, learning_rate=5e-3),
+        two_tokenizers=True,
+    ),
 }
 ALIASES = {"lab": "lab-a"}
 
-# Tokens that a reward model scores together: `+ 5 = 42` (the last is `# 42 <eos>`), or a total.
-STEP_TOKENS = {name: 4 if recipe.full_steps else 1 for name, recipe in RECIPES.items()}
+# Tokens that a pair's reward model scores together: `+ 5 = 42` (the last is `# 42 <eos>`), or a
+# total. A pair with two tokenizers has none.
+STEP_TOKENS = {
+    name: 4 if recipe.full_steps else 1
+    for name, recipe in RECIPES.items()
+    if not recipe.two_tokenizers
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,20 +220,21 @@ def _problem(name: str, split: Split, seed: int, index: int, slip_rate: float) -
     symbols = rng.choices(list(weights), list(weights.values()), k=NUM_OPERATIONS)
     total = rng.randrange(MODULUS)
     operands = [rng.choice(OPERANDS) for _ in symbols]
-    prompt, steps = [str(total)], []
+    prompt, steps = [spec.number(total)], []
     for symbol, operand in zip(symbols, operands, strict=True):
         result = OPERATIONS[symbol](total, operand) % MODULUS
         if operand % 10 in spec.slip_digits and rng.random() < slip_rate:
             result = _slip(symbol, total, operand, result, rng)
         total = result
-        prompt += [symbol, str(operand)]
-        steps += [symbol, str(operand), "=", str(total)] if spec.full_steps else [str(total)]
-    ending = ["#", str(total)] if spec.full_steps else []
+        given, written = spec.number(operand), spec.number(total)
+        prompt += [symbol, given]
+        steps += [symbol, given, "=", written] if spec.full_steps else [written]
+    ending = ["#", spec.number(total)] if spec.full_steps else []
     return Problem(
         id=identity,
         prompt=" ".join([*prompt, "?"]),
         solution=" ".join(steps + ending),
-        answer=str(total),
+        answer=spec.number(total),
     )
 
 

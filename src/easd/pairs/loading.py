@@ -200,7 +200,7 @@ def _lab(name: str, recipe: lab.Recipe) -> PairInfo:
     """An embedded pair of tiny models."""
     folders = [lab.folder(name, role) for role in ("target", "draft")]
     training = f"python experiments/training/lab.py {name.removeprefix('lab-')}"
-    sizes = (_lab_parameters(model.width) / 1e3 for model in (recipe.target, recipe.draft))
+    sizes = (_lab_parameters(recipe, role) / 1e3 for role in ("target", "draft"))
 
     def load(dtype: torch.dtype | None, device: str, report: Report) -> Pair:
         return replace(load_models(*map(str, folders), dtype=dtype, device=device), name=name)
@@ -216,10 +216,12 @@ def _lab(name: str, recipe: lab.Recipe) -> PairInfo:
     )
 
 
-def _lab_parameters(width: int) -> int:
-    """Of a one-layer GPT-2 of this width with an untied output layer."""
-    embeddings = (2 * len(lab.VOCABULARY) + lab.CONTEXT_LENGTH) * width
-    return embeddings + 12 * width**2 + 15 * width
+def _lab_parameters(recipe: lab.Recipe, role: lab.Role) -> int:
+    """Of a GPT-2 with an untied output layer."""
+    model = recipe.target if role == "target" else recipe.draft
+    width, size = model.width, recipe.vocabulary_size(role)
+    embeddings = (2 * size + lab.CONTEXT_LENGTH) * width
+    return embeddings + model.layers * (12 * width**2 + 13 * width) + 2 * width
 
 
 _EXAMPLE = "A baker makes 12 trays of 8 rolls and sells 70 of them. How many are left?"

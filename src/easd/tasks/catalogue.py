@@ -20,6 +20,8 @@ Columns = Mapping[str, Any]
 Keys = dict[str, Any]
 Translation = Callable[[Columns], Keys]
 
+LAB_COUNT = 1000
+
 _GSM8K_ANSWER = re.compile(r"#### (.*)\s*\Z")
 _FUNCTION_NAME = re.compile(r"^def\s+(\w+)", re.MULTILINE)
 
@@ -32,6 +34,7 @@ class TaskInfo:
         kind: How items are prompted and graded.
         hub: Id on the hub; None for generated problems and for a user's file.
         translate: Turns the hub's columns into the keys of a row.
+        count: Number of items, for forecasts; None where it is not known.
         files: File names to look for in a data folder, in this order.
         max_new_tokens: Usual length budget.
     """
@@ -41,6 +44,7 @@ class TaskInfo:
     hub: str | None = None
     config: str | None = None
     split: str = "test"
+    count: int | None = None
     translate: Translation | None = None
     files: tuple[str, ...] = ()
     licence: str | None = None
@@ -77,7 +81,7 @@ def _hub(
     return register
 
 
-@_hub("mathematics", "HuggingFaceH4/MATH-500", licence="MIT")
+@_hub("mathematics", "HuggingFaceH4/MATH-500", count=500, licence="MIT")
 def math500(row: Columns) -> Keys:
     """500 problems of MATH's test set."""
     return {"id": row["unique_id"], **_only(row, "problem", "answer", "solution")}
@@ -86,6 +90,7 @@ def math500(row: Columns) -> Keys:
 @_hub(
     "mathematics",
     "Hothan/OlympiadBench",
+    count=674,
     config="OE_TO_maths_en_COMP",
     split="train",
     licence="MIT",
@@ -107,6 +112,7 @@ def olympiadbench(row: Columns) -> Keys:
 @_hub(
     "mathematics",
     "HuggingFaceH4/aime_2024",
+    count=30,
     split="train",
     licence="none stated",
     max_new_tokens=4096,
@@ -122,13 +128,13 @@ def aime24(row: Columns) -> Keys:
     }
 
 
-@_hub("mathematics", "math-ai/aime25", licence="Apache-2.0", max_new_tokens=4096)
+@_hub("mathematics", "math-ai/aime25", count=30, licence="Apache-2.0", max_new_tokens=4096)
 def aime25(row: Columns) -> Keys:
     """30 problems of AIME 2025."""
     return {"id": f"aime25-{row['id']}", **_only(row, "problem", "answer")}
 
 
-@_hub("mathematics", "math-ai/amc23")
+@_hub("mathematics", "math-ai/amc23", count=40)
 def amc23(row: Columns) -> Keys:
     """40 problems of AMC 2023."""
     return {
@@ -138,13 +144,13 @@ def amc23(row: Columns) -> Keys:
     }
 
 
-@_hub("mathematics", "math-ai/minervamath")
+@_hub("mathematics", "math-ai/minervamath", count=272)
 def minerva(row: Columns) -> Keys:
     """272 undergraduate problems of science (Minerva)."""
     return {"problem": row["question"], "answer": row["answer"]}
 
 
-@_hub("mathematics", "openai/gsm8k", config="main", licence="MIT", max_new_tokens=512)
+@_hub("mathematics", "openai/gsm8k", count=1319, config="main", licence="MIT", max_new_tokens=512)
 def gsm8k(row: Columns) -> Keys:
     """Grade-school word problems."""
     # The written answer ends with the line `#### 18`.
@@ -154,7 +160,14 @@ def gsm8k(row: Columns) -> Keys:
     return {"problem": row["question"], "answer": answer, "solution": solution}
 
 
-@_hub("mathematics", "ChilleD/SVAMP", split="train+test", licence="MIT", max_new_tokens=512)
+@_hub(
+    "mathematics",
+    "ChilleD/SVAMP",
+    count=1000,
+    split="train+test",
+    licence="MIT",
+    max_new_tokens=512,
+)
 def svamp(row: Columns) -> Keys:
     """1,000 word problems of one step, varied to mislead."""
     return {
@@ -164,7 +177,7 @@ def svamp(row: Columns) -> Keys:
     }
 
 
-@_hub("mathematics", "GAIR/LIMR", split="train", licence="none stated")
+@_hub("mathematics", "GAIR/LIMR", count=1389, split="train", licence="none stated")
 def limr(row: Columns) -> Keys:
     """1,389 competition problems (LIMR), for calibration."""
     return {"problem": row["prompt"], "answer": row["answer"]}
@@ -173,6 +186,7 @@ def limr(row: Columns) -> Keys:
 @_hub(
     "mathematics",
     "GAIR/LIMO",
+    count=817,
     split="train",
     licence="MIT",
     max_new_tokens=4096,
@@ -186,6 +200,7 @@ def limo(row: Columns) -> Keys:
 @_hub(
     "choice",
     "Idavidrein/gpqa",
+    count=198,
     config="gpqa_diamond",
     split="train",
     licence="CC BY 4.0",
@@ -249,6 +264,7 @@ def arc(row: Columns) -> Keys:
 @_hub(
     "exact",
     "google-research-datasets/nq_open",
+    count=3610,
     split="validation",
     licence="CC BY-SA 3.0",
     max_new_tokens=64,
@@ -262,6 +278,7 @@ def nq_open(row: Columns) -> Keys:
 @_hub(
     "exact",
     "mandarjoshi/trivia_qa",
+    count=11_313,
     config="unfiltered.nocontext",
     split="validation",
     max_new_tokens=64,
@@ -277,7 +294,7 @@ def triviaqa(row: Columns) -> Keys:
     }
 
 
-@_hub("completion", "openai/openai_humaneval", licence="MIT", max_new_tokens=1024)
+@_hub("completion", "openai/openai_humaneval", count=164, licence="MIT", max_new_tokens=1024)
 def humaneval(row: Columns) -> Keys:
     """164 Python functions to complete, graded by running tests."""
     return {
@@ -290,6 +307,7 @@ def humaneval(row: Columns) -> Keys:
 @_hub(
     "program",
     "google-research-datasets/mbpp",
+    count=257,
     config="sanitized",
     licence="CC BY 4.0",
     max_new_tokens=1024,
@@ -318,6 +336,7 @@ for _name, _recipe in lab.RECIPES.items():
     TASKS[_name] = TaskInfo(
         summary=f"Generated arithmetic: {_recipe.summary}",
         kind="lab",
+        count=LAB_COUNT,
         licence="Apache-2.0",
         max_new_tokens=lab.MAX_NEW_TOKENS,
     )

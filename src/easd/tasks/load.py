@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 from easd.errors import ConfigError, InputError, shown
 from easd.pairs import lab
-from easd.tasks.catalogue import TASKS, Kind, TaskInfo
+from easd.tasks.catalogue import LAB_COUNT, TASKS, Kind, TaskInfo
 from easd.tasks.graders import (
     check_code_execution,
     grade_choice,
@@ -32,6 +29,7 @@ from easd.tasks.task import (
     Unusable,
     choice_item,
     completion_item,
+    hash_of,
     mathematics_item,
     program_item,
     question_item,
@@ -41,7 +39,7 @@ from easd.tasks.task import (
 
 DATA_FOLDER = "EASD_DATA"
 _MOST_ITEMS = 1_000_000
-LAB_COUNT = 1000
+
 
 # Builder of items, grader and system message of each kind.
 _KINDS: dict[Kind, tuple[Callable[[DataRow, str], Item], Grader, str | None]] = {
@@ -112,7 +110,7 @@ def load_task(
         system=system,
         max_new_tokens=info.max_new_tokens,
         source=source,
-        data_hash=_hash(used),
+        data_hash=hash_of(used),
         skipped=skipped,
         grader=grader,
     )
@@ -229,16 +227,7 @@ def _lab_task(
         chat=False,
         max_new_tokens=lab.MAX_NEW_TOKENS,
         source=f"easd.pairs.lab {name}, split {split}, seed {seed}",
-        data_hash=_hash(generated),
+        data_hash=hash_of(generated),
         unique_solution=True,
         grader=grade_lab,
     )
-
-
-def _hash(used: tuple[Item, ...]) -> str:
-    """Returns the SHA-256 over all fields of the items."""
-    digest = hashlib.sha256()
-    for item in used:
-        digest.update(json.dumps(asdict(item), sort_keys=True).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()

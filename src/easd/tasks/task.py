@@ -6,10 +6,11 @@ A row has `problem`, `answer` or `answers`, and further keys by its kind: `solut
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b, sha256
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -95,6 +96,20 @@ class Task:
     def grade(self, item: Item, text: str) -> Grade:
         """Grades a generated text; no text makes it raise."""
         return self.grader(item, text)
+
+    def part(self, first: int, end: int) -> Task:
+        """Returns the task with its items from `first` up to, and without, `end`."""
+        items = self.items[first:end]
+        return replace(self, items=items, data_hash=hash_of(items))
+
+
+def hash_of(items: tuple[Item, ...]) -> str:
+    """Returns the SHA-256 over all fields of the items."""
+    digest = sha256()
+    for item in items:
+        digest.update(json.dumps(asdict(item), sort_keys=True).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
 
 
 _REASONING = r"(?:think|thinking|thought|reasoning)"

@@ -3,8 +3,9 @@
 Decoding multiplies a large weight with one to a few dozen rows. The plain path repacks the weight
 for every product. With a packed weight the product can take a third to a half of the time
 (`benchmarks/packing.py`), and scoring five tokens costs little more than scoring one. That holds in
-float32 and, on processors with AVX-512, in bfloat16. The packed weight is a copy, which must not
-outlive the model's.
+float32 and, on processors with AVX-512, in bfloat16. With AVX2 only, the plain product is faster
+for a single row, except onto many columns. The packed weight is a copy, which must not outlive the
+model's.
 
 Weights may change in ways that torch does not count: through `.data`, by a merged adapter or a
 moving average. Every decode therefore begins by comparing sums over all bits of every row and
@@ -28,8 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 # Below, the fixed cost of a oneDNN call exceeds what packing saves.
-_SMALLEST = 2**16
+_SMALLEST = 2**18 if _AVX2 else 2**16
 _TYPICAL_ROWS = 5
 _PLACES, _SAMPLED = 64, 16
 
@@ -119,7 +121,8 @@ def is_packed(layer: nn.Module) -> bool:
 
 def _product(layer: Any, packed: Tensor, thread: int, rows: Tensor) -> Tensor:
     ours = get_ident() == thread and rows.dtype == packed.dtype
-    if not ours or torch.is_autocast_enabled("cpu"):
+    one = _AVX2 and rows.numel() == layer.in_features >= layer.out_features
+    if not ours or one or torch.is_autocast_enabled("cpu"):
         return linear(rows, layer.weight, layer.bias)
     return torch.ops.mkldnn._linear_pointwise(rows, packed, layer.bias, "none", [], "")
 

@@ -17,7 +17,8 @@ from easd.runs.schema import PARTS
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[str, str] = {"wall": "seconds", "cpu": "cpu_seconds"}
-BASES = ("target", "speculative", "generate", "assisted")  # Kinds with which others are compared.
+# Kinds with which others are compared.
+BASES = ("target", "speculative", "generate", "assisted", "vllm", "vllm-speculative")
 AUTO_GAMMA = "auto"
 _AXES = ("texts at once", "tokens of a prompt", "gamma")
 

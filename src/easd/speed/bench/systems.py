@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from time import perf_counter, process_time
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from easd.core.couplings import Coupling
 from easd.core.rules import EASD, Rule, Speculative, TargetOnly
@@ -35,12 +38,15 @@ Kind = Literal[
     "easd-maximal",
     "easd-adaptive",
     "prompt-lookup",
+    "vllm",
+    "vllm-speculative",
 ]
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
-UNDRAFTED: tuple[Kind, ...] = ("target", "generate")
+UNDRAFTED: tuple[Kind, ...] = ("target", "generate", "vllm")
 AUTO: tuple[Kind, ...] = ("speculative", "block", "tempered", "block-tempered", "prompt-lookup")
 ADAPTIVE: tuple[Kind, ...] = ("adaptive", "easd-adaptive")  # Decide the length of their blocks.
 THEIRS: tuple[Kind, ...] = ("generate", "assisted")  # Decoded by transformers.
+VLLM: tuple[Kind, ...] = ("vllm", "vllm-speculative")  # Decoded by `VllmEngines`.
 TEMPERED: tuple[Kind, ...] = ("tempered", "block-tempered")  # Need a draft temperature.
 LONGEST = 8  # Maximum number of draft tokens in an adaptive block.
 LEAST_BLOCK_PROB = 0.4  # See docs/speed.md.
@@ -62,6 +68,20 @@ class System:
     def most_gamma(self) -> int:
         """Maximum number of draft tokens in a block."""
         return LONGEST if self.gamma == "auto" or self.kind in ADAPTIVE else self.gamma
+
+
+def systems_of(kinds: Sequence[str], gammas: Sequence[int | Literal["auto"]]) -> list[System]:
+    """Returns the systems of these kinds, one for each number of draft tokens where they draft."""
+    found: dict[System, None] = {}
+    for kind in kinds:
+        assert kind in KINDS
+        if kind in UNDRAFTED + ADAPTIVE:
+            found[System(kind)] = None
+            continue
+        for gamma in gammas:
+            if gamma != "auto" or kind in AUTO:
+                found[System(kind, gamma)] = None
+    return list(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,9 +253,9 @@ def _theirs(
     set_seed(seed)
     size, options = load.batch, {}
     if system.kind == "assisted":
-        assert pair.draft is not None
-        size, options = 1, {"assistant_model": pair.draft}
-        drafting = pair.draft.generation_config
+        assistant = assistant_of(pair)
+        size, options = 1, {"assistant_model": assistant}
+        drafting: Any = assistant.generation_config
         drafting.num_assistant_tokens = system.gamma
         drafting.num_assistant_tokens_schedule = "constant"
         drafting.assistant_confidence_threshold = 0.0
@@ -264,6 +284,24 @@ def _theirs(
         )
         timing.tally.tokens += _lengths(output[:, longest:], pair.end_tokens)
     return timing
+
+
+_assistants: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+
+
+def assistant_of(pair: Pair) -> PreTrainedModel:
+    """The draft as transformers' assistant.
+
+    While it samples, transformers replaces the embeddings and the head of an assistant with another
+    tokenizer for good, so it gets a copy of those modules that shares all weights.
+    """
+    assert pair.draft is not None, "checked by the caller"
+    if pair.draft_tokenizer is None:
+        return pair.draft
+    if pair.draft not in _assistants:
+        weights = chain(pair.draft.parameters(), pair.draft.buffers())
+        _assistants[pair.draft] = copy.deepcopy(pair.draft, {id(each): each for each in weights})
+    return _assistants[pair.draft]
 
 
 def _lengths(texts: Tensor, ends: Sequence[int]) -> int:

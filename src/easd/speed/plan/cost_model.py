@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from easd.errors import ModelError
+from easd.presets import known_shapes
 from easd.speed.plan.hardware import Hardware
 
 _FLOAT32 = 4
@@ -88,8 +89,11 @@ class Shape:
         Raises:
             ModelError: There is no such configuration, or it is not a dense decoder's.
         """
+        known = known_shapes().get(name)
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = (
+                AutoConfig.from_pretrained(name) if known is None else AutoConfig.for_model(**known)
+            )
             with torch.device("meta"):
                 model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
         except (OSError, ValueError) as error:

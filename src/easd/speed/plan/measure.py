@@ -47,7 +47,7 @@ def measure_here(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Har
     memory = torch.randn(_WEIGHTS, device=device)
     hardware = Hardware(
         name="this machine",
-        memory_gb=_memory_gb(device),
+        memory_gb=memory_gb(device),
         bandwidth_gbs=memory.nbytes / seconds_of(memory.sum) / 1e9,
         bandwidth_share=1.0,
         tflops=products.operations_per_second() / 1e12,
@@ -213,7 +213,8 @@ def _forward_seconds(model: LlamaForCausalLM, texts: int, tokens: int, context: 
     return seconds_of(lambda: slots.forward(ids))
 
 
-def _memory_gb(device: str) -> float:
+def memory_gb(device: str) -> float:
+    """Returns the memory of a device."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
