@@ -20,7 +20,11 @@ from easd.core.rules import EASD, DraftOnly, RandomRefusal, Speculative, TargetO
 from easd.core.rules.pool import Pool
 from easd.core.rules.pool_everywhere import PoolEverywhere
 from easd.core.signals import entropy
+from easd.engine.batch import Batch
 from easd.engine.drafters import ModelDrafter
+from easd.engine.engine import Engine
+from easd.engine.generate import decode
+from easd.engine.pair import Pair
 from easd.engine.settings import Settings
 
 PASS, FAIL = 1e-3, 1e-6
@@ -75,6 +79,7 @@ def exact_law(rule, gamma, settings=NO_PROCESSING, length=LENGTH, ends=frozenset
 
 def p_value(observed, law):
     """Chi-square of texts against their law; texts expected fewer than 5 times share one cell."""
+    observed = list(observed)
     counts = Counter(map(tuple, observed))
     impossible = [text for text in counts if law.get(text, 0.0) <= 0]
     assert not impossible, f"emitted texts of probability 0: {impossible[:3]}"
@@ -181,6 +186,40 @@ def test_a_stop_that_knows_the_undrawn_token_would_be_seen(monkeypatch):
     monkeypatch.setattr(ModelDrafter, "propose", forgetful)
     observed = emitted(Speculative(), gamma=3, length=4, least_block_prob=0.4)
     assert p_value(observed, exact_law(Speculative(), 3, length=4)) < FAIL
+
+
+def chosen_by_what_was_discarded(monkeypatch, count=9000):
+    """p of the first two tokens where a row drafts none if its last block discarded some token."""
+    discarded = {}
+
+    def block_lengths(batch, gamma):
+        asked = [0 if discarded.get(row.request.number) in (0, 1, 2) else 2 for row in batch.rows]
+        return [
+            min(length, row.remaining - 1) for length, row in zip(asked, batch.rows, strict=True)
+        ]
+
+    monkeypatch.setattr(Batch, "block_lengths", block_lengths)
+    asked = requests([PROMPT] * count, max_new_tokens=4)
+    settings = Settings(rule=Speculative(), gamma="auto", batch_size=count)
+    found = {}
+    for record in decode(Pair.of(models()[TARGET], models()[FAR]), asked, settings):
+        drafted = record.step.draft_tokens.tolist()
+        for place, row in enumerate(record.rows):
+            after = int(record.decision.num_accepted[place]) + 1
+            discarded[row.request.number] = next(iter(drafted[place][after:]), None)
+            found[row.request.number] = row.new_ids[:2]
+    return p_value(found.values(), exact_law(Speculative(), 2, length=2))
+
+
+def test_the_law_survives_a_choice_of_gamma_that_knows_discarded_tokens(monkeypatch):
+    assert chosen_by_what_was_discarded(monkeypatch) > PASS
+
+
+def test_a_choice_that_knows_numbers_to_come_would_be_seen(monkeypatch):
+    """Planted: the numbers of discarded tokens are used again."""
+    noise = Engine._noise
+    monkeypatch.setattr(Engine, "_noise", lambda *given: replace(noise(*given), fresh=None))
+    assert chosen_by_what_was_discarded(monkeypatch) < FAIL
 
 
 @pytest.mark.parametrize("gamma", [None, 2])

@@ -45,8 +45,8 @@ class World:
             if gamma and self.behind > MOST_AUTO_GAMMA + 1:
                 step += cost * _forward(rows * self.behind)
             taken += step
-            blocks = [(gamma, count, count + 1) for count in accepted]
-            self.chooser.observe(rows, blocks, step, self.behind)
+            blocks = [(gamma, count + 1) for count in accepted]
+            self.chooser.observe(rows, blocks, step, behind=self.behind)
             self.behind = max(accepted) + 1 if gamma else self.behind + 1
             tokens += expected_tokens(rates)[gamma]
         return tokens, taken
@@ -93,7 +93,7 @@ def test_where_texts_become_hard_to_draft_it_drafts_less_and_then_more_again():
         world.steps(600, 1, [rate] * MOST_AUTO_GAMMA, 0.1)
         found.append(chooser.gamma)
     assert found[0] >= 4
-    assert found[1] <= 1
+    assert found[1] <= 2
     assert found[2] >= 4
 
 
@@ -131,12 +131,12 @@ def test_a_draft_that_is_always_asked_is_never_paused():
 
 def test_tokens_that_were_not_proposed_are_not_expected():
     """Prompt lookup finds nothing in half of the steps, and then proposes nothing."""
-    chooser = AutoGamma()
-    for step in range(400):
+    chooser, chance = AutoGamma(), random.Random(5)
+    for _ in range(600):
         gamma = chooser.choose(1)
-        accepted = gamma if step % 2 else 0
-        chooser.observe(1, [(gamma, accepted, accepted + 1)], 1 + 0.3 * gamma)
-    assert chooser.gamma == MOST_AUTO_GAMMA  # 1 + .5 g tokens in 1 + .3 g.
+        accepted = gamma if chance.random() < 0.5 else 0
+        chooser.observe(1, [(gamma, accepted + 1)], 1 + 0.3 * gamma)
+    assert chooser.gamma >= 5  # 1 + .5 g tokens in 1 + .3 g.
 
 
 def test_expected_tokens_are_those_of_the_theorem():

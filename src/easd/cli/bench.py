@@ -26,19 +26,18 @@ from easd.evaluate.grid import parse_task
 from easd.evaluate.prompting import encode_item
 from easd.pairs import lab
 from easd.pairs.from_config import load_with_status
-from easd.speed.bench import Bench, Cell, System, lines, read_timings
+from easd.speed.bench import Bench, Cell, lines, read_timings
 from easd.speed.bench.results import Clock, plot
 from easd.speed.bench.roofline import rooflines
 from easd.speed.bench.systems import (
-    ADAPTIVE,
     AUTO,
     KINDS,
     TEMPERED,
     UNDRAFTED,
     VLLM,
-    Kind,
     Load,
     profiled,
+    systems_of,
 )
 from easd.speed.plan import CostModel, Shape, measure_here
 from easd.speed.plan.measure import describe
@@ -179,7 +178,7 @@ class Benchmark:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise ConfigError(f"system {kind!r} is not known; choose from {', '.join(KINDS)}")
-            if kind not in UNDRAFTED + ADAPTIVE and not self._gammas(kind):
+            if not systems_of([kind], self.gammas):
                 raise ConfigError(
                     f"system {kind!r} has no gamma = 'auto'; add a number, such as --gamma 4, or "
                     f"name others: --system {' --system '.join(AUTO)}"
@@ -235,7 +234,7 @@ class Benchmark:
                 for b in dict.fromkeys(self.batches)
                 for c in dict.fromkeys(self.contexts or (None,))
             ],
-            systems=list(self._systems()),
+            systems=systems_of(self.kinds, self.gammas),
             folder=self.out,
             rounds=self.rounds,
             texts=self.texts,
@@ -247,18 +246,6 @@ class Benchmark:
                 tau_h=self.tau_h,
             ),
         )
-
-    def _systems(self):
-        for kind in dict.fromkeys(self.kinds):
-            assert kind in KINDS
-            if kind in UNDRAFTED + ADAPTIVE:
-                yield System(kind)
-            else:
-                yield from (System(kind, gamma) for gamma in self._gammas(kind))
-
-    def _gammas(self, kind: Kind) -> list[int | Literal["auto"]]:
-        """Returns the lengths of the blocks of a kind's systems."""
-        return [g for g in dict.fromkeys(self.gammas) if g != "auto" or kind in AUTO]
 
     def _rooflines(self, bench: Bench, pair: Pair) -> Table:
         costs = CostModel(

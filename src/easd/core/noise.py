@@ -49,6 +49,8 @@ class Noise:
 
     def accept(self, length: int) -> Tensor:
         """Uniforms in [0, 1) for the acceptance tests of a block; [B, length]."""
+        if not length:  # As in every step of the target alone.
+            return torch.zeros(len(self.keys), 0, device=self.start.device)
         positions = self.start[:, None] + torch.arange(length, device=self.start.device)
         return _unit(random_bits(mix_key(self._block_keys[:, None], positions, _ACCEPT)))
 

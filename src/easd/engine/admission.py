@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from easd.engine.drafters import Drafter
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel
@@ -16,11 +16,13 @@ class Rows:
     the drafter's models follow the rows.
     """
 
-    def __init__(self, target: SlotModel, drafter: Drafter) -> None:
+    def __init__(self, target: SlotModel, drafter: Drafter, now: Callable[[], float]) -> None:
         self._drafter = drafter
         self._models = [target, *drafter.models]
         self._rows: list[Row] = []
         self._num_decoding = 0
+        self._now = now
+        self._draft_seconds = 0.0  # Taken to cache prompts in the drafter's models.
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,9 +63,11 @@ class Rows:
         while self._num_decoding < len(self._rows) and (left is None or left > 0):
             first, pieces = self._turn(left)
             longest = max(map(_longest, pieces))
-            for model, of_model in zip(self._models, zip(*pieces, strict=True), strict=True):
-                if any(of_model):
-                    model.extend(first, of_model)
+            of_target, *of_drafts = zip(*pieces, strict=True)
+            self._extend(self._models[:1], first, [of_target])
+            begun = self._now()
+            self._extend(self._models[1:], first, of_drafts)
+            self._draft_seconds += self._now() - begun
             for place, piece in enumerate(pieces, first):
                 row = self._rows[place]
                 row.unread = [
@@ -76,6 +80,11 @@ class Rows:
             if left is not None:
                 left -= len(pieces) * longest
 
+    def take_draft_seconds(self) -> float:
+        """Seconds in which the drafter's models read prompts since the last call."""
+        taken, self._draft_seconds = self._draft_seconds, 0.0
+        return taken
+
     def release(self, places: Sequence[int]) -> None:
         """Frees slots and moves other rows into the gaps."""
         for place in sorted(places, reverse=True):
@@ -87,6 +96,14 @@ class Rows:
                 gap = self._num_decoding
             self._move(len(self._rows) - 1, gap)
             self._rows.pop()
+
+    def _extend(
+        self, models: Sequence[SlotModel], first: int, pieces: Sequence[Sequence[list[int]]]
+    ) -> None:
+        """Caches pieces of prompts of consecutive rows, those of each model."""
+        for model, of_model in zip(models, pieces, strict=True):
+            if any(of_model):
+                model.extend(first, of_model)
 
     def _turn(self, budget: int | None) -> tuple[int, list[list[list[int]]]]:
         """The first slot of the next forward, and each prompt's piece in it for each model.

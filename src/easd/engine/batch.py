@@ -262,10 +262,10 @@ def read_blocks(step: Step, decision: Decision) -> list[Block | NumericsError]:
 
 def outcomes(
     asked: Sequence[int], verified: Sequence[Verified], committed: Sequence[Sequence[int]]
-) -> list[tuple[int, int, int]]:
-    """Each verified row's draft tokens asked for, tokens accepted, and tokens kept in its text."""
+) -> list[tuple[int, int]]:
+    """Each verified row's draft tokens asked for, and tokens gained by its text."""
     return [
-        (asked[place], block.num_accepted, len(committed[place]))
+        (asked[place], len(committed[place]))
         for found in verified
         for place, block in zip(found.group.places, found.blocks, strict=True)
         if isinstance(block, Block)

@@ -99,7 +99,7 @@ class ModelDrafter:
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
         block_prob = torch.ones(len(rows), device=device, dtype=self._dtype)
-        clocks = None if greedy else noise.drafts(max(counts), self.vocab_size)
+        clocks = noise.drafts(max(counts), self.vocab_size) if max(counts) and not greedy else None
         probs, raws, drawn_from = [], [], []
         position = 0
         while position < max(counts) + bonus:

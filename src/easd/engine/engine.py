@@ -62,12 +62,12 @@ class Engine:
         self.num_rows = num_rows
         self.coupling: Coupling | None = coupling
         self._waiting: deque[Request] = deque()
-        self._rows = Rows(target, drafter)
         self._unrecorded: dict[str, float] = {}  # Seconds of steps without a record.
         # Other processes do not disturb processor time, which knows nothing of a GPU.
         self._now: Callable[[], float] = (
             thread_time if target.device.type == "cpu" else perf_counter
         )
+        self._rows = Rows(target, drafter, self._now)
 
     @property
     def busy(self) -> bool:
@@ -128,7 +128,13 @@ class Engine:
         clock.lap("commit")
         if self.auto is not None:
             blocks = outcomes(asked, verified, committed)
-            self.auto.observe(len(batch.rows), blocks, self._now() - begun, behind)
+            self.auto.observe(
+                len(batch.rows),
+                blocks,
+                self._now() - begun,
+                behind=behind,
+                reading=self._rows.take_draft_seconds(),
+            )
         records = [group.record(committed, clock.seconds) for group in verified]
         failures = [Failure(row, row.error) for row in batch.rows if row.error is not None]
         return [*filter(None, records), *failures]

@@ -180,13 +180,13 @@ class Settings:
 
     @property
     def fixed_gamma(self) -> int:
-        """`gamma` as a number.
+        """`gamma`, for forecasts.
 
         Raises:
-            ConfigError: It is `auto`.
+            ConfigError: It is no number.
         """
         if self.gamma == "auto":
-            raise ConfigError("gamma = 'auto' is chosen while decoding; forecasts need a number")
+            raise ConfigError("gamma = 'auto' is chosen while decoding; a forecast needs a number")
         return self.gamma
 
     @property

@@ -70,6 +70,20 @@ class System:
         return LONGEST if self.gamma == "auto" or self.kind in ADAPTIVE else self.gamma
 
 
+def systems_of(kinds: Sequence[str], gammas: Sequence[int | Literal["auto"]]) -> list[System]:
+    """Returns the systems of these kinds, one for each number of draft tokens where they draft."""
+    found: dict[System, None] = {}
+    for kind in kinds:
+        assert kind in KINDS
+        if kind in UNDRAFTED + ADAPTIVE:
+            found[System(kind)] = None
+            continue
+        for gamma in gammas:
+            if gamma != "auto" or kind in AUTO:
+                found[System(kind, gamma)] = None
+    return list(found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """Settings of decoding that all systems share.

@@ -124,7 +124,7 @@ class VllmEngines:
         models = [self.pair.target]
         length = self.length + system.most_gamma + 1
         drafting = {}
-        if system.gamma:
+        if system.most_gamma:
             assert self.pair.draft is not None
             models.append(self.pair.draft)
             drafting["speculative_config"] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from easd.engine.auto_gamma import expected_tokens
 from easd.errors import ConfigError, TraceError
 from easd.runs import Run
 from easd.speed.plan.cost_model import CostModel
@@ -46,8 +47,7 @@ class Acceptance:
 
     def emitted(self, gamma: int) -> float:
         """Returns the expected tokens per step, replacement or bonus token included."""
-        rates = [self.rates[min(i, len(self.rates) - 1)] for i in range(gamma)]
-        return 1 + float(np.cumprod(rates).sum()) if gamma else 1.0
+        return expected_tokens(self.rates[min(i, len(self.rates) - 1)] for i in range(gamma))[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
