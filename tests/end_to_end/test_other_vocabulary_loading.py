@@ -1,9 +1,12 @@
 """Pairs with two tokenizers by name: loaded, refused, warned of, and decoded by the commands."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from models import build, llama_config, word_tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 from vocabularies import byte_fallback, byte_level, model_of
 
 from easd import custom_generate, generate, load_models
@@ -77,6 +80,17 @@ def test_a_draft_that_can_propose_little_is_warned_of(folders, monkeypatch):
     monkeypatch.setattr("easd.pairs.checking._LEAST_SHARE", 1.01)
     with pytest.warns(UserWarning, match=r"can propose only \d+% of the target's five"):
         load_models(*folders)
+
+
+def test_a_draft_that_cannot_propose_the_end_is_warned_of(folders):
+    named = byte_level().backend_tokenizer.to_str()
+    for place, name in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>")):
+        named = named.replace(name, f"<mine{place}>")
+    mine = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(named))
+    pair = load_models(*folders)
+    strange = replace(pair, draft=model_of(byte_level, 1), draft_tokenizer=mine)
+    with pytest.warns(UserWarning, match=r"none of the draft's 3 special tokens has a counterpart"):
+        check_vocabularies(strange)
 
 
 def test_the_drop_in_takes_the_drafts_tokenizer(folders):
