@@ -142,8 +142,7 @@ class Benchmark:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         console, aside = Console(), Console(stderr=True)
-        others = sum(f"vllm{end}" in self.kinds for end in ("", "-speculative"))
-        console.width = max(console.width, _WIDTH + 20 * others)
+        console.width = max(console.width, _WIDTH + 20 * len(self._of_vllm))
         pair = load_with_status(study.base, aside)
         self._check_pair(pair, aside)
         bench = self._bench(study, pair)
@@ -164,6 +163,11 @@ class Benchmark:
             (self.out / "profile.txt").write_text(text, encoding="utf-8")
             console.print(text, highlight=False, soft_wrap=True)
         console.print(f"the run is in {self.out}")
+
+    @property
+    def _of_vllm(self) -> set[str]:
+        """The systems that vLLM decodes."""
+        return set(self.kinds) & set(VLLM)
 
     def _check(self, study: StudyConfig) -> None:
         for name in ("batches", "contexts", "gammas", "rounds", "tokens", "texts"):
@@ -202,7 +206,7 @@ class Benchmark:
             raise ConfigError(
                 f"{', '.join(drafting)}: no draft model given; name one, or leave these systems out"
             )
-        if any(kind in VLLM for kind in self.kinds) and pair.target.device.type != "cpu":
+        if self._of_vllm and pair.target.device.type != "cpu":
             raise ConfigError(
                 "vLLM is timed on a CPU only; leave its systems out, or use device cpu"
             )
@@ -238,7 +242,7 @@ class Benchmark:
             folder=self.out,
             rounds=self.rounds,
             texts=self.texts,
-            vllm_python=self.vllm_python if any(kind in VLLM for kind in self.kinds) else None,
+            vllm_python=self.vllm_python if self._of_vllm else None,
             load=Load(
                 tokens=self.tokens or max(1, min(_TOKENS, left)),
                 temperature=self.temperature,

@@ -119,11 +119,10 @@ class Settings:
             )
         if self.gamma == "auto" and not self._law_knows_no_gamma:
             gated = isinstance(self.rule, GatedRule)
+            way_out = ", or set the rule's draft_at_bonus = true" if gated else ""
             raise ConfigError(
                 f"gamma = 'auto' ends blocks where measured times say, and {self.rule.name} has "
-                "another law at a block's end; give a number"
-                + ", or set the rule's draft_at_bonus = true"
-                * gated
+                f"another law at a block's end; give a number{way_out}"
             )
         if "" in self.bad_words:
             raise ConfigError("a bad word is empty and bans nothing; remove it")
