@@ -18,6 +18,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from easd import custom_generate
 from easd.engine.pair import Pair
 from easd.engine.vocabulary import vocabulary_map
 
@@ -187,3 +188,23 @@ def numbers_by_hand(pair, words, tokens, ids) -> tuple[float, torch.Tensor]:
             if spelt[: len(begun[0])] == begun[0] and len(spelt) > len(begun[0]):
                 longer[spelt[len(begun[0])]] += prob
     return (before[ids[-1]], longer) if longer.sum() > 0 else (1.0, longer)
+
+
+def drop_in_texts(pair: Pair, prompts: list[str], length: int) -> list[torch.Tensor]:
+    """Texts [B, T] by `generate`'s drop-in under shared noise: with the draft, and without."""
+    batch = pair.tokenizer(prompts, return_tensors="pt")["input_ids"]
+    models = {"draft_model": pair.draft, "draft_tokenizer": pair.draft_tokenizer}
+    return [
+        pair.target.generate(
+            batch,
+            custom_generate=custom_generate,
+            do_sample=True,
+            max_new_tokens=length,
+            coupling="shared",
+            stop_tokenizer=pair.tokenizer,
+            seed=3,
+            rule=rule,
+            **drafting,
+        )
+        for rule, drafting in (("speculative", models), ("target", {}))
+    ]

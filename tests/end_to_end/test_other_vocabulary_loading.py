@@ -7,9 +7,9 @@ import pytest
 from models import build, llama_config, word_tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
-from vocabularies import byte_fallback, byte_level, model_of
+from vocabularies import byte_fallback, byte_level, drop_in_texts, model_of
 
-from easd import custom_generate, generate, load_models
+from easd import generate, load_models
 from easd.cli.root import main
 from easd.engine.pair import fingerprints
 from easd.errors import ConfigError, ModelError
@@ -94,23 +94,7 @@ def test_a_draft_that_cannot_propose_the_end_is_warned_of(folders):
 
 
 def test_the_drop_in_takes_the_drafts_tokenizer(folders):
-    pair = load_models(*folders)
-    batch = pair.tokenizer(["the baker", "theatre"], return_tensors="pt")["input_ids"]
-    models = {"draft_model": pair.draft, "draft_tokenizer": pair.draft_tokenizer}
-    texts = [
-        pair.target.generate(
-            batch,
-            custom_generate=custom_generate,
-            do_sample=True,
-            max_new_tokens=6,
-            coupling="shared",
-            stop_tokenizer=pair.tokenizer,
-            seed=3,
-            rule=rule,
-            **drafting,
-        )
-        for rule, drafting in (("speculative", models), ("target", {}))
-    ]
+    texts = drop_in_texts(load_models(*folders), ["the baker", "theatre"], 6)
     assert texts[0].equal(texts[1])
 
 

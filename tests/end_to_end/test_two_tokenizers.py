@@ -5,9 +5,10 @@ import json
 
 import pytest
 from http_server import CHAT, DECODE, events, running
+from vocabularies import drop_in_texts
 
 import easd as package
-from easd import Speculative, custom_generate, load_pair
+from easd import Speculative, load_pair
 from easd.config import load_config
 from easd.core.rules import TargetOnly
 from easd.pairs import lab
@@ -54,22 +55,7 @@ def test_the_other_way_round_the_draft_can_propose_little_and_says_so(pair):
 
 
 def test_the_drop_in_writes_the_targets_text(pair):
-    batch = pair.tokenizer(PROMPTS[:6], return_tensors="pt")["input_ids"]
-    models = {"draft_model": pair.draft, "draft_tokenizer": pair.draft_tokenizer}
-    texts = [
-        pair.target.generate(
-            batch,
-            custom_generate=custom_generate,
-            do_sample=True,
-            max_new_tokens=12,
-            coupling="shared",
-            stop_tokenizer=pair.tokenizer,
-            seed=3,
-            rule=rule,
-            **drafting,
-        )
-        for rule, drafting in (("speculative", models), ("target", {}))
-    ]
+    texts = drop_in_texts(pair, PROMPTS[:6], 12)
     assert texts[0].equal(texts[1])
 
 

@@ -186,8 +186,10 @@ class Engine:
         return self.gamma if self.auto is None else self.auto.choose(num_rows, behind)
 
     def _behind(self, rows: Sequence[Row]) -> int:
-        """The largest number of tokens of a row's text that the draft has not read."""
-        return max(len(row.ids) - row.num_read for row in rows) if self.drafter.models else 0
+        """The largest number of tokens of a row's text that the draft has not read, for `auto`."""
+        if self.auto is None or not self.drafter.models:
+            return 0
+        return max(len(row.ids) - row.num_read for row in rows)
 
     def _noise(self, batch: Batch) -> Noise:
         device, fresh = self.target.device, batch.verified_jointly
