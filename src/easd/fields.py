@@ -201,12 +201,11 @@ def _wrong(value: Any, kind: Kind) -> str | None:
     within = bounds_of(kind)
     if within is None or (isinstance(value, str) and value in kind.words):
         return None
+    valid = " or ".join((within.limits(kind.kind), *kind.words))
     if isinstance(value, bool) or not isinstance(value, _NUMBERS[kind.kind][0]):
         what = "whole number" if kind.kind is int else "number"
-        return f"is not a {what}; use {' or '.join((within.limits(kind.kind), *kind.words))}"
-    if not within.admits(value):
-        return f"is {within.what}; use {' or '.join((within.limits(kind.kind), *kind.words))}"
-    return None
+        return f"is not a {what}; use {valid}"
+    return None if within.admits(value) else f"is {within.what}; use {valid}"
 
 
 # The abstract class of each type of number, and its bounds if a field declares none.
