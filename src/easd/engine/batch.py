@@ -16,6 +16,7 @@ from easd.core.rules import Rule
 from easd.core.step import Decision, Step
 from easd.core.verify import verify
 from easd.engine.drafters import Draft
+from easd.engine.models.upload import upload
 from easd.engine.request import Row
 from easd.engine.sampling import Distributions, distributions
 from easd.errors import NumericsError
@@ -163,7 +164,7 @@ class Group:
         counts = [draft.counts[place] for place in self.places]
         return Step(
             draft_tokens=draft.tokens[at],
-            num_draft_tokens=torch.tensor(counts, device=device),
+            num_draft_tokens=upload(counts, device),
             draft_probs=draft.probs[at].to(dtype),
             target_probs=target.probs[at].to(dtype),
             proposal_probs=given(draft.proposals),
@@ -177,7 +178,7 @@ class Group:
         if not any(row.request.scoped for row in rows):
             return None
         scopes = [row.in_scope(tokens) for row, tokens in zip(rows, drafted.tolist(), strict=True)]
-        return torch.tensor(scopes, device=drafted.device)
+        return upload(scopes, drafted.device)
 
     def narrow(self, noise: Noise) -> Noise:
         """The batch's noise, narrowed to these rows."""

@@ -12,6 +12,7 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 
 from easd.core.noise import Noise, race
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel
+from easd.engine.models.upload import upload
 from easd.engine.request import Row
 from easd.engine.sampling import Distributions, distributions, prefixed, proposals
 
@@ -180,7 +181,7 @@ class ModelDrafter:
         counts = [len(tokens) for tokens in missing]
         longest = max(counts)
         padded = [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in missing]
-        return self._forward(torch.tensor(padded, device=self.model.device), counts)
+        return self._forward(upload(padded, self.model.device), counts)
 
     def _read(self, missing: list[list[int]]) -> list[list[int]]:
         """Caches all but the last of each row's tokens, and returns those."""
@@ -194,7 +195,7 @@ class ModelDrafter:
         for row, count in enumerate(counts):
             self.model.lengths[row] += count
         if not uniform:
-            last = torch.tensor(counts, device=logits.device) - 1
+            last = upload(counts, logits.device) - 1
             logits = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))
         return logits[..., : self.vocab_size]
 
@@ -209,8 +210,8 @@ def _padded(token: Tensor, rows: Sequence[Row], drafts: list[bool]) -> Tensor:
     """`token` [B] where a row still drafts, else its text's last token as padding."""
     if all(drafts):
         return token
-    last = torch.tensor([row.ids[-1] for row in rows], device=token.device)
-    return torch.where(torch.tensor(drafts, device=token.device), token, last)
+    last = upload([row.ids[-1] for row in rows], token.device)
+    return torch.where(upload(drafts, token.device), token, last)
 
 
 def _all_banned(found: Distributions) -> Tensor:

@@ -1,6 +1,6 @@
-"""A forward for Llama-like models on a CPU: the same arithmetic in fewer calls.
+"""A forward for Llama-like models: the same arithmetic in fewer calls.
 
-For a small batch, a forward of transformers spends much of its time calling modules between matrix
+For a small batch, a forward of transformers spends much of its time on calls between matrix
 products. Here a layer is one function: it calls the products directly, rotates queries and keys
 together, and a norm takes half the operations. Before every forward, the model is checked for
 hooks, adapters and other layers; a model with any runs its own forward.
@@ -56,13 +56,12 @@ def plain_layers(model: PreTrainedModel) -> list[_Layer] | None:
     if (
         family is None
         or torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
         or torch_module._has_any_global_hook()
         or any(cls.forward.__module__ != cls.__module__ for cls in family.values())
     ):
         return None
     inner: Any = model._modules["model"]
-    if inner.embed_tokens.weight.device.type != "cpu":
+    if torch.is_autocast_enabled(inner.embed_tokens.weight.device.type):
         return None
     if not (_is_plain(model, family["ForCausalLM"]) and _is_plain(inner, family["Model"])):
         return None
