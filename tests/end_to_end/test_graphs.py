@@ -22,9 +22,11 @@ from models import (
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from easd import RULES, Speculative
+from easd import EASD, RULES, Speculative
+from easd.core.rules import gated, refusal
 from easd.engine.generate import make_engine
 from easd.engine.models import graphs
+from easd.engine.models.graphs import map_tensors, tensors_of
 from easd.engine.pair import Pair
 from easd.engine.settings import Settings
 
@@ -43,12 +45,24 @@ PAIRS = {
 ASKED = requests(prompts(4, longest=20), max_new_tokens=24)
 
 
-def traced(function, given):
+def traced(function, given, memory):
     function(*given)
+    inputs, outputs = tensors_of(given), []
+
+    def flat(*tensors):
+        left = iter(tensors)
+        outputs.append(function(*map_tensors(given, lambda _: next(left))))
+        return tensors_of(outputs[0])
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trace = make_fx(function)(*given)
-    return lambda: trace(*given)
+        trace = make_fx(flat)(*inputs)
+
+    def replay():
+        left = iter(trace(*inputs))
+        return map_tensors(outputs[0], lambda _: next(left))
+
+    return replay
 
 
 @pytest.fixture
@@ -56,12 +70,14 @@ def recordings(monkeypatch):
     """Records every call from the second of a kind on; the calls recorded."""
     made, real = [], graphs.record if DEVICE != "cpu" else traced
 
-    def record(function, given):
-        made.append([tuple(tensor.shape) for tensor in given])
-        return real(function, given)
+    def record(function, given, memory):
+        made.append([tuple(tensor.shape) for tensor in tensors_of(given)])
+        return real(function, given, memory)
 
     monkeypatch.setattr(graphs, "serve", lambda device: True)
     monkeypatch.setattr(graphs, "_CALLS_BEFORE", 1)
+    for module in (gated, refusal):  # as on a GPU, without branches on values
+        monkeypatch.setattr(module, "on_host", lambda values: False)
     monkeypatch.setattr(graphs, "record", record)
     return made
 
@@ -76,11 +92,40 @@ def test_the_texts_are_those_of_plain_forwards(name, batch_size, recordings, mon
     assert replayed == texts(pair, ASKED, **settings)
 
 
+WAYS = {
+    "easd": {"rule": EASD(tau_h=1.0, tau_o=0.4)},
+    "easd maximal": {"rule": EASD(tau_h=1.0, tau_o=0.4), "coupling": "maximal"},
+    "pool": {"rule": RULES["pool-everywhere"](a=1.2, b=0.4)},
+    "block": {"rule": Speculative(), "coupling": "block"},
+    "shared": {"rule": Speculative(), "coupling": "shared"},
+    "greedy": {"rule": EASD(tau_h=1.0, tau_o=0.4), "temperature": 0.0},
+    "tempered": {"rule": Speculative(), "draft_temperature": 0.5, "top_k": 9},
+    "adaptive": {"rule": Speculative(), "least_block_prob": 0.3},
+    "constrained": {"rule": Speculative(), "repetition_penalty": 1.3},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_so_do_drafting_and_verification(way, recordings, monkeypatch):
+    settings = {**WAYS[way], "batch_size": 2, "gamma": 3}
+    processing = Settings(**settings).processing(0, [], [])
+    asked = [replace(request, processing=processing) for request in ASKED]
+    replayed = texts(llama_pair(), asked, **settings)
+    drawn, verified = (
+        sum(shapes.count((2, length, 24)) for shapes in recordings) for length in (1, 4)
+    )
+    assert verified
+    assert bool(drawn) == (way != "constrained")
+    monkeypatch.setattr(graphs, "serve", lambda device: False)
+    assert replayed == texts(llama_pair(), asked, **settings)
+
+
 def test_batches_are_padded_to_powers_of_two(recordings):
     lengths = (4, 8, 12, 12, 16, 20)
     asked = [replace(ASKED[0], number=n, max_new_tokens=each) for n, each in enumerate(lengths)]
     texts(llama_pair(), asked, rule=RULES["target"](), batch_size=6)
-    assert [tokens[0] for tokens, _ in recordings] == [6, 4, 2, 1]
+    forwards = [shapes[0] for shapes in recordings if len(shapes) == 2]
+    assert forwards == [(6, 1), (4, 1), (2, 1), (1, 1)]
 
 
 def test_prompts_that_wait_are_not_overwritten(recordings, monkeypatch):
@@ -97,7 +142,7 @@ def test_prompts_that_wait_are_not_overwritten(recordings, monkeypatch):
         return done
 
     replayed = written()
-    assert any(tokens[0] == 4 for tokens, _ in recordings)
+    assert any(shapes[0][0] == 4 for shapes in recordings if len(shapes) == 2)
     monkeypatch.setattr(graphs, "serve", lambda device: False)
     assert replayed == written()
 
@@ -155,7 +200,7 @@ def test_changes_of_a_model_between_two_steps_are_seen(change, recordings, monke
 
 
 def test_what_cannot_be_recorded_runs_plainly(recordings, monkeypatch):
-    def refuse(function, given):
+    def refuse(function, given, memory):
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
     monkeypatch.setattr(graphs, "record", refuse)

@@ -16,6 +16,7 @@ from easd.engine.admission import Rows
 from easd.engine.auto_gamma import AutoGamma
 from easd.engine.batch import Batch, Block, Clock, Failure, StepRecord, Verified, outcomes
 from easd.engine.drafters import Draft, Drafter
+from easd.engine.models.graphs import Graphs
 from easd.engine.models.slots import SlotModel
 from easd.engine.models.upload import upload
 from easd.engine.request import Request, Row
@@ -69,6 +70,7 @@ class Engine:
             thread_time if target.device.type == "cpu" else perf_counter
         )
         self._rows = Rows(target, drafter, self._now)
+        self._verifications = Graphs()
 
     @property
     def busy(self) -> bool:
@@ -104,7 +106,7 @@ class Engine:
         self._admit()
         self._rows.prefill(prefill_tokens)
         clock.lap("prefill")
-        batch = Batch(self._rows.decoding, self.rule, self.coupling)
+        batch = Batch(self._rows.decoding, self.rule, self.coupling, self._verifications)
         self._unrecorded = {} if batch.rows else clock.seconds
         if not batch.rows:
             return []

@@ -90,6 +90,8 @@ def proposals(probs: Tensor, rows: Sequence[Row]) -> Tensor | None:
     ]
     if all(power == 1 for power in powers):
         return None
+    if len(set(powers)) == 1:
+        return raised(probs, powers[0])
     power = upload(powers, probs.device, probs.dtype)[:, None, None]
     return torch.where(power == 1, probs, raised(probs, power))
 

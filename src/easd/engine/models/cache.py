@@ -129,6 +129,9 @@ class SlotLayer(CacheLayerMixin):
         window = held[placement.rows]
         if placement.start is not None:
             window[:, :, placement.start : placement.start + states.shape[2]] = states
+        elif states.is_cuda:  # A single kernel; on a CPU it takes up to four times as long.
+            at = placement.positions[:, None, :, None]
+            window.scatter_(2, at.expand_as(states), states)
         else:
             window[placement.every_row, :, placement.positions] = states.transpose(1, 2)
         return window[:, :, : placement.stop]
