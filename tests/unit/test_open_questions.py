@@ -83,3 +83,13 @@ def test_multi_step(experiment, tmp_path, monkeypatch, capsys):
     study.main([*sizes, "--out", str(tmp_path)])
     assert '"newly wrong"' in capsys.readouterr().out
     assert (tmp_path / "seed-1" / "found.json").exists()
+
+
+def test_size(experiment, tmp_path, capsys):
+    sizes = ["--widths", "32", "--problems", "20", "--steps", "8", "--seed", "1"]
+    experiment("model_size").main([*sizes, "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")] == [
+        "varied",
+        *("target 32", "target 64", "draft 32", "draft 64"),
+    ]
