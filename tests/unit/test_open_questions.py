@@ -93,3 +93,8 @@ def test_size(experiment, tmp_path, capsys):
         "varied",
         *("target 32", "target 64", "draft 32", "draft 64"),
     ]
+
+
+def test_drift(experiment, capsys):
+    experiment("calibration_drift").main(["lab", "--texts", "40"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3 * 3
