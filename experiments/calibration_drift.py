@@ -1,14 +1,14 @@
 """What a threshold and a pool are worth on another kind of text than they were fitted on.
 
     python experiments/calibration_drift.py lab [--models FOLDER] [--texts 2000]
-    EASD_DATA=FOLDER python experiments/calibration_drift.py tasks --task gsm8k --task math500
+    python experiments/calibration_drift.py tasks --task gsm8k --task math500 [--pair smollm2]
 
 `lab` compares problems of `lab-a` with no product, one, and two or more. On each kind, `tau_h` (for
 a gate open at `--rate` of positions) and the pool's powers are fitted on one half of the texts, and
 then judged on the other half of every kind, by a pass over the reference solutions: nothing is
 decoded. Nats are the gain in log-likelihood of the right among plausible tokens, per position, over
-the target at the temperature that was best in the fit. Points are accuracy where a problem has one
-right text, else the share of positions where the right token is the rule's best. Differences to the
+the target at the temperature that was best in the fit. Other numbers are points: of accuracy where
+a problem has one right text, else of the mean probability of the right token. Differences to the
 fit on the same kind of text are paired. ± is half of a 95 % interval over texts.
 """
 
@@ -22,7 +22,7 @@ import torch
 from studies import lab_pair
 from transformers.utils import logging
 
-from easd import Pair, load_pair
+from easd import Pair, load_models, load_pair
 from easd.diagnose.effects import mean, solved
 from easd.diagnose.pool_fit import PoolFit, best_power, fit_pool, has_choice, log_shares, pool_laws
 from easd.diagnose.positions import Positions, Values, gate, threshold_for
@@ -157,6 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--models", type=Path, help="folder with target/ and draft/ of lab-a's kind"
     )
     parser.add_argument("--pair", default="smollm2")
+    parser.add_argument("--target", help="hub id or folder, instead of a pair")
+    parser.add_argument("--draft", help="the same of its draft")
     parser.add_argument("--task", action="append", help="two or more")
     parser.add_argument("--texts", type=int, default=2000, help="of each kind")
     parser.add_argument("--rate", type=float, default=0.02)
@@ -167,7 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
         pair, _ = lab_pair(LAB, options.models)
         texts = lab_texts(pair, options.texts)
     else:
-        pair = load_pair(options.pair, device="cpu")
+        named = options.target and load_models(options.target, options.draft)
+        pair = named or load_pair(options.pair)
         tasks = [load_task(name, limit=options.texts) for name in options.task]
         texts = {task.name: references(task, pair) for task in tasks}
     read = {name: halves(pair, each) for name, each in texts.items()}

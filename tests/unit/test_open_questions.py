@@ -98,3 +98,14 @@ def test_size(experiment, tmp_path, capsys):
 def test_drift(experiment, capsys):
     experiment("calibration_drift").main(["lab", "--texts", "40"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + 3 * 3
+
+
+def test_alignment(experiment, monkeypatch, capsys):
+    study = experiment("alignment")
+    monkeypatch.setattr(study, "DPO_PROBLEMS", 40)
+    study.main(["--steps", "1", "--problems", "20"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")] == [
+        "target",
+        *("before", "supervised", "reward", "preference"),
+    ]
