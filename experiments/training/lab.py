@@ -8,9 +8,9 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -33,9 +33,9 @@ MAX_GRAD_NORM = 1.0
 LOG_EVERY = 100
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(vocabulary: Sequence[str] = lab.VOCABULARY) -> PreTrainedTokenizerFast:
     """One word is one token, and number n has id n."""
-    ids = {word: i for i, word in enumerate(lab.VOCABULARY)}
+    ids = {word: i for i, word in enumerate(vocabulary)}
     words = Tokenizer(WordLevel(ids, unk_token=lab.UNKNOWN))
     words.pre_tokenizer = WhitespaceSplit()
     return _wrapped(words, unk_token=lab.UNKNOWN)
@@ -95,12 +95,11 @@ def build_model(recipe: lab.ModelRecipe, tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def batches(
-    pair: str, seed: int, slip_rate: float, tokenizer: PreTrainedTokenizerFast
+    problems: Iterator[lab.Problem], tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[Tensor]:
     """Endless int64 [BATCH_SIZE, T]: prompt, solution, end of sequence; all of one length."""
-    texts = lab.stream(pair, seed, "train", slip_rate)
     while True:
-        rows = [f"{p.prompt} {p.solution}{lab.EOS}" for p in islice(texts, BATCH_SIZE)]
+        rows = [f"{p.prompt} {p.solution}{lab.EOS}" for p in islice(problems, BATCH_SIZE)]
         yield torch.tensor(tokenizer(rows)["input_ids"])
 
 
@@ -114,21 +113,23 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def train(
-    pair: str,
+    name: str,
     recipe: lab.ModelRecipe,
     seed: int,
+    problems: Iterator[lab.Problem],
     tokenizer: PreTrainedTokenizerFast,
     teacher: GPT2LMHeadModel | None = None,
 ) -> tuple[GPT2LMHeadModel, dict]:
-    """Trains one model and returns it with its log."""
+    """Trains one model on a stream of problems of one length; returns it with its log."""
     torch.manual_seed(seed)
     model = build_model(recipe, tokenizer)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, **ADAMW)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: learning_rate_factor(step, recipe.steps)
     )
-    prompt_length = len(tokenizer(lab.problems(pair, 1, seed)[0].prompt)["input_ids"])
-    data = batches(pair, seed, recipe.slip_rate, tokenizer)
+    first = next(problems)
+    prompt_length = len(tokenizer(first.prompt)["input_ids"])
+    data = batches(chain([first], problems), tokenizer)
     losses, running, begin = [], 0.0, time.process_time()
     for step, batch in enumerate(islice(data, recipe.steps), start=1):
         inputs, labels = batch[:, :-1], batch[:, prompt_length:]
@@ -149,7 +150,7 @@ def train(
         running += loss.item()
         if step % LOG_EVERY == 0:
             losses.append({"step": step, "loss": round(running / LOG_EVERY, 4)})
-            print(f"{pair} step {step}/{recipe.steps} loss {running / LOG_EVERY:.4f}", flush=True)
+            print(f"{name} step {step}/{recipe.steps} loss {running / LOG_EVERY:.4f}", flush=True)
             running = 0.0
     log = {
         **asdict(recipe),
@@ -188,7 +189,8 @@ def main() -> None:
         draft_tokenizer = build_byte_tokenizer(whole_numbers=True)
     logs = {}
     if recipe.target_of is None:
-        target, logs["target"] = train(pair, recipe.target, arguments.seed, tokenizer)
+        problems = lab.stream(pair, arguments.seed, "train", recipe.target.slip_rate)
+        target, logs["target"] = train(pair, recipe.target, arguments.seed, problems, tokenizer)
         save(target, tokenizer, out / "target")
     else:
         teacher = arguments.target or lab.folder(pair, "target")
@@ -201,6 +203,7 @@ def main() -> None:
         pair,
         recipe.draft,
         draft_seed,
+        lab.stream(pair, draft_seed, "train", recipe.draft.slip_rate),
         draft_tokenizer,
         teacher=target if recipe.draft.distilled else None,
     )
