@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from easd.core.gate import Gate
 from easd.core.rules import EASD, Rule
 from easd.integrations.vllm.gate import Tally
 from easd.integrations.vllm.serving import Serving
@@ -18,13 +19,14 @@ class Batch:
     """The different rules of B rows, and the tally of their steps.
 
     Attributes:
-        published: rules that are followed as published: an open gate excludes the draft token.
+        published: the gates of rules that are followed as published: an open gate excludes the
+            draft token.
         laws: rules whose law takes the target's place.
         rule_of: int64 [B], index of each row's rule in `published` + `laws`; -1 without a rule.
         redraws: bool [B], rows whose law also holds after a whole block; None where none does.
     """
 
-    published: tuple[EASD, ...]
+    published: tuple[Gate, ...]
     laws: tuple[Rule, ...]
     rule_of: Tensor
     redraws: Tensor | None
@@ -38,12 +40,14 @@ class Batch:
         rules = tuple(dict.fromkeys(rule for rule in wanted if rule is not None))
         if not rules:
             return None
-        published = tuple(rule for rule in rules if serving.as_published(rule))
+        published = tuple(
+            rule for rule in rules if isinstance(rule, EASD) and serving.as_published(rule)
+        )
         laws = tuple(rule for rule in rules if not serving.as_published(rule))
         index = {rule: number for number, rule in enumerate((*published, *laws))}
         redraws = [rule is not None and rule.draft_at_bonus for rule in wanted]
         return cls(
-            published=published,  # type: ignore[arg-type]
+            published=tuple(rule.gate for rule in published),
             laws=laws,
             rule_of=on_device([-1 if rule is None else index[rule] for rule in wanted], device),
             redraws=on_device(redraws, device) if any(redraws) else None,

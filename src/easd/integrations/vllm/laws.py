@@ -13,6 +13,7 @@ waits for the device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,13 +68,15 @@ def _gates(rule: Rule, signals: Mapping[str, Tensor], here: Tensor) -> Gates:
     return Gates(asked=here, met=met, open=here & (signals["gate"][:, 0] > 0))
 
 
-def last_drafts(num_draft_tokens: Tensor, wanted: Tensor, row: Tensor, position: Tensor) -> Tensor:
+def last_drafts(num_draft_tokens: Any, wanted: Any, row: Any, position: Any) -> Any:
     """Returns which draft tokens are the last of a `wanted` row; bool [N].
 
     Args:
         num_draft_tokens: int64 [B].
         wanted: bool [B].
         row, position: int64 [N], of each draft token.
+
+    All are tensors, or all are arrays of NumPy.
     """
     return wanted[row] & (position == num_draft_tokens[row] - 1)
 

@@ -25,7 +25,7 @@ from easd.errors import ConfigError
 from easd.integrations.vllm import KEY, cpu_expand, is_configured, worker_v2
 from easd.integrations.vllm.batch import Batch, on_device
 from easd.integrations.vllm.compatibility import FIRST_RUNNER, check_functions
-from easd.integrations.vllm.gate import Gates, Tally, ask, penalise_, rows_of
+from easd.integrations.vllm.gate import Gates, Tally, Values, ask, light, penalise_, rows_of
 from easd.integrations.vllm.laws import last_drafts, log_laws
 from easd.integrations.vllm.serving import Serving
 
@@ -134,18 +134,18 @@ def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if draft_probs is None:
             batch.tally.add_unasked(draft_token_ids.shape[0])
             return verify(draft_token_ids)
-        row, position = _laid_out(tuple(num_draft_tokens), draft_token_ids.device)
+        counts, row, position = _laid_out(tuple(num_draft_tokens), draft_token_ids.device)
         greedy = _greedy(sampling_metadata, row)
-        gates = follow_(
-            batch, batch.rule_of[row], draft_token_ids, draft_probs, target_logits, greedy
-        )
+        rule_of = light(batch.rule_of)[row]
+        gates = follow_(batch, rule_of, draft_token_ids, draft_probs, target_logits, greedy)
         redrawn = None
         if batch.redraws is not None:
-            counts = on_device(num_draft_tokens, row.device)
-            redrawn = gates.asked & last_drafts(counts, batch.redraws, row, position)
-            draft_token_ids = redraw_(redrawn, draft_token_ids, draft_probs, greedy)
+            redrawn = gates.asked & last_drafts(counts, light(batch.redraws), row, position)
+            draft_token_ids = redraw_(
+                torch.as_tensor(redrawn), draft_token_ids, draft_probs, greedy
+            )
         output = verify(draft_token_ids)
-        batch.tally.add(gates, row, position, (output >= 0).sum(-1), redrawn)
+        batch.tally.add(gates, row, position, (light(output) >= 0).sum(-1), redrawn)
         return output
 
     rejection_sample.asks_easd = True  # type: ignore[attr-defined]
@@ -154,7 +154,7 @@ def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def follow_(
     batch: Batch,
-    rule_of: Tensor,
+    rule_of: Values,
     draft_tokens: Tensor,
     draft_probs: Tensor,
     target_logits: Tensor,
@@ -171,12 +171,12 @@ def follow_(
     """
     found: list[Gates] = []
     if batch.laws:
-        drawn = rule_of.masked_fill(draft_tokens < 0, -1)
+        drawn = torch.as_tensor(rule_of).masked_fill(draft_tokens < 0, -1)
         logits, gates = log_laws(
             batch.laws, len(batch.published), drawn, draft_probs, target_logits, greedy
         )
         target_logits.copy_(logits)
-        found.append(gates)
+        found.append(gates.light())
     if batch.published:
         gates = ask(batch.published, rule_of, draft_tokens, draft_probs, target_logits)
         penalise_(gates.open, draft_tokens, draft_probs, target_logits)
@@ -199,19 +199,24 @@ def redraw_(
     return draft_tokens if greedy is None else draft_tokens.masked_fill(redrawn & greedy, -1)
 
 
-def _greedy(sampling_metadata: Any, row: Tensor) -> Tensor | None:
+def _greedy(sampling_metadata: Any, row: Values) -> Tensor | None:
     """Returns a mask [N] of draft tokens of greedy requests; None where there is none."""
     if sampling_metadata.all_random:
         return None
+    row = torch.as_tensor(row)
     if sampling_metadata.all_greedy:
         return torch.ones_like(row, dtype=torch.bool)
     return (sampling_metadata.temperature == 0)[row]
 
 
 @lru_cache(maxsize=64)
-def _laid_out(num_draft_tokens: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Caches `rows_of`, since most steps have the same numbers of draft tokens."""
-    return rows_of(on_device(num_draft_tokens, device), sum(num_draft_tokens))
+def _laid_out(
+    num_draft_tokens: tuple[int, ...], device: torch.device
+) -> tuple[Values, Values, Values]:
+    """Returns the counts [B], and `rows_of` them, as most steps have the same counts as others."""
+    counts = on_device(num_draft_tokens, device)
+    row, position = rows_of(counts, sum(num_draft_tokens))
+    return light(counts), light(row), light(position)
 
 
 def keep_greedy_probabilities(drafter: Any) -> None:
