@@ -250,6 +250,15 @@ def test_a_tuned_rule_is_served(tmp_path):
             Serving.parse({"calibration": wrong})
 
 
+def test_a_draft_temperature_is_served_with_laws():
+    serving = Serving.parse({"name": "pool", "draft_temperature": 0.6})
+    assert serving.draft_temperature == 0.6
+    with pytest.raises(ConfigError, match="would change what easd emits"):
+        serving.rule_for({"easd": {"name": "easd"}})
+    drawn = Serving.parse({"coupling": "maximal", "draft_temperature": 0.6})
+    assert drawn.rule_for(None) == EASD()
+
+
 def test_lossless_only_refuses_every_gate_that_can_open():
     serving = Serving.parse({"lossless_only": True})
     assert serving.rule_for(None) is None
@@ -277,6 +286,10 @@ def test_lossless_only_refuses_every_gate_that_can_open():
         ({"entropy_of": "raw"}, "needs probabilities before temperature"),
         ({"conditions": ["overlap"]}, "add 'target_entropy'"),
         (1.5, "is no mapping"),
+        ({"draft_temperature": 0.6}, "would change what easd emits: .* coupling = 'maximal'"),
+        ({"name": "pool", "draft_temperature": 0}, "draft_temperature = 0 is not served"),
+        ({"name": "pool", "draft_temperature": "cold"}, "draft_temperature = 'cold' is not served"),
+        ({"name": "pool", "draft_temperature": True}, "draft_temperature = True is not served"),
     ],
 )
 def test_what_cannot_be_served_is_refused(values, says):

@@ -56,7 +56,7 @@ class Gates:
 
     def light(self) -> Gates:
         """Returns the same values as `light` does."""
-        met = {name: light(self.met[name]) for name in ALL_CONDITIONS}
+        met: dict[Condition, Any] = {name: light(self.met[name]) for name in ALL_CONDITIONS}
         return Gates(asked=light(self.asked), met=met, open=light(self.open))
 
     @classmethod
