@@ -88,9 +88,10 @@ def test_arrays_hold_the_same_values_as_tensors(monkeypatch):
             if values is not rule_of:
                 layout = [each.numpy() for each in layout]
             tally.add(judged, *layout)
-            found.append((judged.light(), probs, logits, tally.read()))
+            found.append((judged, probs, logits, tally.read()))
         (tensors, *changed, counts), (arrays, *other, others) = found
         assert not isinstance(arrays.open, torch.Tensor)
+        assert isinstance(tensors.open, torch.Tensor)
         assert arrays.open.tolist() == tensors.open.tolist()
         assert arrays.asked.tolist() == tensors.asked.tolist()
         for condition, holds in tensors.met.items():

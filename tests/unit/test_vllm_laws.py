@@ -57,9 +57,9 @@ def test_laws_are_those_of_the_core(name):
     assert gates.asked.all()
     if isinstance(rule, EntropyGated):
         signals = rule.signals(step)
-        assert torch.equal(gates.open, signals["gate"][:, 0] > 0)
+        assert gates.open.tolist() == (signals["gate"][:, 0] > 0).tolist()
         for condition, holds in rule.gate.met(signals).items():
-            assert torch.equal(gates.met[condition], holds[:, 0])
+            assert gates.met[condition].tolist() == holds[:, 0].tolist()
     else:
         assert not any(gates.met[condition].any() for condition in ALL_CONDITIONS)
 
@@ -75,7 +75,7 @@ def test_each_row_follows_its_own_law_and_others_keep_the_target():
         torch.testing.assert_close(logits[here].softmax(-1), rule.law(step)[here, 0])
     others = rule_of < 3
     assert torch.equal(logits[others], target_logits[others])
-    assert torch.equal(gates.asked, ~others)
+    assert gates.asked.tolist() == (~others).tolist()
 
 
 def test_the_last_draft_of_a_row():

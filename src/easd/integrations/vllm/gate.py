@@ -10,7 +10,7 @@ skipped where the values show that nothing needs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
@@ -54,18 +54,17 @@ class Gates:
             open=self.open | other.open,
         )
 
-    def light(self) -> Gates:
-        """Returns the same values as `light` does."""
-        met: dict[Condition, Any] = {name: light(self.met[name]) for name in ALL_CONDITIONS}
-        return Gates(asked=light(self.asked), met=met, open=light(self.open))
-
     @classmethod
     def cat(cls, parts: Sequence[Gates]) -> Gates:
-        """Concatenates gates of consecutive draft tokens."""
+        """Concatenates gates of consecutive draft tokens, as tensors."""
+
+        def joined(values: Iterable[Any]) -> Tensor:
+            return torch.cat([torch.as_tensor(each) for each in values])
+
         return cls(
-            asked=torch.cat([gates.asked for gates in parts]),
-            met={name: torch.cat([gates.met[name] for gates in parts]) for name in parts[0].met},
-            open=torch.cat([gates.open for gates in parts]),
+            asked=joined(gates.asked for gates in parts),
+            met={name: joined(gates.met[name] for gates in parts) for name in parts[0].met},
+            open=joined(gates.open for gates in parts),
         )
 
 

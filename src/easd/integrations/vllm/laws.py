@@ -13,19 +13,19 @@ waits for the device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import or_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from easd.core.gate import ALL_CONDITIONS, Condition
+from easd.core.gate import ALL_CONDITIONS, SIGNALS, Gate
 from easd.core.rules import Rule
 from easd.core.rules.gated import EntropyGated, GatedRule, on_host
 from easd.core.signals import most_probable
 from easd.core.step import Step
-from easd.integrations.vllm.gate import Gates, light_signals
+from easd.integrations.vllm.gate import Gates, light, light_signals
 
 
 def log_laws(
@@ -67,8 +67,17 @@ def _signals(rule: Rule, step: Step) -> Mapping[str, Tensor]:
         return rule.signals(step)
     draft_probs, target_probs = (probs[:, 0] for probs in rule.gate_probs(step))
     arrays = light_signals(draft_probs, target_probs, rule.top_n)
-    signals = {name: torch.from_numpy(values)[:, None] for name, values in arrays.items()}
-    return {**signals, "gate": rule.gate.opens(signals).to(target_probs.dtype)}
+    measured = {
+        **arrays,
+        "gate": _gate_of(rule).opens(arrays).astype(arrays["draft_entropy"].dtype),
+    }
+    return {name: torch.from_numpy(values)[:, None] for name, values in measured.items()}
+
+
+@lru_cache(maxsize=1024)
+def _gate_of(rule: EntropyGated) -> Gate:
+    """Caches a rule's gate, whose fields are checked when it is made."""
+    return rule.gate
 
 
 def _with_law_on_host(
@@ -94,13 +103,12 @@ def _with_law_on_host(
 
 def _gates(rule: Rule, signals: Mapping[str, Tensor], here: Tensor) -> Gates:
     """Returns the state of a rule's gate at its tokens; a rule without a gate has it closed."""
-    never = torch.zeros_like(here)
+    asked: Any = light(here)
     if not isinstance(rule, EntropyGated):
-        return Gates(asked=here, met=dict.fromkeys(ALL_CONDITIONS, never), open=never)
-    met: dict[Condition, Tensor] = {
-        name: holds[:, 0] for name, holds in rule.gate.met(signals).items()
-    }
-    return Gates(asked=here, met=met, open=here & (signals["gate"][:, 0] > 0))
+        never = light(torch.zeros_like(here))
+        return Gates(asked=asked, met=dict.fromkeys(ALL_CONDITIONS, never), open=never)
+    values: dict[str, Any] = {name: light(signals[name][:, 0]) for name in (*SIGNALS, "gate")}
+    return Gates(asked=asked, met=_gate_of(rule).met(values), open=asked & (values["gate"] > 0))
 
 
 def last_drafts(num_draft_tokens: Any, wanted: Any, row: Any, position: Any) -> Any:

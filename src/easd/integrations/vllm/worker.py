@@ -184,7 +184,7 @@ def follow_(
         )
         if logits is not target_logits:
             target_logits.copy_(logits)
-        found.append(gates.light())
+        found.append(gates)
     if batch.published:
         gates = ask(batch.published, rule_of, draft_tokens, draft_probs, target_logits)
         penalise_(gates.open, draft_tokens, draft_probs, target_logits)
