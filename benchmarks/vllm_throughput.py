@@ -4,11 +4,12 @@
     export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
     .venv-vllm/bin/python benchmarks/vllm_throughput.py --pair smollm2 --batch 1
 
-Two engines in one process: one never heard of easd, the other has the plugin. Where the gate never
-opens both emit the same tokens, so that the ratio is what asking the gate costs; where it opens,
-tokens are refused, too, and the ratio is what users see. Seconds are those of the processor, which
-other processes disturb less. The draft of `smollm2` has its target's full head here: vLLM knows no
-reduced one. The allocator keeps its memory, as with the tcmalloc that vLLM's manual asks for.
+Three engines in one process: one never heard of easd, one follows EASD as published, and one draws
+from laws. Where the gate never opens all emit the same tokens, so that the ratio is what asking the
+gate costs; where it opens, tokens are refused, too, and the ratio is what users see. Seconds are
+those of the processor, which other processes disturb less. The draft of `smollm2` has its target's
+full head here: vLLM knows no reduced one. The allocator keeps its memory, as with the tcmalloc that
+vLLM's manual asks for.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from easd.pairs.smollm2 import HEAD_TOKEN_IDS, SMOLLM2, draft_folder
 # Where the gate refuses some of the tokens, as a user's setting would.
 OPENING = {"lab-a": {"tau_h": 0.05, "tau_o": 0.8}, "smollm2": {"tau_h": 1.5, "tau_o": 0.8}}
 NEVER = {"tau_h": 1e9}  # the gate is asked everything all the same
-POOL = {"name": "pool", "tau_h": 0, "tau_o": 0, "a": 1.4, "b": 0.5, "pick": "sample"}
+POOL = {"name": "pool-everywhere", "a": 1.4, "b": 0.5}
 
 
 def folders(pair: str, scratch: Path) -> tuple[Path, Path]:
@@ -143,15 +144,17 @@ def main() -> None:
         target, draft = folders(args.pair, Path(scratch))
         stock = start(target, draft, args, None)
         plugin = start(target, draft, args, NEVER)
+        maximal = start(target, draft, args, {**NEVER, "coupling": "maximal"})
     asked = [{"prompt_token_ids": ids} for ids in prompts(target, args)]
     systems = {
         "stock": (stock, None),
         "switched off": (plugin, False),
         "gate never opens": (plugin, NEVER),
         "gate opens": (plugin, OPENING[args.pair]),
-        "cascade": (plugin, {"name": "cascade"}),
-        "pool": (plugin, POOL),
-        "pool, redrawn": (plugin, {**POOL, "draft_at_bonus": True}),
+        "maximal, never opens": (maximal, NEVER),
+        "maximal, opens": (maximal, OPENING[args.pair]),
+        "pool": (maximal, {**POOL, "draft_at_bonus": False}),
+        "pool, redrawn": (maximal, POOL),
     }
     speeds: dict[str, list[float]] = {name: [] for name in systems}
     shares: dict[str, list[float]] = {name: [] for name in systems}
@@ -161,23 +164,25 @@ def main() -> None:
         for name in random.Random(round_).sample(list(systems), len(systems)):
             watch.seconds = 0.0
             engine, easd = systems[name]
-            before = counts(plugin)
+            asked_for = plugin if engine is stock else engine
+            before = counts(asked_for)
             tokens, seconds = decode(engine, easd, asked, args.tokens, round_)
             if round_ > 0:  # the first warms up
                 speeds[name].append(tokens / seconds)
                 shares[name].append(watch.seconds / seconds)
-                counted[name] += counts(plugin) - before
+                counted[name] += counts(asked_for) - before
     print(f"{args.pair}, batch {args.batch}, gamma {args.gamma}; vLLM {vllm.__version__}")
     print(describe())
     for name, found in speeds.items():
         ratios = [ours / theirs for ours, theirs in zip(found, speeds["stock"], strict=True)]
         middle, low, high = interval(ratios)
         print(
-            f"{name:18} {statistics.median(found):8.1f} tok/s, "
+            f"{name:20} {statistics.median(found):8.1f} tok/s, "
             f"over stock {middle:.3f} [{low:.3f}, {high:.3f}], "
             f"{100 * statistics.median(shares[name]):.1f} % of it in rejection_sample"
         )
-    print("where it opens:", dict(counted["gate opens"]))
+    for name in ("gate opens", "maximal, opens"):
+        print(f"{name}:", dict(counted[name]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from in_vllm.emitted import p_values
 from in_vllm.heads import DRAFT_VOCAB, VOCAB, make
 from in_vllm.observed import PROMPTS, decode, sampled, verifications
 from in_vllm.test_engine import check_penalties
@@ -11,6 +12,8 @@ from easd.core.rules import EASD
 
 RULE = EASD(tau_h=1.0, tau_o=0.2)
 POOL = {"name": "pool", "tau_h": 0, "tau_o": 0, "a": 1.4, "b": 0.5, "pick": "sample"}
+# With random heads EASD's law is close to the target; its penalties are tested one by one.
+DRAWN = {"pool": POOL, "typical-acceptance": {"name": "typical-acceptance"}}
 
 
 @pytest.fixture(scope="module", params=["eagle", "eagle3", "mtp"])
@@ -48,3 +51,15 @@ def test_laws_take_the_targets_place(engine, temperature):
             torch.testing.assert_close(call.judged.softmax(-1), law)
         else:
             assert torch.equal(call.judged.argmax(-1), law.argmax(-1))
+
+
+@pytest.mark.parametrize("asked", DRAWN.values(), ids=DRAWN)
+def test_tokens_are_drawn_from_the_law(engine, asked):
+    """By the whole engine, and not from the target."""
+    params = sampled(detokenize=False, max_tokens=48, extra_args={"easd": asked})
+    with verifications(engine) as seen:
+        for seed in range(6):
+            decode(engine, params, prompts=PROMPTS * 2, seed=seed)
+    law, target = p_values(seen, parse_rule(asked))
+    assert law > 0.001
+    assert target < 1e-6

@@ -147,5 +147,5 @@ def test_laws_that_are_not_put_are_found(gated, monkeypatch):
 
 def asked(rule_of):
     """A gate that never opens."""
-    closed = torch.zeros_like(rule_of, dtype=torch.bool)
+    closed = torch.zeros_like(rule_of, dtype=torch.bool).numpy()
     return worker.Gates(asked=~closed, met=dict.fromkeys(ALL_CONDITIONS, closed), open=closed)

@@ -20,7 +20,8 @@ def entropy(probs: Tensor) -> Tensor:
     the number of rows. `torch.special.entr` takes twice as long.
     """
     tiny = torch.finfo(probs.dtype).tiny
-    parts = [part.clamp_min(tiny).log_().mul_(part).sum(-1) for part in probs.split(_SLICE, -1)]
+    slices = probs.split(_SLICE, -1) if probs.shape[-1] > _SLICE else (probs,)
+    parts = [part.clamp_min(tiny).log_().mul_(part).sum(-1) for part in slices]
     return 0 - reduce(torch.add, parts)  # unary minus would turn 0 into -0
 
 

@@ -23,9 +23,9 @@ def start():
     from vllm import LLM
 
     def made(easd=None, **arguments):
+        defaults = {"max_num_seqs": 8, "speculative_config": SPECULATION}
         engine = LLM(
-            **{**ARGUMENTS, "max_num_seqs": 8, "gpu_memory_utilization": 0.1, **arguments},
-            speculative_config=SPECULATION,
+            **{**ARGUMENTS, **defaults, "gpu_memory_utilization": 0.1, **arguments},
             additional_config={} if easd is None else {"easd": easd},
         )
         assert engine.llm_engine.vllm_config.use_v2_model_runner

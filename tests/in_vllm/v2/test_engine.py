@@ -91,6 +91,18 @@ def test_greedy_texts_of_a_pool_are_those_of_easds_own_engine(gated):
     assert [each.token_ids for each in found] == [text[1:] for text in texts]
 
 
+def test_drafts_have_a_temperature_of_their_own(start):
+    """At 0.01 all requests get the draft's best tokens, but for ties; with a rule or without."""
+    engine = start({"name": "pool", "tau_h": 0, "tau_o": 0, "draft_temperature": 0.01})
+    for asked in (None, {"easd": False}):
+        with verifications(engine) as seen:
+            answers(engine, mixed(extra_args=asked))
+        assert len(seen) > 5
+        for call in seen:
+            drafted = call.draft_probs.gather(1, call.draft_tokens.long()[:, None])[:, 0]
+            assert (drafted > 0.8 * call.draft_probs.amax(-1)).all()
+
+
 def check_penalties(engine, prompts, params, rules):
     """Every verification of the engine against `rules`, and the counts against what was seen."""
     before = statistics(engine)

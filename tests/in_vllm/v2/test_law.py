@@ -186,11 +186,24 @@ def test_a_planted_bug_is_found(monkeypatch, bug):
     assert p_value(emitted("open", SAMPLES_OF_BUGS), law(*pair("open"), "open")) < 1e-6
 
 
-def emitted(kind, samples, **settings):
+@pytest.mark.parametrize("coupling", ["maximal", "block"])
+def test_drafts_at_a_temperature_of_their_own_leave_the_law(coupling):
+    rule = make_rule("easd", tau_h=0.5, tau_o=0.6)
+    serving = Serving(rule=rule, coupling=coupling, draft_temperature=0.5)
+    wanted = law(*pair("open"), "open", rule)
+    found = emitted("open", SAMPLES, drawn_at=0.5, serving=serving)
+    assert p_value(found, wanted) > 0.001
+    bug = emitted("open", SAMPLES, serving=serving)  # Drawn at 1, and verified as drawn at 0.5.
+    assert p_value(bug, wanted) < 1e-3
+
+
+def emitted(kind, samples, drawn_at=1.0, **settings):
     """Counts [V] of first tokens, drafts drawn from the draft."""
     draft, target = pair(kind)
     generator = torch.Generator().manual_seed(5)
-    drawn = draft.softmax(-1).multinomial(samples, replacement=True, generator=generator)
+    drawn = (
+        (draft / drawn_at).softmax(-1).multinomial(samples, replacement=True, generator=generator)
+    )
     return torch.bincount(verify(drawn, draft, target, seed=100, **settings), minlength=VOCAB)
 
 

@@ -13,16 +13,19 @@ waits for the device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, reduce
+from operator import or_
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from easd.core.gate import ALL_CONDITIONS, Condition
+from easd.core.gate import ALL_CONDITIONS, SIGNALS, Gate
 from easd.core.rules import Rule
-from easd.core.rules.gated import EntropyGated
+from easd.core.rules.gated import EntropyGated, GatedRule, on_host
 from easd.core.signals import most_probable
 from easd.core.step import Step
-from easd.integrations.vllm.gate import Gates
+from easd.integrations.vllm.gate import Gates, light, light_signals
 
 
 def log_laws(
@@ -33,7 +36,7 @@ def log_laws(
     target_logits: Tensor,
     greedy: Tensor | None,
 ) -> tuple[Tensor, Gates]:
-    """Returns the logarithm [N, V] of each draft token's law, and the state of the rules' gates.
+    """Returns logits [N, V] of each draft token's law, and the state of the rules' gates.
 
     Args:
         rules: the different rules, of numbers `first`, `first` + 1, ...
@@ -45,35 +48,78 @@ def log_laws(
             where there are none.
     """
     step = _step(draft_probs, target_logits.softmax(-1, dtype=torch.float32), greedy)
-    nowhere = torch.zeros_like(rule_of, dtype=torch.bool)
-    gates = Gates(asked=nowhere, met=dict.fromkeys(ALL_CONDITIONS, nowhere), open=nowhere)
+    found: list[Gates] = []
     for number, rule in enumerate(rules, first):
         here = rule_of == number
-        signals = rule.signals(step)
-        law = rule.law_given(step, signals)[:, 0]
-        target_logits = torch.where(here[:, None], law.log(), target_logits)
-        gates |= _gates(rule, signals, here)
-    return target_logits, gates
+        signals = _signals(rule, step)
+        if on_host(target_logits):
+            target_logits = _with_law_on_host(rule, step, signals, here, target_logits)
+        else:
+            law = rule.law_given(step, signals)[:, 0]
+            target_logits = torch.where(here[:, None], law.log(), target_logits)
+        found.append(_gates(rule, signals, here))
+    return target_logits, reduce(or_, found)
+
+
+def _signals(rule: Rule, step: Step) -> Mapping[str, Tensor]:
+    """Returns the rule's signals. Where they are counted anyway, all are measured at once."""
+    if not isinstance(rule, EntropyGated) or not on_host(step.target_probs):
+        return rule.signals(step)
+    draft_probs, target_probs = (probs[:, 0] for probs in rule.gate_probs(step))
+    arrays = light_signals(draft_probs, target_probs, rule.top_n)
+    measured = {
+        **arrays,
+        "gate": _gate_of(rule).opens(arrays).astype(arrays["draft_entropy"].dtype),
+    }
+    return {name: torch.from_numpy(values)[:, None] for name, values in measured.items()}
+
+
+@lru_cache(maxsize=1024)
+def _gate_of(rule: EntropyGated) -> Gate:
+    """Caches a rule's gate, whose fields are checked when it is made."""
+    return rule.gate
+
+
+def _with_law_on_host(
+    rule: Rule, step: Step, signals: Mapping[str, Tensor], here: Tensor, target_logits: Tensor
+) -> Tensor:
+    """Returns `target_logits` with the logarithm of the rule's law at its tokens.
+
+    The law is computed only where it may differ from the target's distribution.
+    """
+    if isinstance(rule, GatedRule) and rule.closed_law(step) is step.target_probs:
+        opened = signals["gate"][:, 0] > 0
+        # Greedy tokens keep a law that is certain of one token.
+        here = here & (opened if step.greedy is None else opened | step.greedy)
+    (rows,) = here.nonzero(as_tuple=True)
+    if not len(rows):
+        return target_logits
+    if len(rows) == len(here):
+        return rule.law_given(step, signals)[:, 0].log()
+    part = {name: values[rows] for name, values in signals.items()}
+    law = rule.law_given(step.at(rows, torch.zeros_like(rows)), part)[:, 0]
+    return target_logits.index_put((rows,), law.log())
 
 
 def _gates(rule: Rule, signals: Mapping[str, Tensor], here: Tensor) -> Gates:
     """Returns the state of a rule's gate at its tokens; a rule without a gate has it closed."""
-    never = torch.zeros_like(here)
+    asked: Any = light(here)
     if not isinstance(rule, EntropyGated):
-        return Gates(asked=here, met=dict.fromkeys(ALL_CONDITIONS, never), open=never)
-    met: dict[Condition, Tensor] = {
-        name: holds[:, 0] for name, holds in rule.gate.met(signals).items()
-    }
-    return Gates(asked=here, met=met, open=here & (signals["gate"][:, 0] > 0))
+        never = light(torch.zeros_like(here))
+        return Gates(asked=asked, met=dict.fromkeys(ALL_CONDITIONS, never), open=never)
+    values: dict[str, Any] = {name: light(signals[name][:, 0]) for name in (*SIGNALS, "gate")}
+    return Gates(asked=asked, met=_gate_of(rule).met(values), open=asked & (values["gate"] > 0))
 
 
-def last_drafts(num_draft_tokens: Tensor, wanted: Tensor, row: Tensor, position: Tensor) -> Tensor:
+def last_drafts(num_draft_tokens: Any, wanted: Any, row: Any, position: Any) -> Any:
     """Returns which draft tokens are the last of a `wanted` row; bool [N].
 
     Args:
         num_draft_tokens: int64 [B].
         wanted: bool [B].
         row, position: int64 [N], of each draft token.
+
+    All are tensors, or all are arrays of NumPy.
     """
     return wanted[row] & (position == num_draft_tokens[row] - 1)
 

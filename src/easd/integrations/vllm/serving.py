@@ -15,11 +15,12 @@ from easd.core.gate import Gate
 from easd.core.rules import EASD, Rule, rule_name
 from easd.core.rules.gated import EntropyGated
 from easd.diagnose.calibration_file import read_calibration
-from easd.errors import ConfigError
+from easd.errors import ConfigError, shown
 from easd.fields import described
 from easd.integrations.vllm import KEY
 from easd.parsing import parse_json
 
+COLDEST, HOTTEST = 0.01, 100  # vLLM's lowest temperature, and the highest of easd.
 _COUPLINGS: tuple[Coupling, ...] = ("published", "maximal", "block")
 
 # Fields outside the gate, which must have their defaults where EASD is followed as published.
@@ -34,12 +35,15 @@ class Serving:
         rule: the rule of requests that name none.
         coupling: `published` for EASD's published procedure; `maximal`, or `block` where vLLM
             verifies blocks as a whole, to draw from a rule's law; None for the rule's default.
+        draft_temperature: temperature that drafts of sampled requests are drawn at; None for the
+            request's. Rules keep looking at the draft at the request's temperature.
         lossless_only: decode requests without a rule by plain speculation, and refuse rules that
             can change the text.
     """
 
     rule: Rule
     coupling: Coupling | None = None
+    draft_temperature: float | None = None
     lossless_only: bool = False
 
     @classmethod
@@ -66,12 +70,18 @@ class Serving:
             raise ConfigError(
                 f"coupling = {coupling!r} is not served in vLLM; use one of {', '.join(_COUPLINGS)}"
             )
+        draft_temperature = _draft_temperature(values.pop("draft_temperature", None))
         calibration = values.pop("calibration", None)
         if calibration is not None:
             if not isinstance(calibration, str):
                 raise ConfigError(f"calibration = {calibration!r} does not fit; give a file's path")
             values = read_calibration(calibration).fill(values)
-        serving = cls(rule=parse_rule(values), coupling=coupling, lossless_only=lossless_only)
+        serving = cls(
+            rule=parse_rule(values),
+            coupling=coupling,
+            draft_temperature=draft_temperature,
+            lossless_only=lossless_only,
+        )
         serving.check(serving.rule)
         return serving
 
@@ -101,6 +111,12 @@ class Serving:
                 "truncation, which vLLM's sampler does not keep; use entropy_of = 'sampling'"
             )
         if self.as_published(rule):
+            if self.draft_temperature is not None:
+                raise ConfigError(
+                    f"draft_temperature = {self.draft_temperature} would change what {name} emits: "
+                    "its published procedure draws from the draft's own distribution; add "
+                    "coupling = 'maximal', which keeps its law at any draft temperature"
+                )
             _check_as_published(rule)
         elif self.coupling == "published":
             raise ConfigError(
@@ -151,6 +167,19 @@ def _not_understood(asked: Any) -> ConfigError:
         f"easd = {asked!r} is not understood; use false, true, or a mapping like "
         '{"tau_h": 1.2} (over HTTP as JSON text)'
     )
+
+
+def _draft_temperature(value: Any) -> float | None:
+    """Returns a draft temperature that vLLM divides by."""
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not COLDEST <= value <= HOTTEST:
+        raise ConfigError(
+            f"draft_temperature = {shown(value)} is not served in vLLM; use a number from "
+            f"{COLDEST} to {HOTTEST}"
+        )
+    return float(value)
 
 
 def _check_as_published(rule: Any) -> None:

@@ -3,7 +3,8 @@
 vLLM imports it in each worker of an engine with `Extension`. Three functions are changed, the first
 two on objects of one engine, the last so that it acts in calls of that engine only:
 
-* the draft keeps its probabilities for batches of greedy requests too, since rules read them;
+* the draft keeps its probabilities for batches of greedy requests too, since rules read them, and
+  draws its tokens at a temperature of their own where one is set;
 * `GPUModelRunner._sample` looks up the rule of each row;
 * `rejection_sample` applies the rules before the stock kernel runs.
 """
@@ -21,11 +22,12 @@ import torch
 from torch import Tensor
 from vllm.v1.worker.worker_base import WorkerWrapperBase  # pyright: ignore
 
+from easd.engine.sampling import raised
 from easd.errors import ConfigError
 from easd.integrations.vllm import KEY, cpu_expand, is_configured, worker_v2
 from easd.integrations.vllm.batch import Batch, on_device
 from easd.integrations.vllm.compatibility import FIRST_RUNNER, check_functions
-from easd.integrations.vllm.gate import Gates, Tally, ask, penalise_, rows_of
+from easd.integrations.vllm.gate import Gates, Tally, Values, ask, light, penalise_, rows_of
 from easd.integrations.vllm.laws import last_drafts, log_laws
 from easd.integrations.vllm.serving import Serving
 
@@ -77,7 +79,7 @@ def attach(runner: Any, serving: Serving) -> None:
         logger.info("easd: expand_batch_to_tokens replaced (vllm#55005)")
     if not getattr(rejection_sampler.rejection_sample, "asks_easd", False):
         rejection_sampler.rejection_sample = gated(rejection_sampler.rejection_sample)
-    keep_greedy_probabilities(runner.drafter)
+    draw_drafts(runner.drafter, serving.draft_temperature)
     runner.easd = Assignment(serving, runner)
     stock = runner._sample
 
@@ -123,29 +125,34 @@ def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
         **kwargs: Any,
     ) -> Tensor:
         layout = num_draft_tokens, max_spec_len, cu_num_draft_tokens
-        rest = draft_probs, target_logits, bonus_token_ids, sampling_metadata, *args
+        rest = target_logits, bonus_token_ids, sampling_metadata, *args
 
-        def verify(tokens: Tensor) -> Tensor:
-            return stock(tokens, *layout, *rest, **kwargs)
+        def verify(tokens: Tensor, proposals: Tensor | None) -> Tensor:
+            return stock(tokens, *layout, proposals, *rest, **kwargs)
 
         batch = _batch.get()
         if batch is None or not num_draft_tokens or not max_spec_len:
-            return verify(draft_token_ids)
+            return verify(draft_token_ids, draft_probs)
         if draft_probs is None:
-            batch.tally.add_unasked(draft_token_ids.shape[0])
-            return verify(draft_token_ids)
-        row, position = _laid_out(tuple(num_draft_tokens), draft_token_ids.device)
+            if batch.has_rules:
+                batch.tally.add_unasked(draft_token_ids.shape[0])
+            return verify(draft_token_ids, None)
+        counts, row, position = _laid_out(tuple(num_draft_tokens), draft_token_ids.device)
         greedy = _greedy(sampling_metadata, row)
-        gates = follow_(
-            batch, batch.rule_of[row], draft_token_ids, draft_probs, target_logits, greedy
-        )
+        proposals = draft_probs
+        if batch.draft_temperature is not None and not sampling_metadata.all_greedy:
+            temperature = sampling_metadata.temperature[torch.as_tensor(row)]
+            proposals = proposed(draft_probs, temperature, batch.draft_temperature)
+        if not batch.has_rules:
+            return verify(draft_token_ids, proposals)
+        rule_of = light(batch.rule_of)[row]
+        gates = follow_(batch, rule_of, draft_token_ids, draft_probs, target_logits, greedy)
         redrawn = None
         if batch.redraws is not None:
-            counts = on_device(num_draft_tokens, row.device)
-            redrawn = gates.asked & last_drafts(counts, batch.redraws, row, position)
-            draft_token_ids = redraw_(redrawn, draft_token_ids, draft_probs, greedy)
-        output = verify(draft_token_ids)
-        batch.tally.add(gates, row, position, (output >= 0).sum(-1), redrawn)
+            redrawn = gates.asked & last_drafts(counts, light(batch.redraws), row, position)
+            draft_token_ids = redraw_(torch.as_tensor(redrawn), draft_token_ids, proposals, greedy)
+        output = verify(draft_token_ids, proposals)
+        batch.tally.add(gates, row, position, (light(output) >= 0).sum(-1), redrawn)
         return output
 
     rejection_sample.asks_easd = True  # type: ignore[attr-defined]
@@ -154,7 +161,7 @@ def gated(stock: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def follow_(
     batch: Batch,
-    rule_of: Tensor,
+    rule_of: Values,
     draft_tokens: Tensor,
     draft_probs: Tensor,
     target_logits: Tensor,
@@ -171,11 +178,12 @@ def follow_(
     """
     found: list[Gates] = []
     if batch.laws:
-        drawn = rule_of.masked_fill(draft_tokens < 0, -1)
+        drawn = torch.as_tensor(rule_of).masked_fill(draft_tokens < 0, -1)
         logits, gates = log_laws(
             batch.laws, len(batch.published), drawn, draft_probs, target_logits, greedy
         )
-        target_logits.copy_(logits)
+        if logits is not target_logits:
+            target_logits.copy_(logits)
         found.append(gates)
     if batch.published:
         gates = ask(batch.published, rule_of, draft_tokens, draft_probs, target_logits)
@@ -185,7 +193,7 @@ def follow_(
 
 
 def redraw_(
-    redrawn: Tensor, draft_tokens: Tensor, draft_probs: Tensor, greedy: Tensor | None
+    redrawn: Tensor, draft_tokens: Tensor, proposals: Tensor, greedy: Tensor | None
 ) -> Tensor:
     """Makes the stock kernel replace draft tokens by tokens of the law, whatever they are.
 
@@ -195,39 +203,65 @@ def redraw_(
     Returns:
         The draft tokens to verify.
     """
-    draft_probs.mul_(~redrawn[:, None])
+    proposals.mul_(~redrawn[:, None])
     return draft_tokens if greedy is None else draft_tokens.masked_fill(redrawn & greedy, -1)
 
 
-def _greedy(sampling_metadata: Any, row: Tensor) -> Tensor | None:
+def _greedy(sampling_metadata: Any, row: Values) -> Tensor | None:
     """Returns a mask [N] of draft tokens of greedy requests; None where there is none."""
     if sampling_metadata.all_random:
         return None
+    row = torch.as_tensor(row)
     if sampling_metadata.all_greedy:
         return torch.ones_like(row, dtype=torch.bool)
     return (sampling_metadata.temperature == 0)[row]
 
 
 @lru_cache(maxsize=64)
-def _laid_out(num_draft_tokens: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Caches `rows_of`, since most steps have the same numbers of draft tokens."""
-    return rows_of(on_device(num_draft_tokens, device), sum(num_draft_tokens))
+def _laid_out(
+    num_draft_tokens: tuple[int, ...], device: torch.device
+) -> tuple[Values, Values, Values]:
+    """Returns the counts [B], and `rows_of` them, as most steps have the same counts as others."""
+    counts = on_device(num_draft_tokens, device)
+    row, position = rows_of(counts, sum(num_draft_tokens))
+    return light(counts), light(row), light(position)
 
 
-def keep_greedy_probabilities(drafter: Any) -> None:
-    """Makes the drafter return probabilities at temperature 1 where all requests are greedy.
+def draw_drafts(drafter: Any, draft_temperature: float | None) -> None:
+    """Makes the drafter keep what rules read, and draw its tokens at `draft_temperature`.
 
-    vLLM drops them there, since its verification of greedy rows needs the tokens only.
+    It returns probabilities at temperature 1 where all requests are greedy. vLLM drops them there,
+    since its verification of greedy rows needs the tokens only. For other rows it keeps those at
+    the request's temperature, of which `proposed` makes what the tokens are drawn from.
     """
     stock = drafter._sample_draft_tokens
 
     def _sample_draft_tokens(hidden_states: Tensor, sampling_metadata: Any) -> Any:
-        if not sampling_metadata.all_greedy:
-            return stock(hidden_states, sampling_metadata)
-        logits = drafter.model.compute_logits(hidden_states)
-        return logits.argmax(-1), logits.softmax(-1, dtype=torch.float32)
+        if sampling_metadata.all_greedy:
+            logits = drafter.model.compute_logits(hidden_states)
+            return logits.argmax(-1), logits.softmax(-1, dtype=torch.float32)
+        tokens, probs = stock(hidden_states, sampling_metadata)
+        if draft_temperature is None:
+            return tokens, probs
+        # Drafters that draw a whole block at once have several rows for each request.
+        temperature = sampling_metadata.temperature
+        temperature = temperature.repeat_interleave(len(probs) // len(temperature))
+        proposals = proposed(probs, temperature, draft_temperature)
+        drawn = (proposals / torch.empty_like(proposals).exponential_()).argmax(-1)
+        return torch.where(temperature == 0, tokens, drawn.to(tokens.dtype)), probs
 
     drafter._sample_draft_tokens = _sample_draft_tokens
+
+
+def proposed(draft_probs: Tensor, temperature: Tensor, draft_temperature: float) -> Tensor:
+    """Returns what draft tokens are drawn from at `draft_temperature`; [N, V].
+
+    Args:
+        draft_probs: [N, V], the draft's distributions at the requests' temperatures.
+        temperature: float [N]; greedy requests have 0, and keep their distribution.
+    """
+    power = torch.where(temperature == 0, 1.0, temperature / draft_temperature)
+    return raised(draft_probs, power[:, None])
 
 
 def _attach_in_workers() -> None:

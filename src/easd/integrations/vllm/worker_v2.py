@@ -1,8 +1,9 @@
 """Rules in workers with vLLM's V2 model runner, the default on CUDA.
 
 V2 keeps the draft's logits before the temperature, of all requests in one tensor [slots, K, V]; a
-request has a slot as long as it runs. Three functions are changed, the first two on objects of one
-engine, the last so that it acts in calls of that engine only:
+request has a slot as long as it runs. Three functions are changed, and a fourth, the speculator's
+`propose`, where drafts have a temperature of their own; the first two on objects of one engine, the
+last so that it acts in calls of that engine only:
 
 * `Sampler.add_request` looks up the rule of the request that gets a slot;
 * `RejectionSampler._verify` passes on the slots of a step;
@@ -11,6 +12,7 @@ engine, the last so that it acts in calls of that engine only:
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -93,6 +95,7 @@ def attach(worker: Any, serving: Serving) -> None:
         if runner.rejection_sampler is not None:  # Only the last stage of a pipeline has one.
             check_speculator(runner)
             follow(runner.easd, runner.rejection_sampler)
+            draw_drafts(runner.speculator, serving.draft_temperature)
             logger.info("easd: in the sampler of this worker")
         return result
 
@@ -110,6 +113,39 @@ def check_speculator(runner: Any) -> None:
             f"{type(runner.speculator).__name__} keeps no draft probabilities, which rules look "
             "at; draft with another method"
         )
+
+
+def draw_drafts(speculator: Any, draft_temperature: float | None) -> None:
+    """Makes a speculator draw at `draft_temperature`; it keeps logits before any temperature.
+
+    Raises:
+        ConfigError: This vLLM's speculator takes no temperature.
+    """
+    if draft_temperature is None:
+        return
+    stock = speculator.propose
+    arguments = inspect.signature(stock)
+    if "temperature" not in arguments.parameters:
+        raise ConfigError(
+            f"{type(speculator).__name__} of this vLLM takes no temperature; leave out "
+            "draft_temperature"
+        )
+
+    @wraps(stock)
+    def propose(*args: Any, **kwargs: Any) -> Any:
+        given = arguments.bind(*args, **kwargs)
+        temperature = given.arguments["temperature"]
+        given.arguments["temperature"] = proposing(temperature, draft_temperature)
+        return stock(*given.args, **given.kwargs)
+
+    speculator.propose = propose
+
+
+def proposing(temperature: Tensor, draft_temperature: float | None) -> Tensor:
+    """Returns the temperature that drafts are drawn at; greedy requests keep their 0."""
+    if draft_temperature is None:
+        return temperature
+    return torch.where(temperature == 0, 0.0, draft_temperature).to(temperature.dtype)
 
 
 def follow(slots: Slots, verifier: Any) -> None:
@@ -161,11 +197,16 @@ def gated(stock: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Te
     ) -> tuple[Tensor, Tensor]:
         layout = cu_num_logits, pos, idx_mapping, expanded_idx_mapping, expanded_local_pos
 
-        def verify(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-            return stock(logits, draft_logits, tokens, *layout, temperature, *args, **kwargs)
-
         rows = _rows.get()
-        if rows is None or draft_sampled.shape == idx_mapping.shape:  # Nothing was drafted.
+        # The target's logits are at the requests' temperature already.
+        draft_temperature = None if rows is None else rows.batch.draft_temperature
+        drawn_at = proposing(temperature, draft_temperature)
+
+        def verify(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            return stock(logits, draft_logits, tokens, *layout, drawn_at, *args, **kwargs)
+
+        drafted_any = draft_sampled.shape != idx_mapping.shape
+        if rows is None or not drafted_any or not rows.batch.has_rules:
             return verify(target_logits, draft_sampled)
         batch = rows.batch
         drafted = Drafted.of(draft_sampled, cu_num_logits, idx_mapping)
