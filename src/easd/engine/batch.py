@@ -16,6 +16,7 @@ from easd.core.rules import Rule
 from easd.core.step import Decision, Step
 from easd.core.verify import verify
 from easd.engine.drafters import Draft
+from easd.engine.origins import Origin
 from easd.engine.request import Row
 from easd.engine.sampling import Distributions, distributions
 from easd.errors import NumericsError
@@ -29,22 +30,28 @@ class StepRecord:
         rows: in batch order, in their state after the step.
         starts: position of draft token 0 in each row's text.
         committed: the tokens that each row gained, up to its end.
+        rule: the rows'.
         step, decision, noise: input and output of verification.
+        origins: see `Draft`.
         seconds: wall time of the whole batch by part: prefill, draft, target, verify, commit.
     """
 
     rows: list[Row]
     starts: list[int]
     committed: list[list[int]]
+    rule: Rule
     step: Step
     decision: Decision
     noise: Noise
+    origins: list[list[Origin | None]] | None
     seconds: dict[str, float]
 
     def of(self, places: Sequence[int]) -> StepRecord:
         """The record narrowed to some of its rows."""
 
         def narrow(value: Any) -> Any:
+            if isinstance(value, Rule):
+                return value
             if isinstance(value, Tensor):
                 return value[places]
             if isinstance(value, list):
@@ -147,7 +154,8 @@ class Group:
         for place, block in zip(self.places, blocks, strict=True):
             if isinstance(block, NumericsError):
                 self.batch.rows[place].fail(block)
-        return [Verified(self, step, noise_here, decision, blocks)]
+        origins = None if draft.origins is None else [draft.origins[at] for at in self.places]
+        return [Verified(self, step, noise_here, decision, origins, blocks)]
 
     def step(self, draft: Draft, target: Distributions) -> Step:
         """The verification step of these rows."""
@@ -208,6 +216,7 @@ class Verified:
     step: Step
     noise: Noise
     decision: Decision
+    origins: list[list[Origin | None]] | None
     blocks: list[Block | NumericsError]
 
     def record(self, committed: list[list[int]], seconds: dict[str, float]) -> StepRecord | None:
@@ -222,9 +231,11 @@ class Verified:
             rows=[batch.rows[place] for place in group.places],
             starts=[batch.starts[place] for place in group.places],
             committed=[committed[place] for place in group.places],
+            rule=group.rule,
             step=self.step,
             decision=self.decision,
             noise=self.noise,
+            origins=self.origins,
             seconds=seconds,
         )
         places = [place for place, row in enumerate(whole.rows) if row.error is None]

@@ -12,6 +12,7 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 
 from easd.core.noise import Noise, race
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel
+from easd.engine.origins import Origin
 from easd.engine.request import Row
 from easd.engine.sampling import Distributions, distributions, prefixed, proposals
 
@@ -29,6 +30,8 @@ class Draft:
             bonus position.
         raw: the same at temperature 1 without truncation, if asked for.
         proposals: the distributions that the tokens were drawn from, [B, K+1, V]; None if `probs`.
+        origins: what the opinions of a draft with another vocabulary were computed from, by row and
+            position; None where it had none.
     """
 
     tokens: Tensor
@@ -36,6 +39,7 @@ class Draft:
     probs: Tensor
     raw: Tensor | None
     proposals: Tensor | None = None
+    origins: list[list[Origin | None]] | None = None
 
 
 class Drafter(Protocol):
