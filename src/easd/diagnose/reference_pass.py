@@ -122,8 +122,9 @@ def read_steps(
         other = None
     else:
         other = OtherVocabularyPass(pair, num_rows)
-    # Reading texts of similar length together keeps padding short.
-    order = sorted(range(len(texts)), key=lambda index: lengths[index])
+    # Reading texts of similar length together keeps padding short. The longest come first, so that
+    # later ones fit into memory that was already in use.
+    order = sorted(range(len(texts)), key=lambda index: -lengths[index])
     done = 0
     for begin in range(0, len(order), num_rows):
         chosen = order[begin : begin + num_rows]
