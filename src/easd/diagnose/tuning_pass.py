@@ -12,7 +12,6 @@ from dataclasses import replace
 from math import inf
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -67,16 +66,9 @@ def _piece(read: ReadStep) -> dict[str, np.ndarray]:
         **signals,
         **_temperatures(target, draft, right, best == draft_best),
     }
+    numbers = np.asarray(read.batch.numbers)[row]
     kept = {name: value.cpu().numpy() for name, value in values.items()}
-    kept |= {"text": np.asarray(read.batch.numbers)[row], "place": read.begin + column}
-    return {name: _apart(value) for name, value in kept.items()}
-
-
-def _apart(values: np.ndarray) -> np.ndarray:
-    """A copy in Arrow's memory: small arrays kept among large ones fragment the heap."""
-    copy = np.frombuffer(pa.allocate_buffer(values.nbytes), values.dtype).reshape(values.shape)
-    copy[...] = values
-    return copy
+    return kept | {"text": numbers, "place": read.begin + column}
 
 
 def _place(plausible: Tensor, place: Tensor, token: Tensor) -> Tensor:
