@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # Tests with the seconds that each may take, and what has to be chosen for it.
-ENGINE = ("engine", "slots", "processors", "sequences")
+ENGINE = ("engine", "slots", "processors", "sequences", "graphs")
 TESTS = {
     "kernels": (60, ["-m", "vllm", "tests/in_vllm/kernels"]),
     "noise": (30, ["tests/device/test_noise.py"]),
@@ -35,7 +35,7 @@ TESTS = {
     "lab": (60, ["tests/device/test_lab.py"]),
 }
 PARALLEL = ["-n", "12"] if find_spec("xdist") else []
-MEASURED = {"bandwidth": 60, "lab-a": 60, "verification": 60, "large": 150}
+MEASURED = {"bandwidth": 60, "lab-a": 60, "verification": 60, "steps": 90, "large": 150}
 
 GAMMA = 4
 VOCABULARY = 152_064
@@ -172,14 +172,24 @@ def lab_pair(tiny: bool) -> dict[str, Any]:
 
 def large_pair(tiny: bool) -> dict[str, Any]:
     """The same for a pair of Qwen2.5 7B's and 0.5B's shape, accepted as often as is asked for."""
+    pair, reached, tau_h = large(tiny)
+    of = {"batches": (1, 16), "tokens": 16 if tiny else 128, "rounds": 2, "tau_h": tau_h}
+    told = turns(pair, random_prompts(pair), **of)
+    return {"acceptance of one token": reached, "tau_h": tau_h, "peak GB": peak(), **told}
+
+
+def steps(tiny: bool) -> dict[str, Any]:
+    from gpu_steps import measure
+
+    pair, _, tau_h = large(tiny)
+    return measure(pair, random_prompts(pair), GAMMA, tau_h)
+
+
+def random_prompts(pair: Any) -> list[list[int]]:
     import torch
 
-    pair, reached, tau_h = large(tiny)
-
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(pair.target.config.vocab_size, (16, 64), generator=generator).tolist()
-    told = turns(pair, prompts, batches=(1, 16), tokens=16 if tiny else 64, rounds=2, tau_h=tau_h)
-    return {"acceptance of one token": reached, "tau_h": tau_h, "peak GB": peak(), **told}
+    return torch.randint(pair.target.config.vocab_size, (16, 64), generator=generator).tolist()
 
 
 def peak() -> float:
@@ -363,6 +373,7 @@ MEASURE: dict[str, Callable[[bool], dict[str, Any]]] = {
     "bandwidth": bandwidth,
     "lab-a": lab_pair,
     "verification": verification,
+    "steps": steps,
     "large": large_pair,
 }
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,9 @@ from easd.core.rules import Rule
 from easd.core.step import Decision, Step
 from easd.core.verify import verify
 from easd.engine.drafters import Draft
+from easd.engine.models import graphs
+from easd.engine.models.graphs import Graphs, map_tensors
+from easd.engine.models.upload import upload
 from easd.engine.origins import Origin
 from easd.engine.request import Row
 from easd.engine.sampling import Distributions, distributions
@@ -48,23 +50,19 @@ class StepRecord:
 
     def of(self, places: Sequence[int]) -> StepRecord:
         """The record narrowed to some of its rows."""
-
-        def narrow(value: Any) -> Any:
-            if isinstance(value, Rule):
-                return value
-            if isinstance(value, Tensor):
-                return value[places]
-            if isinstance(value, list):
-                return [value[place] for place in places]
-            if isinstance(value, Mapping):
-                return {name: narrow(held) for name, held in value.items()}
-            if is_dataclass(value) and not isinstance(value, type):
-                return replace(
-                    value, **{f.name: narrow(getattr(value, f.name)) for f in fields(value)}
-                )
-            return value
-
-        return narrow(self)
+        step, decision, noise = map_tensors(
+            (self.step, self.decision, self.noise), lambda tensor: tensor[places]
+        )
+        return replace(
+            self,
+            rows=[self.rows[place] for place in places],
+            starts=[self.starts[place] for place in places],
+            committed=[self.committed[place] for place in places],
+            step=step,
+            decision=decision,
+            noise=noise,
+            origins=None if self.origins is None else [self.origins[place] for place in places],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +79,14 @@ class Batch:
     Args:
         rows: in the order of their slots.
         rule, coupling: of the requests that name none; a coupling of None is the rule's default.
+        verifications: recorded in earlier steps.
     """
 
-    def __init__(self, rows: Sequence[Row], rule: Rule, coupling: Coupling | None) -> None:
+    def __init__(
+        self, rows: Sequence[Row], rule: Rule, coupling: Coupling | None, verifications: Graphs
+    ) -> None:
         self.rows = list(rows)
+        self.graphs = verifications
         self.starts = [len(row.ids) for row in rows]
         groups: dict[tuple[Rule, Coupling, bool], list[int]] = {}
         for place, row in enumerate(rows):
@@ -140,7 +142,7 @@ class Group:
         """Verifies the group at once, or row by row if that raises."""
         step, noise_here = self.step(draft, target), self.narrow(noise)
         try:
-            decision = verify(self.rule, step, noise_here, self.coupling)
+            decision = self._decide(step, noise_here)
             blocks = read_blocks(step, decision)
         except Exception as error:
             if len(self.places) == 1:
@@ -157,6 +159,14 @@ class Group:
         origins = None if draft.origins is None else [draft.origins[at] for at in self.places]
         return [Verified(self, step, noise_here, decision, origins, blocks)]
 
+    def _decide(self, step: Step, noise: Noise) -> Decision:
+        def decide(step: Step, noise: Noise) -> Decision:
+            return verify(self.rule, step, noise, self.coupling)
+
+        if not graphs.serve(step.target_probs.device):
+            return decide(step, noise)
+        return self.batch.graphs.run((self.rule, self.coupling), decide, step, noise)
+
     def step(self, draft: Draft, target: Distributions) -> Step:
         """The verification step of these rows."""
         device = draft.tokens.device
@@ -171,7 +181,7 @@ class Group:
         counts = [draft.counts[place] for place in self.places]
         return Step(
             draft_tokens=draft.tokens[at],
-            num_draft_tokens=torch.tensor(counts, device=device),
+            num_draft_tokens=upload(counts, device),
             draft_probs=draft.probs[at].to(dtype),
             target_probs=target.probs[at].to(dtype),
             proposal_probs=given(draft.proposals),
@@ -185,7 +195,7 @@ class Group:
         if not any(row.request.scoped for row in rows):
             return None
         scopes = [row.in_scope(tokens) for row, tokens in zip(rows, drafted.tolist(), strict=True)]
-        return torch.tensor(scopes, device=drafted.device)
+        return upload(scopes, drafted.device)
 
     def narrow(self, noise: Noise) -> Noise:
         """The batch's noise, narrowed to these rows."""

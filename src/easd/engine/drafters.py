@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from easd.core.noise import Noise, race
+from easd.core.noise import Noise
+from easd.engine.models import graphs
+from easd.engine.models.graphs import Graphs
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel
+from easd.engine.models.upload import upload
+from easd.engine.opinions import Opinion, Opinions
 from easd.engine.origins import Origin
 from easd.engine.request import Row
-from easd.engine.sampling import Distributions, distributions, prefixed, proposals
 
 MOST_AT_ONCE = 16  # tokens of ragged rows whose logits are computed together
 
@@ -82,6 +86,7 @@ class ModelDrafter:
         # A reduced head (`easd.pairs.smollm2.ReducedHead`) lists its tokens.
         known = getattr(model.model.get_output_embeddings(), "token_ids", None)
         self._known = None if known is None else known[known < vocab_size]
+        self._graphs = Graphs()
 
     @property
     def models(self) -> Sequence[SlotModel]:
@@ -95,67 +100,56 @@ class ModelDrafter:
     ) -> Draft:
         counts = list(counts)
         device = self.model.device
-        greedy = all(row.request.processing.greedy for row in rows)
-        constrained = any(prefixed(row) for row in rows)
-        some_greedy = any(row.request.processing.greedy for row in rows)
-        # Greedy probabilities are one-hot; only scores show the draft's confidence.
-        wants_scores = constrained or (some_greedy and self.least_block_prob > 0)
         drafted = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         blank = torch.zeros(len(rows), 1, self.vocab_size, dtype=self._dtype, device=device)
         block_prob = torch.ones(len(rows), device=device, dtype=self._dtype)
-        clocks = noise.drafts(max(counts), self.vocab_size) if max(counts) and not greedy else None
-        probs, raws, drawn_from = [], [], []
-        position = 0
-        while position < max(counts) + bonus:
+        asking = Opinions(rows, self._known, raw=raw, confident=self.least_block_prob > 0)
+        draws = max(counts) > 0 and not asking.greedy
+        clocks = noise.drafts(max(counts), self.vocab_size) if draws else None
+        opinions: list[Opinion] = []
+        while len(opinions) < max(counts) + bonus:
+            position = len(opinions)
             needed = [position < count + bonus for count in counts]
             logits, no_opinion = self._next(rows, drafted, needed)
             for row in no_opinion:
                 counts[row] = min(counts[row], position)
-            found = distributions(
-                logits, rows, drafted, counts, want_raw=raw, want_scores=wants_scores
-            )
-            banned = _all_banned(found) if constrained else None
-            probs.append(_certain_where(banned, found.probs))
-            raws.append(found.raw if found.raw is None else _certain_where(banned, found.raw))
+            place = None
             if position < max(counts):
-                among = None if constrained else self._known
-                proposal = proposals(probs[-1], rows)
-                drawn_from.append(proposal)
-                source = probs[-1] if proposal is None else proposal
-                if clocks is None:
-                    token = self._sample(source[:, 0], noise, position, greedy, among)
-                else:
-                    token = race(source[:, 0], clocks[:, position])
-                token = _padded(token, rows, [position < count for count in counts])
+                place = torch.full((len(rows),), position, device=device)
+            if asking.kind is not None and graphs.serve(device):
+                ask = partial(asking.at, drafted, counts)
+                opinion = self._graphs.run(asking.kind, ask, logits, noise, place)
+            else:
+                here = None if clocks is None or place is None else clocks[:, position]
+                opinion = asking.at(drafted, counts, logits, noise, place, here)
+            opinions.append(opinion)
+            if opinion.token is not None:
+                token = _padded(opinion.token, rows, [position < count for count in counts])
                 drafted = torch.cat([drafted, token[:, None]], 1)
-                if self.least_block_prob:
-                    block_prob *= _confidence(found, token)
+                if opinion.confidence is not None:
+                    block_prob *= opinion.confidence
                     for row, prob in enumerate(block_prob.tolist()):
                         if prob < self.least_block_prob:
                             counts[row] = min(counts[row], position + 1)
-            for each in (probs[-1], raws[-1], *drawn_from[position:]) if no_opinion else ():
+            for each in (opinion.probs, opinion.raw, opinion.proposal) if no_opinion else ():
                 if each is not None:
                     each[no_opinion] = 0
-            position += 1
-        if not bonus:
-            probs.append(blank)
-            raws.append(blank)
         positions = drafted.shape[1] + 1  # One fewer than asked for, if no row had an opinion.
+        bonuses = [] if bonus else [blank]
+
+        def joined(given: list[Tensor | None], last: list[Tensor]) -> Tensor:
+            found = [each for each in given if each is not None]
+            return torch.cat([*found, *last], 1)[:, :positions]
+
+        drawn_from = [opinion.proposal for opinion in opinions]
+        tempered = any(each is not None for each in drawn_from)
         return Draft(
             tokens=drafted,
             counts=counts,
-            probs=torch.cat(probs, 1)[:, :positions],
-            raw=torch.cat(raws, 1)[:, :positions] if raw else None,
-            proposals=_joined(drawn_from, blank),
+            probs=joined([opinion.probs for opinion in opinions], bonuses),
+            raw=joined([opinion.raw for opinion in opinions], bonuses) if raw else None,
+            proposals=joined(drawn_from, [blank]) if tempered else None,
         )
-
-    def _sample(
-        self, probs: Tensor, noise: Noise, position: int, greedy: bool, among: Tensor | None
-    ) -> Tensor:
-        if greedy:
-            return probs.argmax(-1)
-        at = torch.full((probs.shape[0],), position, device=probs.device)
-        return noise.drafted(probs, at, among)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -184,7 +178,7 @@ class ModelDrafter:
         counts = [len(tokens) for tokens in missing]
         longest = max(counts)
         padded = [tokens + tokens[-1:] * (longest - len(tokens)) for tokens in missing]
-        return self._forward(torch.tensor(padded, device=self.model.device), counts)
+        return self._forward(upload(padded, self.model.device), counts)
 
     def _read(self, missing: list[list[int]]) -> list[list[int]]:
         """Caches all but the last of each row's tokens, and returns those."""
@@ -198,48 +192,17 @@ class ModelDrafter:
         for row, count in enumerate(counts):
             self.model.lengths[row] += count
         if not uniform:
-            last = torch.tensor(counts, device=logits.device) - 1
+            last = upload(counts, logits.device) - 1
             logits = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))
         return logits[..., : self.vocab_size]
-
-
-def _joined(proposals: list[Tensor | None], blank: Tensor) -> Tensor | None:
-    """The proposals of a block and a blank bonus position, [B, K+1, V]; None without any."""
-    given = [proposal for proposal in proposals if proposal is not None]
-    return torch.cat([*given, blank], 1) if given else None
 
 
 def _padded(token: Tensor, rows: Sequence[Row], drafts: list[bool]) -> Tensor:
     """`token` [B] where a row still drafts, else its text's last token as padding."""
     if all(drafts):
         return token
-    last = torch.tensor([row.ids[-1] for row in rows], device=token.device)
-    return torch.where(torch.tensor(drafts, device=token.device), token, last)
-
-
-def _all_banned(found: Distributions) -> Tensor:
-    """Where every token that the draft knows is banned, as bool [B, T]."""
-    assert found.scores is not None, "scores were asked for"
-    return found.scores.amax(-1) == float("-inf")
-
-
-def _confidence(found: Distributions, token: Tensor) -> Tensor:
-    """The draft's probability [B] of `token` [B], before greedy decoding makes it one-hot."""
-    probs = found.probs if found.scores is None else found.scores.softmax(-1)
-    return probs[:, 0].gather(-1, token[:, None])[:, 0]
-
-
-def _certain_where(banned: Tensor | None, probs: Tensor) -> Tensor:
-    """`probs` [..., V], replaced by token 0 with probability 1 where `banned` [...].
-
-    A processor may ban every token that a reduced head knows. Any proposal is exact there: if the
-    target excludes it, it is refused and replaced.
-    """
-    if banned is None:
-        return probs
-    certain = torch.zeros_like(probs)
-    certain[..., 0] = 1
-    return torch.where(banned[..., None], certain, probs)
+    last = upload([row.ids[-1] for row in rows], token.device)
+    return torch.where(upload(drafts, token.device), token, last)
 
 
 class NoDrafter:
@@ -271,10 +234,11 @@ class NoDrafter:
             known + row.ids[-1:] * (length - len(known))
             for known, row in zip(proposals, rows, strict=True)
         ]
-        tokens = torch.tensor(padded, dtype=torch.long, device=self.device)
+        tokens = upload(padded, self.device, torch.long)
         probs = torch.zeros(len(proposals), length + 1, self.vocab_size, device=self.device)
         for row, known in enumerate(proposals):
-            probs[row, range(len(known)), known] = 1
+            if known:
+                probs[row, range(len(known)), known] = 1
         return Draft(
             tokens=tokens,
             counts=[len(known) for known in proposals],

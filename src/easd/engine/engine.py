@@ -16,7 +16,9 @@ from easd.engine.admission import Rows
 from easd.engine.auto_gamma import AutoGamma
 from easd.engine.batch import Batch, Block, Clock, Failure, StepRecord, Verified, outcomes
 from easd.engine.drafters import Draft, Drafter
+from easd.engine.models.graphs import Graphs
 from easd.engine.models.slots import SlotModel
+from easd.engine.models.upload import upload
 from easd.engine.request import Request, Row
 from easd.errors import ConfigError, InputError
 
@@ -68,6 +70,7 @@ class Engine:
             thread_time if target.device.type == "cpu" else perf_counter
         )
         self._rows = Rows(target, drafter, self._now)
+        self._verifications = Graphs()
 
     @property
     def busy(self) -> bool:
@@ -98,10 +101,12 @@ class Engine:
             their processors, criteria or rule raised, or their logits are NaN.
         """
         clock = Clock(self._unrecorded)
+        for model in (self.target, *self.drafter.models):
+            model.notice_changes()
         self._admit()
         self._rows.prefill(prefill_tokens)
         clock.lap("prefill")
-        batch = Batch(self._rows.decoding, self.rule, self.coupling)
+        batch = Batch(self._rows.decoding, self.rule, self.coupling, self._verifications)
         self._unrecorded = {} if batch.rows else clock.seconds
         if not batch.rows:
             return []
@@ -196,15 +201,15 @@ class Engine:
         if self.auto is not None:  # It has seen which tokens earlier blocks discarded.
             fresh = [True] * len(batch.rows)
         return Noise(
-            keys=torch.tensor([row.key for row in batch.rows], device=device),
-            start=torch.tensor(batch.starts, device=device),
+            keys=upload([row.key for row in batch.rows], device),
+            start=upload(batch.starts, device),
             shared=self.coupling == "shared",
-            fresh=None if fresh is None else torch.tensor(fresh, device=device),
+            fresh=None if fresh is None else upload(fresh, device),
         )
 
     def _score(self, rows: Sequence[Row], draft: Draft) -> Tensor:
         """The target's logits [B, K+1, V] after each row's text and each of its draft tokens."""
-        last = torch.tensor([row.ids[-1:] for row in rows], device=self.target.device)
+        last = upload([row.ids[-1:] for row in rows], self.target.device)
         logits = self.target.forward(torch.cat([last, draft.tokens], 1))
         return logits[..., : self.vocab_size]
 

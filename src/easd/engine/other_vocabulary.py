@@ -19,6 +19,7 @@ from torch import Tensor
 from easd.core.noise import Noise
 from easd.engine.drafters import MOST_AT_ONCE, Draft, ModelDrafter
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel, context_window
+from easd.engine.models.upload import upload
 from easd.engine.origins import Origin
 from easd.engine.request import Row
 from easd.engine.vocabulary import Begun, VocabularyMap
@@ -283,10 +284,10 @@ class OtherVocabularyDrafter(ModelDrafter):
         # Padding repeats a row's own token, so that another row's text cannot affect it.
         padded = [[*tokens, *(tokens[-1:] or [0]) * (longest - len(tokens))] for tokens in missing]
         uniform = longest >= keep and all(len(tokens) in (0, longest) for tokens in missing)
-        fed = torch.tensor(padded, device=self.model.device)
+        fed = upload(padded, self.model.device)
         logits = self.model.forward(fed, keep=keep if uniform else longest)
         if not uniform:
-            last = torch.tensor([len(tokens) for tokens in missing], device=logits.device)
+            last = upload([len(tokens) for tokens in missing], logits.device)
             at = (last[:, None] - torch.arange(keep, 0, -1, device=logits.device)).clamp_min(0)
             logits = logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1]))
         for place, tokens in enumerate(missing):

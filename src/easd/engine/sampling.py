@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from easd.engine.models.upload import upload
 from easd.engine.processing import TRUNCATING, Processing, Processor
 from easd.engine.request import Row
 
@@ -89,7 +90,9 @@ def proposals(probs: Tensor, rows: Sequence[Row]) -> Tensor | None:
     ]
     if all(power == 1 for power in powers):
         return None
-    power = torch.tensor(powers, dtype=probs.dtype, device=probs.device)[:, None, None]
+    if len(set(powers)) == 1:
+        return raised(probs, powers[0])
+    power = upload(powers, probs.device, probs.dtype)[:, None, None]
     return torch.where(power == 1, probs, raised(probs, power))
 
 
@@ -134,7 +137,7 @@ def _process(
     """Applies one row's processors to its scores [T, V] in place."""
     first = len(drafted) + 1 - len(scores)
     prefix = row.text
-    text = torch.cat([torch.tensor(prefix, device=scores.device), drafted])[None]
+    text = torch.cat([upload(prefix, scores.device), drafted])[None]
     reached = row.positions(drafted[:count].tolist())
     for position in range(first, min(reached, len(drafted) + 1)):
         seen = text[:, : len(prefix) + position]

@@ -14,14 +14,18 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from easd.engine.models import graphs
 from easd.engine.models.attention import attend, folded_mask, folds
 from easd.engine.models.attention_swap import borrowed, borrows
 from easd.engine.models.cache import SlotCache
+from easd.engine.models.graphs import Graphs, Structure
 from easd.engine.models.llama import plain_forward, plain_layers
 from easd.engine.models.packing import PackedLinears
+from easd.engine.models.upload import upload
 from easd.errors import ModelError
 
 _ATTENTION = "easd_slots"
+_LONGEST_RECORDED = 32  # tokens of a row in a forward that becomes a CUDA graph
 LONGEST_PIECE = 512  # prompt tokens of a row in one forward, which bounds activations
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 # RoBERTa-like models number positions from their padding token's id on.
@@ -52,6 +56,8 @@ class SlotModel:
         self._limit = context_window(model)
         self._cache_keyword = cache_keyword(model)
         self._head_knows_keep = "logits_to_keep" in signature(model.forward).parameters
+        self._graphs = Graphs()
+        self._structure = Structure(model) if graphs.serve(input_device(model)) else None
 
     @property
     def device(self) -> torch.device:
@@ -71,17 +77,48 @@ class SlotModel:
         padded = [
             [*piece, *[piece[-1] if piece else 0] * (longest - len(piece))] for piece in pieces
         ]
-        self.forward(torch.tensor(padded, device=self.device), first_row, 1)
+        self.forward(upload(padded, self.device), first_row, 1)
         for row, piece in enumerate(pieces, first_row):
             self.lengths[row] += len(piece)
 
     def forward(self, tokens: Tensor, first_row: int = 0, keep: int | None = None) -> Tensor:
         """Logits [b, keep, V] of the last `keep` of `tokens` [b, T]; does not move `lengths`."""
         batch, length = tokens.shape
-        if self._unknown:
-            tokens = tokens.masked_fill(tokens >= self.config.vocab_size, 0)
+        if first_row == 0 and length <= _LONGEST_RECORDED and graphs.serve(tokens.device):
+            return self._replayed(tokens, keep)
         rows = slice(first_row, first_row + batch)
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
+        return self._placed_forward(tokens, keep)
+
+    def _replayed(self, tokens: Tensor, keep: int | None) -> Tensor:
+        """`forward` as a CUDA graph, over as many rows as a power of two, so that few are recorded.
+
+        What the rows beyond the batch write comes after their texts, as refused tokens do.
+        """
+        batch, length = tokens.shape
+        rows = min(1 << (batch - 1).bit_length(), len(self.lengths))
+        starts = self.lengths[:rows]
+        self.cache.reserve(max(starts) + length)
+
+        def forward(tokens: Tensor, starts: Tensor) -> Tensor:
+            self.cache.place_anywhere(starts, length)
+            return self._placed_forward(tokens, keep)
+
+        given = pad(tokens, (0, 0, 0, rows - batch)), upload(starts, tokens.device)
+        place = self.cache.placement.capacity
+        return self._graphs.run(keep, forward, *given, place=place)[:batch]
+
+    def notice_changes(self) -> None:
+        """Drops graphs of the model as it was, if its weights moved or its modules changed."""
+        if self._structure is not None and self._structure.has_changed():
+            self._graphs.clear()
+            self._structure = Structure(self.model)
+
+    def _placed_forward(self, tokens: Tensor, keep: int | None) -> Tensor:
+        """Logits [b, keep, V] of `tokens` [b, T] in the slots that the cache has placed."""
+        length = tokens.shape[1]
+        if self._unknown:
+            tokens = tokens.masked_fill(tokens >= self.config.vocab_size, 0)
         positions = self.cache.placement.positions
         mask = self._mask(positions)
         # Padding after a short row may exceed the model's last position.

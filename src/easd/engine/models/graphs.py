@@ -1,0 +1,172 @@
+"""CUDA graphs: one launch in place of the hundreds of small kernels of a forward or verification.
+
+With a batch of a few texts, a GPU spends most of a step waiting for Python to launch the next
+kernel. A graph records the kernels of one call and launches them at once. It reads and writes the
+addresses of that call, so shapes recur or are padded, and whatever else the call used has to stay
+where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import cache, cached_property
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CALLS_BEFORE = 2
+"""Calls of one kind before it is recorded, which takes as long as two or three calls."""
+
+_MOST_RECORDED = 16  # Each keeps what it is given, such as distributions over a vocabulary.
+
+Function = Callable[..., Any]
+
+
+def serve(device: torch.device) -> bool:
+    """Whether calls on a device are recorded. EASD_GRAPHS=0 turns graphs off."""
+    return device.type == "cuda" and os.environ.get("EASD_GRAPHS") != "0"
+
+
+class Graphs:
+    """Recorded calls of functions, by what distinguishes the calls; only one runs at a time."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[Hashable] = Counter()
+        self._recorded: dict[Hashable, Function | None] = {}  # None for what cannot be recorded
+        self._place: Hashable = None
+        self._memory = _Memory()
+
+    def run(self, kind: Hashable, function: Function, *given: Any, place: Hashable = None) -> Any:
+        """`function(*given)`, which may be called more than once.
+
+        Args:
+            kind: equal for calls that differ only in the values of the tensors in `given`.
+            given: tensors, or dataclasses of tensors and hashable values.
+            place: equal as long as all other tensors that calls use stay where they are.
+        """
+        if place != self._place:
+            self.clear()
+            self._place = place
+        kind = kind, map_tensors(given, lambda tensor: (tensor.shape, tensor.dtype))
+        if kind not in self._recorded:
+            self._calls[kind] += 1
+            if self._calls[kind] <= _CALLS_BEFORE:
+                return function(*given)
+            if len(self._recorded) == _MOST_RECORDED:
+                del self._recorded[next(iter(self._recorded))]
+            self._recorded[kind] = _recorded(function, given, self._memory)
+        self._recorded[kind] = recorded = self._recorded.pop(kind)  # The last used comes last.
+        return (recorded or function)(*given)
+
+    def clear(self) -> None:
+        """Forgets all calls, since something that they used has moved."""
+        self._calls.clear()
+        self._recorded.clear()
+
+
+class _Memory:
+    """Memory for what graphs compute on the way, which they share."""
+
+    @cached_property
+    def pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A value with the tensors changed that it holds in tuples, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(held, change) for held in value)
+    if isinstance(value, Mapping):
+        return {name: map_tensors(held, change) for name, held in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {f.name: getattr(value, f.name) for f in fields(value)}
+        return replace(value, **{name: map_tensors(each, change) for name, each in held.items()})
+    return value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of a value, in the order in which `map_tensors` changes them."""
+    found: list[Tensor] = []
+    map_tensors(value, found.append)
+    return found
+
+
+def _recorded(function: Function, given: tuple[Any, ...], memory: _Memory) -> Function | None:
+    """`function`, recorded with tensors of its own for what it is given; None if it cannot be."""
+    inputs = map_tensors(given, Tensor.clone)
+    held = tensors_of(inputs)
+    try:
+        replay = record(function, inputs, memory)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"decoding without a CUDA graph ({reason}), which is slower", stacklevel=2)
+        return None
+
+    def replayed(*given: Any) -> Any:
+        for ours, theirs in zip(held, tensors_of(given), strict=True):
+            ours.copy_(theirs)
+        return map_tensors(replay(), Tensor.clone)  # The next replay overwrites its output.
+
+    return replayed
+
+
+def record(function: Function, given: tuple[Any, ...], memory: _Memory) -> Callable[[], Any]:
+    """Records `function(*given)` as a CUDA graph; returns what replays it on the same tensors."""
+    graph, stream, current = torch.cuda.CUDAGraph(), _stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        function(*given)  # A first call allocates what later ones keep.
+        graph.capture_begin(memory.pool, capture_error_mode="thread_local")
+        try:
+            output = function(*given)
+        finally:
+            graph.capture_end()
+    current.wait_stream(stream)
+
+    def replay() -> Any:
+        graph.replay()
+        return output
+
+    return replay
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+class Structure:
+    """What a recorded forward of a model relies on besides values: addresses, modules, hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        parts = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
+        hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
+        # A replaced `forward` is one entry more among a module's variables.
+        self._sized = [*parts, *hooks, *map(vars, modules)]
+        self._sizes = list(map(len, self._sized))
+        self._filled = list(filter(None, parts))
+        self._held = list(_values(self._filled))
+        self._tensors = [held for held in self._held if isinstance(held, Tensor)]
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+
+    def has_changed(self) -> bool:
+        """Whether any of it is not what it was at the start."""
+        return (
+            list(map(len, self._sized)) != self._sizes
+            or not all(map(is_, _values(self._filled), self._held))
+            or list(map(Tensor.data_ptr, self._tensors)) != self._addresses
+        )
+
+
+def _values(parts: Iterable[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, parts))
