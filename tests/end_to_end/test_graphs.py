@@ -45,7 +45,7 @@ PAIRS = {
 ASKED = requests(prompts(4, longest=20), max_new_tokens=24)
 
 
-def traced(function, given, memory):
+def traced(function, given):
     function(*given)
     inputs, outputs = tensors_of(given), []
 
@@ -70,9 +70,9 @@ def recordings(monkeypatch):
     """Records every call from the second of a kind on; the calls recorded."""
     made, real = [], graphs.record if DEVICE != "cpu" else traced
 
-    def record(function, given, memory):
+    def record(function, given):
         made.append([tuple(tensor.shape) for tensor in tensors_of(given)])
-        return real(function, given, memory)
+        return real(function, given)
 
     monkeypatch.setattr(graphs, "serve", lambda device: True)
     monkeypatch.setattr(graphs, "_CALLS_BEFORE", 1)
@@ -199,8 +199,22 @@ def test_changes_of_a_model_between_two_steps_are_seen(change, recordings, monke
     assert replayed == written()
 
 
+def test_hooks_run_in_every_forward(recordings):
+    """A graph would run their Python only once."""
+    target, draft = fresh_pair()
+    calls = []
+    target.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    engine = make_engine(Pair.of(target, draft), Settings(rule=RULES["target"]()), num_rows=1)
+    engine.submit(requests(prompts(1), max_new_tokens=12)[0])
+    steps = 0
+    while engine.busy:
+        engine.step()
+        steps += 1
+    assert len(calls) == steps == 12
+
+
 def test_what_cannot_be_recorded_runs_plainly(recordings, monkeypatch):
-    def refuse(function, given, memory):
+    def refuse(function, given):
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
     monkeypatch.setattr(graphs, "record", refuse)

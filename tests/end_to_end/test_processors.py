@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from models import (
+    DEVICE,
     fresh_pair,
     llama_pair,
     processing,
@@ -133,7 +134,7 @@ def test_raw_probabilities_are_cut_nowhere():
     settings = Settings(rule=EASD(tau_h=1.5, entropy_of="raw"), batch_size=3)
     steps = [record.step for record in decode(Pair.of(*llama_pair()), asked, settings)]
     for step in steps:
-        drafted = torch.arange(step.draft_tokens.shape[1]) < step.num_draft_tokens[:, None]
+        drafted = step.has_draft()[:, :-1]
         for cut, raw in (
             (step.target_probs, step.raw_target_probs),
             (step.draft_probs, step.raw_draft_probs),
@@ -167,7 +168,7 @@ def test_texts_with_a_least_length_do_not_depend_on_how_it_is_kept():
         asked = [
             replace(request, eos=frozenset(range(2, 9)), processing=Processing((keeps,)))
             for request in requests(TEXTS[:6])
-            for keeps in [kind(len(request.prompt), request.number, list(range(2, 9)))]
+            for keeps in [kind(len(request.prompt), request.number, [*range(2, 9)], device=DEVICE)]
         ]
         found.append(texts(llama_pair(), asked, rule=GATED, gamma=4))
     assert found[0] == found[1]

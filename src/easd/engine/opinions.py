@@ -54,17 +54,17 @@ class Opinions:
         some_greedy = any(kind.greedy for kind in kinds)
         self._wants_scores = self._constrained or (some_greedy and confident)
         alike = {(kind.kind, kind.proposal_power) for kind in kinds}
-        self._alike = alike.pop() if len(alike) == 1 else None
+        recordable = len(alike) == 1 and kinds[0].reads_nothing and not self._constrained
+        self._alike = alike.pop() if recordable else None
 
     @property
     def kind(self) -> Hashable | None:
-        """Equal for steps that turn equal logits into equal opinions; None if text or rows matter.
+        """Equal for steps that compute opinions in the same way; None if no graph could do it.
 
-        Rows matter if they differ in how they are processed.
+        That is so where texts matter, rows differ in how they are processed, or a processor reads
+        numbers.
         """
-        if self._constrained or self._alike is None:
-            return None
-        return self._alike, self._raw, self._confident
+        return None if self._alike is None else (self._alike, self._raw, self._confident)
 
     def at(
         self,

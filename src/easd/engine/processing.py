@@ -22,6 +22,13 @@ TRUNCATING = (
     hf.EpsilonLogitsWarper,
     hf.EtaLogitsWarper,
 )
+# Those that never read a number from a tensor, for which a GPU would wait.
+_UNREAD = (
+    hf.TemperatureLogitsWarper,
+    hf.TopKLogitsWarper,
+    hf.TopPLogitsWarper,
+    hf.MinPLogitsWarper,
+)
 _PREFIX_FREE = (*TRUNCATING, hf.LogitNormalization, hf.InfNanRemoveLogitsProcessor)
 
 
@@ -80,6 +87,11 @@ class Processing:
     def warpers(self) -> tuple[Processor, ...]:
         """The trailing processors that never look at the prefix."""
         return self.processors[self._split :]
+
+    @property
+    def reads_nothing(self) -> bool:
+        """Whether no warper reads a number from a tensor."""
+        return all(isinstance(warper, _UNREAD) for warper in self.warpers)
 
     def prefixed(self, length: int) -> tuple[Processor, ...]:
         """The processors up to the last that may look at the prefix, if they act at this length."""

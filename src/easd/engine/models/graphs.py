@@ -8,12 +8,14 @@ where it was.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -24,14 +26,14 @@ from torch import Tensor, nn
 _CALLS_BEFORE = 2
 """Calls of one kind before it is recorded, which takes as long as two or three calls."""
 
-_MOST_RECORDED = 16  # Each keeps what it is given, such as distributions over a vocabulary.
+_MOST_RECORDED = 8  # Each keeps what it is given, such as distributions over a vocabulary.
 
 Function = Callable[..., Any]
 
 
 def serve(device: torch.device) -> bool:
-    """Whether calls on a device are recorded. EASD_GRAPHS=0 turns graphs off."""
-    return device.type == "cuda" and os.environ.get("EASD_GRAPHS") != "0"
+    """Whether calls on a device are recorded, which EASD_GRAPHS=1 asks for."""
+    return device.type == "cuda" and os.environ.get("EASD_GRAPHS") == "1"
 
 
 class Graphs:
@@ -41,7 +43,6 @@ class Graphs:
         self._calls: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, Function | None] = {}  # None for what cannot be recorded
         self._place: Hashable = None
-        self._memory = _Memory()
 
     def run(self, kind: Hashable, function: Function, *given: Any, place: Hashable = None) -> Any:
         """`function(*given)`, which may be called more than once.
@@ -61,7 +62,7 @@ class Graphs:
                 return function(*given)
             if len(self._recorded) == _MOST_RECORDED:
                 del self._recorded[next(iter(self._recorded))]
-            self._recorded[kind] = _recorded(function, given, self._memory)
+            self._recorded[kind] = _recorded(function, given)
         self._recorded[kind] = recorded = self._recorded.pop(kind)  # The last used comes last.
         return (recorded or function)(*given)
 
@@ -69,14 +70,6 @@ class Graphs:
         """Forgets all calls, since something that they used has moved."""
         self._calls.clear()
         self._recorded.clear()
-
-
-class _Memory:
-    """Memory for what graphs compute on the way, which they share."""
-
-    @cached_property
-    def pool(self) -> Any:
-        return torch.cuda.graph_pool_handle()
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -100,12 +93,12 @@ def tensors_of(value: Any) -> list[Tensor]:
     return found
 
 
-def _recorded(function: Function, given: tuple[Any, ...], memory: _Memory) -> Function | None:
+def _recorded(function: Function, given: tuple[Any, ...]) -> Function | None:
     """`function`, recorded with tensors of its own for what it is given; None if it cannot be."""
     inputs = map_tensors(given, Tensor.clone)
     held = tensors_of(inputs)
     try:
-        replay = record(function, inputs, memory)
+        replay = record(function, inputs)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         warnings.warn(f"decoding without a CUDA graph ({reason}), which is slower", stacklevel=2)
@@ -119,13 +112,17 @@ def _recorded(function: Function, given: tuple[Any, ...], memory: _Memory) -> Fu
     return replayed
 
 
-def record(function: Function, given: tuple[Any, ...], memory: _Memory) -> Callable[[], Any]:
-    """Records `function(*given)` as a CUDA graph; returns what replays it on the same tensors."""
+def record(function: Function, given: tuple[Any, ...]) -> Callable[[], Any]:
+    """Records `function(*given)` as a CUDA graph; returns what replays it on the same tensors.
+
+    Each graph keeps memory of its own: memory that graphs share is freed under them as soon as all
+    that were recorded first are gone.
+    """
     graph, stream, current = torch.cuda.CUDAGraph(), _stream(), torch.cuda.current_stream()
     stream.wait_stream(current)
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), _uncollected():
         function(*given)  # A first call allocates what later ones keep.
-        graph.capture_begin(memory.pool, capture_error_mode="thread_local")
+        graph.capture_begin(capture_error_mode="thread_local")
         try:
             output = function(*given)
         finally:
@@ -139,13 +136,29 @@ def record(function: Function, given: tuple[Any, ...], memory: _Memory) -> Calla
     return replay
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps Python from collecting garbage: to destroy an old graph would spoil a recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @cache
 def _stream() -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
 class Structure:
-    """What a recorded forward of a model relies on besides values: addresses, modules, hooks."""
+    """What a recorded forward of a model relies on besides values: addresses, modules, hooks.
+
+    Attributes:
+        runs_python: a module has a hook or a `forward` of its own, whose Python a graph would skip.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
@@ -153,6 +166,7 @@ class Structure:
         hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
         # A replaced `forward` is one entry more among a module's variables.
         self._sized = [*parts, *hooks, *map(vars, modules)]
+        self.runs_python = any(hooks) or any("forward" in vars(m) for m in modules)
         self._sizes = list(map(len, self._sized))
         self._filled = list(filter(None, parts))
         self._held = list(_values(self._filled))

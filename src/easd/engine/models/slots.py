@@ -84,11 +84,15 @@ class SlotModel:
     def forward(self, tokens: Tensor, first_row: int = 0, keep: int | None = None) -> Tensor:
         """Logits [b, keep, V] of the last `keep` of `tokens` [b, T]; does not move `lengths`."""
         batch, length = tokens.shape
-        if first_row == 0 and length <= _LONGEST_RECORDED and graphs.serve(tokens.device):
+        if first_row == 0 and length <= _LONGEST_RECORDED and self._recordable:
             return self._replayed(tokens, keep)
         rows = slice(first_row, first_row + batch)
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
         return self._placed_forward(tokens, keep)
+
+    @property
+    def _recordable(self) -> bool:
+        return self._structure is not None and not self._structure.runs_python
 
     def _replayed(self, tokens: Tensor, keep: int | None) -> Tensor:
         """`forward` as a CUDA graph, over as many rows as a power of two, so that few are recorded.
