@@ -6,7 +6,9 @@ What is fitted comes from problems of the calibration split, which are not decod
 result. On these pairs the target's best temperature is 0, so all systems decode greedily and are
 compared with the greedy target, problem by problem; three more sample at T = 1. Ends with a table:
 accuracy, differences to both baselines, tokens per target forward over lossless greedy speculation,
-and what tuning on the calibration problems had foretold. A run that was stopped goes on.
+and what tuning on the calibration problems had foretold. Tuning counts a text as right if it is the
+written solution, and the last column gives the share of such texts; accuracy is that of the answer.
+A run that was stopped goes on.
 """
 
 import json
@@ -88,17 +90,21 @@ def main() -> None:
     grid = {**shared, "coupling": None, "systems": compared, "baselines": False}
     study = {**grid, "tasks": [{"name": name, "limit": arguments.problems}], "trace": 0}
     evaluate(pair, StudyConfig.from_dict(study), out / "run")
-    table = summary(out / "run", tuned)
+    items = load_task(name, limit=arguments.problems).items
+    table = summary(out / "run", tuned, {item.id: item.reference for item in items})
     table.to_csv(out / "summary.csv", index=False)
     print(f"{name}, {arguments.problems:,} problems; {tuned['pool everywhere, greedy'].rule}")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
-def summary(run: Path, tuned: dict[str, Candidate]) -> pd.DataFrame:
-    """What was found, and what had been foretold, of each system."""
+def summary(run: Path, tuned: dict[str, Candidate], solutions: dict[str, str]) -> pd.DataFrame:
+    """What was found, and what had been foretold, of each system; `solutions` by item."""
     opened = open_run(run)
     samples = frames(opened).samples
     forwards = efficiency(samples)
+    texts = opened.samples.to_pandas()
+    written = texts["text"].str.strip() == texts["item"].astype(str).map(solutions)
+    as_written = written.groupby(texts["system"].astype(str)).mean()
     against = {
         base: {each.system: each for each in compare_all(samples, base)}
         for base in (GREEDY, "target, T = 1")
@@ -122,6 +128,7 @@ def summary(run: Path, tuned: dict[str, Candidate]) -> pd.DataFrame:
         row["low"], row["high"] = ratio.get("of_lossless_low"), ratio.get("of_lossless_high")
         if told is not None and name != "target, T = 1":
             row["of lossless, foretold"] = told.tokens_per_forward / best.tokens_per_forward
+        row["as written"] = 100 * as_written[name]
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -85,22 +85,34 @@ def visit(chromium):
 @pytest.fixture(scope="session")
 def traces(tmp_path_factory):
     """The same prompts under three rules with shared noise, by name of the rule."""
-    pair = load_pair("lab")
     found = {}
     for name, rule in RULES.items():
-        config = RunConfig.from_dict({"pair": "lab", "rule": rule, **SETTINGS})
         folder = tmp_path_factory.mktemp(name) / "run"
-        with TraceWriter(folder, pair, config) as trace:
-            generate(
-                pair.target,
-                pair.draft,
-                PROMPTS,
-                tokenizer=pair.tokenizer,
-                settings=config.settings,
-                on_step=trace.add,
-            )
-        found[name] = open_run(folder)
+        found[name] = traced("lab", rule, folder)
     return found
+
+
+@pytest.fixture(scope="session")
+def two_tokenizers(tmp_path_factory):
+    """A trace of the pool, and a draft that reads numbers as one token."""
+    rule = {"name": "pool-everywhere", "a": 1.2, "b": 0.5}
+    return traced("lab-t", rule, tmp_path_factory.mktemp("lab-t") / "run")
+
+
+def traced(name, rule, folder):
+    pair = load_pair(name)
+    config = RunConfig.from_dict({"pair": name, "rule": rule, **SETTINGS})
+    with TraceWriter(folder, pair, config) as trace:
+        generate(
+            pair.target,
+            pair.draft,
+            PROMPTS,
+            tokenizer=pair.tokenizer,
+            draft_tokenizer=pair.draft_tokenizer,
+            settings=config.settings,
+            on_step=trace.add,
+        )
+    return open_run(folder)
 
 
 @pytest.fixture

@@ -169,10 +169,31 @@ def test_hover_shows_what_a_penalty_removed(show, traces):
     for model in ("draft", "target"):
         entropy = f"{model} entropy {refused[f'{model}_entropy']:.2f} nats"
         assert entropy in " ".join(card.inner_text().split())
-        shown = card.locator(f".top.{model} td").all_inner_texts()
-        assert shown == [probability(value) for value in refused[f"{model}_top_probs"]]
+    assert refused["law_top_probs"] != refused["target_top_probs"]
+    for source in ("draft", "target", "law"):
+        shown = card.locator(f".top.{source} td").all_inner_texts()
+        assert shown == [probability(value) for value in refused[f"{source}_top_probs"]]
     assert f"{round(refused['overlap'] * TOP_N)} of 5 shared" in card.inner_text()
     assert f"uniform {refused['uniform']:.3f}" in card.inner_text()
+
+
+def test_the_card_shows_the_rules_distribution_and_what_the_drafts_tokens_came_from(
+    show, two_tokenizers
+):
+    page = show(two_tokenizers)
+    rows = [row for row in rows_of(two_tokenizers) if row["outcome"] == "accepted"]
+    assert any(len(row["draft_top_origins"][0]) > 1 for row in rows)
+    card = page.locator("#card")
+    for row in rows[:5]:
+        page.locator("#panels .t.accepted").nth(rows.index(row)).focus()
+        rule = card.locator(".top.law td").all_inner_texts()
+        assert rule == [probability(value) for value in row["law_top_probs"]]
+        lines = card.locator(".origins tr").all_inner_texts()
+        for line, texts, shares in zip(
+            lines, row["draft_top_origins"], row["draft_top_origin_shares"], strict=True
+        ):
+            own = [f"{text.strip()} {share:.1%}" for text, share in zip(texts, shares, strict=True)]
+            assert line.split("\t")[1].replace(" %", "%") == ", ".join(own)
 
 
 def test_a_text_can_be_read_with_the_keyboard_alone(show, traces):
@@ -358,7 +379,7 @@ def probability(value):
 
 
 def probabilities(row):
-    return [probability(row["draft_prob"]), probability(row["target_prob"])]
+    return [probability(row[f"{source}_prob"]) for source in ("draft", "target", "law")]
 
 
 def of_request(trace, number):

@@ -167,6 +167,12 @@ def test_a_gate_that_tells_something_is_told_from_one_that_does_not():
         assert nats["target, best temperature"].value < nats["target, T = 1"].value
 
 
+def test_a_target_that_is_sure_of_all_texts_but_one_leaves_the_gate_untried():
+    drawn = drawn_positions(0.5, 0.5)
+    sure = replace(drawn, right=np.where(drawn.texts == 0, drawn.right, -1))
+    assert gate_trials(sure) == ((), {})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tuned")

@@ -4,13 +4,17 @@ import gc
 import json
 
 import pytest
+import torch
 from http_server import CHAT, DECODE, events, running
 from vocabularies import drop_in_texts
 
 import easd as package
 from easd import Speculative, load_pair
-from easd.config import load_config
+from easd.config import RunConfig, load_config
 from easd.core.rules import TargetOnly
+from easd.engine.trace import TraceWriter
+from easd.engine.vocabulary import vocabulary_map
+from easd.inspect.page.data import run_data
 from easd.pairs import lab
 from easd.runs import open_run, traces
 
@@ -75,6 +79,37 @@ def test_an_evaluation_pairs_its_systems_and_its_page_shows_target_tokens(easd, 
     assert max(best) < size
     easd("inspect", run, "--html", page)
     assert page.stat().st_size > 10_000
+
+
+def test_the_page_says_which_of_the_drafts_own_tokens_its_opinion_came_from(pair, tmp_path):
+    config = RunConfig.from_dict({"pair": "lab-t", "rule": "speculative", **SHARED})
+    with TraceWriter(tmp_path / "run", pair, config) as trace:
+        own = {"tokenizer": pair.tokenizer, "draft_tokenizer": pair.draft_tokenizer}
+        asked = {"settings": config.settings, "on_step": trace.add}
+        package.generate(pair.target, pair.draft, PROMPTS[:1], **own, **asked)
+    data = run_data(open_run(tmp_path / "run"), 0)
+    rows, vocabulary = data["texts"][0]["tokens"], dict(data["vocabulary"])
+
+    words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)
+    with torch.no_grad():
+        ids = pair.draft_tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+        probs = pair.draft(ids).logits[0, -1].softmax(-1)
+    assert len(rows["draft_top_tokens"][0]) == 5
+    for token, texts, shares in zip(
+        *(rows[f"draft_top_{what}"][0] for what in ("tokens", "origins", "origin_shares")),
+        strict=True,
+    ):
+        masses = {words.draft.text_of(at): probs[at].item() for at in words.drafts_of(token)}
+        likely = sorted(masses, key=masses.__getitem__, reverse=True)
+        expected = [masses[text] / sum(masses.values()) for text in likely]
+        kept = [(text, share) for text, share in zip(likely, expected, strict=True)][: len(texts)]
+        assert texts == [text for text, _ in kept]
+        assert shares == pytest.approx([share for _, share in kept], abs=1e-5)
+        assert len(texts) == 3 or expected[len(texts) :][:1] < [0.001]
+    # Inside a number, a favourite continues the draft's token that the text ends in.
+    assert rows["text"][0].strip().isdigit()
+    number = rows["text"][0] + vocabulary[rows["draft_top_tokens"][1][0]]
+    assert rows["draft_top_origins"][1][0][0] == number
 
 
 def test_diagnosis_calibration_and_tuning_read_it(easd, tmp_path):

@@ -182,6 +182,47 @@ def test_every_part_of_a_row_is_recomputed_from_the_step(run, pair, tmp_path):
             assert row["uniform"] == pytest.approx(again, abs=1e-7)
 
 
+@pytest.mark.parametrize("rule", [LOOSE, {"name": "pool-everywhere", "a": 1.3, "b": 0.7}], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_the_rules_law_is_recorded_where_it_is_not_the_targets(pair, tmp_path, rule, temperature):
+    records = []
+    config = RunConfig.from_dict({"pair": "lab", "rule": rule, "temperature": temperature})
+    with TraceWriter(tmp_path / "run", pair, config) as trace:
+        watch = lambda record: (records.append(record), trace.add(record))  # noqa: E731
+        generate(
+            pair.target,
+            pair.draft,
+            PROMPTS,
+            tokenizer=pair.tokenizer,
+            settings=config.settings,
+            on_step=watch,
+        )
+    differing = 0
+    rows = open_run(tmp_path / "run").tokens.to_pylist()
+    for row in rows:
+        record = records[row["step"]]
+        (place,) = [i for i, r in enumerate(record.rows) if r.request.number == row["request"]]
+        at = row["position"] - record.starts[place]
+        law = config.settings.rule.law(record.step)[place, at]
+        if law.equal(record.step.target_probs[place, at]):
+            assert row["law_prob"] is None
+            assert row["law_top_tokens"] == row["law_top_probs"] == []
+            continue
+        differing += 1
+        assert row["law_prob"] == pytest.approx(law[row["token"]].item())
+        assert row["law_top_probs"] == pytest.approx(law[row["law_top_tokens"]].tolist())
+        assert row["law_top_probs"][0] == pytest.approx(law.max().item())
+    assert differing
+    assert rule != LOOSE or differing < len(rows)
+
+
+def test_a_lossless_rule_and_one_without_a_law_record_none(run):
+    _, _, trace = run("speculative")
+    assert trace.tokens["law_prob"].null_count == trace.tokens.num_rows
+    assert not any(trace.tokens["law_top_tokens"].to_pylist())
+    assert trace.tokens["draft_top_origins"].null_count == trace.tokens.num_rows
+
+
 def test_rows_behind_a_stop_are_discarded(run):
     texts, _, trace = run("speculative", gamma=6, stop=["7"])
     stopped = [text for text in texts if text.finish_reason == "stop"]

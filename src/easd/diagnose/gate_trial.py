@@ -44,9 +44,12 @@ def gate_trials(positions: Positions) -> tuple[tuple[GateTrial, ...], Mapping[st
 
     Returns:
         A trial by the paper's rule and one for each of `RATES`; and the mean negative
-        log-likelihood per position without a gate, by model.
+        log-likelihood per position without a gate, by model. Both are empty if the target is so
+        sure that fewer than two texts have a position with a choice.
     """
     usable = has_choice(positions)
+    if len(np.unique(positions.texts[usable])) < 2:
+        return (), {}
     folds = folds_of(positions)
 
     def held_out(powers: Powers, where: Mask) -> Values:

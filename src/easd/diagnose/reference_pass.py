@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -142,6 +144,19 @@ def read_steps(
             done += int(step.there.sum())
             if on_progress is not None:
                 on_progress(done, sum(lengths))
+        _trim_heap()
+
+
+def _trim_heap() -> None:
+    """Returns free memory to the system.
+
+    The sizes of tensors change with every text, and torch aligns them, so glibc's heap seldom finds
+    room for one among the freed ones and grows by gigabytes.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 @dataclass(frozen=True, slots=True)

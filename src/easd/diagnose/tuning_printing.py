@@ -101,6 +101,9 @@ def _evidence(found: Tuning) -> list[str]:
         "Nats per token, held out: "
         + ", ".join(f"{name} {each.value:.3f}" for name, each in found.nats.items())
         + f" (of the plausible tokens; {percent(found.outside)} of right tokens are none)."
+        if found.nats
+        else "The target is so sure of these texts that nearly all positions have one plausible "
+        "token, so the gate cannot be tried."
     ]
     for trial in found.trials:
         value, low, high = (1000 * n for n in (trial.nats.value, trial.nats.low, trial.nats.high))

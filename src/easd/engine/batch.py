@@ -18,6 +18,7 @@ from easd.engine.drafters import Draft
 from easd.engine.models import graphs
 from easd.engine.models.graphs import Graphs, map_tensors
 from easd.engine.models.upload import upload
+from easd.engine.origins import Origin
 from easd.engine.request import Row
 from easd.engine.sampling import Distributions, distributions
 from easd.errors import NumericsError
@@ -31,24 +32,36 @@ class StepRecord:
         rows: in batch order, in their state after the step.
         starts: position of draft token 0 in each row's text.
         committed: the tokens that each row gained, up to its end.
+        rule: the rows'.
         step, decision, noise: input and output of verification.
+        origins: see `Draft`.
         seconds: wall time of the whole batch by part: prefill, draft, target, verify, commit.
     """
 
     rows: list[Row]
     starts: list[int]
     committed: list[list[int]]
+    rule: Rule
     step: Step
     decision: Decision
     noise: Noise
+    origins: list[list[Origin | None]] | None
     seconds: dict[str, float]
 
     def of(self, places: Sequence[int]) -> StepRecord:
         """The record narrowed to some of its rows."""
-        lists = {name: getattr(self, name) for name in ("rows", "starts", "committed")}
+        step, decision, noise = map_tensors(
+            (self.step, self.decision, self.noise), lambda tensor: tensor[places]
+        )
         return replace(
-            map_tensors(self, lambda tensor: tensor[places]),
-            **{name: [values[place] for place in places] for name, values in lists.items()},
+            self,
+            rows=[self.rows[place] for place in places],
+            starts=[self.starts[place] for place in places],
+            committed=[self.committed[place] for place in places],
+            step=step,
+            decision=decision,
+            noise=noise,
+            origins=None if self.origins is None else [self.origins[place] for place in places],
         )
 
 
@@ -143,7 +156,8 @@ class Group:
         for place, block in zip(self.places, blocks, strict=True):
             if isinstance(block, NumericsError):
                 self.batch.rows[place].fail(block)
-        return [Verified(self, step, noise_here, decision, blocks)]
+        origins = None if draft.origins is None else [draft.origins[at] for at in self.places]
+        return [Verified(self, step, noise_here, decision, origins, blocks)]
 
     def _decide(self, step: Step, noise: Noise) -> Decision:
         def decide(step: Step, noise: Noise) -> Decision:
@@ -212,6 +226,7 @@ class Verified:
     step: Step
     noise: Noise
     decision: Decision
+    origins: list[list[Origin | None]] | None
     blocks: list[Block | NumericsError]
 
     def record(self, committed: list[list[int]], seconds: dict[str, float]) -> StepRecord | None:
@@ -226,9 +241,11 @@ class Verified:
             rows=[batch.rows[place] for place in group.places],
             starts=[batch.starts[place] for place in group.places],
             committed=[committed[place] for place in group.places],
+            rule=group.rule,
             step=self.step,
             decision=self.decision,
             noise=self.noise,
+            origins=self.origins,
             seconds=seconds,
         )
         places = [place for place, row in enumerate(whole.rows) if row.error is None]

@@ -82,6 +82,13 @@ class ByteVocabulary:
             for piece, text in zip(pieces, texts, strict=True)
         ]
 
+    def text_of(self, token: int) -> str:
+        """A token as text: its bytes, or the name of a special one."""
+        piece = self.bytes_of[token]
+        if piece is None:
+            return self.names.get(token, f"#{token}")
+        return piece.decode(errors="replace")
+
     @property
     def ending(self) -> int | None:
         """The token that ends an answer, or a text if there are no turns."""

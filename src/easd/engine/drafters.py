@@ -17,6 +17,7 @@ from easd.engine.models.graphs import Graphs
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel
 from easd.engine.models.upload import upload
 from easd.engine.opinions import Opinion, Opinions
+from easd.engine.origins import Origin
 from easd.engine.request import Row
 
 MOST_AT_ONCE = 16  # tokens of ragged rows whose logits are computed together
@@ -33,6 +34,8 @@ class Draft:
             bonus position.
         raw: the same at temperature 1 without truncation, if asked for.
         proposals: the distributions that the tokens were drawn from, [B, K+1, V]; None if `probs`.
+        origins: what the opinions of a draft with another vocabulary were computed from, by row and
+            position; None where it had none.
     """
 
     tokens: Tensor
@@ -40,6 +43,7 @@ class Draft:
     probs: Tensor
     raw: Tensor | None
     proposals: Tensor | None = None
+    origins: list[list[Origin | None]] | None = None
 
 
 class Drafter(Protocol):

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from easd.engine.drafters import MOST_AT_ONCE, ModelDrafter
+from easd.core.noise import Noise
+from easd.engine.drafters import MOST_AT_ONCE, Draft, ModelDrafter
 from easd.engine.models.slots import LONGEST_PIECE, SlotModel, context_window
 from easd.engine.models.upload import upload
+from easd.engine.origins import Origin
 from easd.engine.request import Row
 from easd.engine.vocabulary import Begun, VocabularyMap
 
@@ -176,11 +178,20 @@ class OtherVocabularyDrafter(ModelDrafter):
         self._known = reachable[reachable < vocab_size].to(model.device) if few else None
         self._window = context_window(model.model)
         self._block: list[Reading] = []
+        self._origins: list[list[Origin | None]] = []
 
     def prompt(self, row: Row) -> list[int]:
         row.draft = _Held(Reading.start(self.words, row))
         row.draft.ids = self._within_window(row.draft.reading)
         return row.draft.ids[:-1]
+
+    def propose(
+        self, rows: Sequence[Row], counts: list[int], noise: Noise, *, bonus: bool, raw: bool
+    ) -> Draft:
+        self._origins = [[] for _ in rows]
+        draft = super().propose(rows, counts, noise, bonus=bonus, raw=raw)
+        origins, self._origins = self._origins, []
+        return replace(draft, origins=origins)
 
     def commit(self, lengths: list[int]) -> None:
         """Does nothing, since each block begins by rolling the cache back to its text."""
@@ -201,6 +212,8 @@ class OtherVocabularyDrafter(ModelDrafter):
         ]
         shape = len(rows), 1, self.vocab_size
         if not any(missing):
+            for row in self._origins:
+                row.append(None)
             return torch.zeros(shape, dtype=self._dtype, device=self.model.device), [
                 *range(len(rows))
             ]
@@ -237,8 +250,13 @@ class OtherVocabularyDrafter(ModelDrafter):
         probs = self._probs(missing, 2 if any(begun) else 1)
         pushed = self.words.pushforward(probs[:, -1], self.vocab_size)
         for place, tokens in enumerate(begun):
+            last = missing[place][-1] if missing[place] else None
+            if last is None:
+                self._origins[place].append(None)
+                continue
+            origin = Origin(words=self.words, probs=probs[place], last=last, begun=tokens)
+            self._origins[place].append(origin)
             if tokens is not None:
-                last = missing[place][-1]
                 pushed[place] = self.words.inside_number(
                     pushed[place], probs[place, 0], last, tokens
                 )

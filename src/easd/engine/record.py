@@ -14,6 +14,7 @@ from torch import Tensor
 from easd.core.gate import ALL_CONDITIONS
 from easd.core.rules import Rule
 from easd.core.rules.gated import gate_signals
+from easd.core.scope import Scoped
 from easd.core.signals import top_tokens
 from easd.engine.batch import StepRecord
 from easd.engine.request import Row
@@ -25,7 +26,7 @@ Columns = dict[str, np.ndarray]
 
 _CODES = {name: code for code, name in enumerate(OUTCOMES)}
 _SIGNALS = ("draft_entropy", "target_entropy", "shared_top", "gate")
-_FLOATS = ("draft_prob", "target_prob", "accept_prob", "uniform", *_SIGNALS)
+_FLOATS = ("draft_prob", "target_prob", "law_prob", "accept_prob", "uniform", *_SIGNALS)
 
 
 @dataclass(slots=True)
@@ -164,11 +165,25 @@ def token_columns(record: StepRecord, names: list[list[str]], *, top_n: int) -> 
     column = np.where(ending, draft_tokens, entry)
     found = {name: values[place, column] for name, values in ids.items()}
     found |= {name: values[place, column] for name, values in floats.items()}
+    found["draft_top_origins"] = _origins(record, place, found)
     return found | {
         "request": np.array([row.request.number for row in record.rows])[place],
         "position": np.array(record.starts)[place] + found.pop("offset"),
         "outcome": np.array([_CODES[name] for row in names for name in row], dtype=np.int32),
     }
+
+
+def _origins(record: StepRecord, place: np.ndarray, found: Columns) -> np.ndarray:
+    """For each row, the origins of the draft's top tokens, or None where one vocabulary serves."""
+    origins = np.empty(len(place), dtype=object)
+    if record.origins is None:
+        return origins
+    for i, (row, at) in enumerate(zip(place.tolist(), found["offset"].tolist(), strict=True)):
+        of_row = record.origins[row]
+        origin = of_row[at] if at < len(of_row) else None
+        likely = found["draft_top_tokens"][i][found["draft_top_probs"][i] > 0]
+        origins[i] = [] if origin is None else [origin.of(token) for token in likely.tolist()]
+    return origins
 
 
 def _to_host(record: StepRecord, top_n: int) -> tuple[Columns, Columns]:
@@ -201,10 +216,12 @@ def _to_host(record: StepRecord, top_n: int) -> tuple[Columns, Columns]:
     def with_end(values: Tensor) -> Tensor:
         return torch.nn.functional.pad(values, (0, 1), value=float("nan"))
 
+    law = _own_law(record)
     unknown = torch.full_like(at, float("nan"), dtype=torch.float32)
     floats = {
         "draft_prob": of_token(step.draft_probs),
         "target_prob": of_token(step.target_probs),
+        "law_prob": unknown if law is None else of_token(law),
         "accept_prob": with_end(decision.judgement.accept_prob),
         "uniform": with_end(record.noise.accept(length)),
         **{name: signals[name].gather(1, at) if name in signals else unknown for name in _SIGNALS},
@@ -214,9 +231,12 @@ def _to_host(record: StepRecord, top_n: int) -> tuple[Columns, Columns]:
         floats[name] = floats[name].float().masked_fill(unevaluated, float("nan"))
     ids = {"token": token, "draft_token": draft_token.masked_fill(bonus, -1), "offset": at}
 
+    seen = {"draft": draft_seen, "target": target_seen}
+    if law is not None:
+        seen["law"] = law
     probs, tokens = [], []
-    for seen in (draft_seen, target_seen):
-        values, best = top_tokens(seen, TOP)
+    for each in seen.values():
+        values, best = top_tokens(each, TOP)
         index = at[..., None].expand(-1, -1, values.shape[-1])
         probs.append(values.gather(1, index))
         tokens.append(best.gather(1, index))
@@ -227,11 +247,27 @@ def _to_host(record: StepRecord, top_n: int) -> tuple[Columns, Columns]:
     host_floats = {name: float_host[..., i] for i, name in enumerate(_FLOATS)}
     host_ids = {name: id_host[..., i] for i, name in enumerate(ids)}
     width = probs[0].shape[-1]
-    for i, model in enumerate(("draft", "target")):
+    for i, name in enumerate(seen):
         first, last = i * width, (i + 1) * width
-        host_floats[f"{model}_top_probs"] = float_host[..., len(_FLOATS) :][..., first:last]
-        host_ids[f"{model}_top_tokens"] = id_host[..., len(ids) :][..., first:last]
+        host_floats[f"{name}_top_probs"] = float_host[..., len(_FLOATS) :][..., first:last]
+        host_ids[f"{name}_top_tokens"] = id_host[..., len(ids) :][..., first:last]
+    if law is None:
+        host_floats["law_top_probs"] = np.zeros_like(host_floats["target_top_probs"])
+        host_ids["law_top_tokens"] = host_ids["target_top_tokens"]
     return host_floats, host_ids
+
+
+def _own_law(record: StepRecord) -> Tensor | None:
+    """The rule's law [B, K+1, V], NaN where it is the target's distribution; None without one."""
+    rule, step = record.rule, record.step
+    if rule.lossless or not rule.has_law or rule.models != "both":
+        return None
+    scoped = rule if step.in_scope is None else Scoped(rule)
+    law = scoped.law_given(step, record.decision.judgement.signals)
+    if law is step.target_probs:
+        return None
+    same = (law == step.target_probs).all(-1, keepdim=True)
+    return law.masked_fill(same, float("nan"))
 
 
 def tokens_table(found: Columns, texts: dict[int, str], *, run: str, top_n: int) -> pa.Table:
@@ -244,7 +280,16 @@ def tokens_table(found: Columns, texts: dict[int, str], *, run: str, top_n: int)
         "text": pa.array([texts[token] for token in found["token"].tolist()]),
         "overlap": _nullable(found["shared_top"] / top_n),
     }
-    for model in ("draft", "target"):
+    origins = found["draft_top_origins"].tolist()
+    for at, (what, kind) in enumerate((("origins", pa.string()), ("origin_shares", pa.float32()))):
+        columns[f"draft_top_{what}"] = pa.array(
+            [
+                None if row is None else [[each[at] for each in token] for token in row]
+                for row in origins
+            ],
+            pa.list_(pa.list_(kind)),
+        )
+    for model in ("draft", "target", "law"):
         probs = found[f"{model}_top_probs"]
         kept = probs > 0
         offsets = np.concatenate([[0], kept.sum(1).cumsum()]).astype(np.int32)

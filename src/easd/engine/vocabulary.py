@@ -98,6 +98,10 @@ class VocabularyMap:
             return opinion
         return (opinion * ended).index_add(0, following[known], weights) / total
 
+    def drafts_of(self, token: int) -> Tensor:
+        """The draft's tokens that begin with a token of the target."""
+        return (self.first == token).nonzero()[:, 0]
+
     def _index(self, size: int, device: torch.device) -> Tensor:
         """`first` on a device, with `size` for draft tokens without a target token below it."""
         if (size, device) not in self._indices:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-_NAMED = ("token", "draft_top_tokens", "target_top_tokens")
+_NAMED = ("token", "draft_top_tokens", "target_top_tokens", "law_top_tokens")
 
 
 class TokenTexts:

@@ -22,7 +22,7 @@ from easd.runs.schema import TOKENS
 MOST_ROWS = 50_000  # makes a page of about 15 MB
 
 _KEYS = ("run", "sample", "request")
-_NAMED = ("draft_top_tokens", "target_top_tokens")
+_NAMED = ("draft_top_tokens", "target_top_tokens", "law_top_tokens")
 
 
 def run_data(trace: Run, sample: int | None) -> dict[str, Any]:
@@ -62,15 +62,16 @@ def _text(tokens: pa.Table, sample: int, ended: dict[str, Any] | None) -> dict[s
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:
     """Values for JSON; numbers in single precision keep all their digits."""
+    kind = column.type
+    while pa.types.is_list(kind):
+        kind = kind.value_type
     values = column.to_pylist()
-    if pa.types.is_float32(column.type):
-        return [_short(value) for value in values]
-    if pa.types.is_list(column.type) and pa.types.is_float32(column.type.value_type):
-        return [[_short(value) for value in row] for row in values]
-    return values
+    return _short(values) if pa.types.is_float32(kind) else values
 
 
-def _short(value: float | None) -> float | None:
+def _short(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_short(each) for each in value]
     return None if value is None else float(f"{value:.9g}")
 
 

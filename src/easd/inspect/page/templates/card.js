@@ -1,10 +1,13 @@
-// The card of one token: its outcome, probabilities, signals, and both models' top tokens.
+// The card of one token: its outcome, probabilities, signals, and the top tokens of both models and
+// of the rule.
 
 import { make } from "./dom.js";
 import { CONDITIONS, CONDITION_NAMES, conditionsMet, isCaught, sharedTop } from "./gate.js";
 import { examinedRow, fate } from "./model.js";
 import { named } from "./visible.js";
-import { number, outcome, probability } from "./words.js";
+import { number, outcome, percent, probability } from "./words.js";
+
+const HEADS = { draft: "draft", target: "target", law: "rule" };
 
 /** The card's content for a token of a panel's text. */
 export function card(panel, index, thresholds) {
@@ -52,7 +55,7 @@ export function story(token) {
   }
 }
 
-/** The refused and the emitted token with both models' probabilities. */
+/** The refused and the emitted token with the probabilities of both models, and of the rule's law. */
 function candidates(token) {
   const lines = token.refused
     ? [
@@ -60,6 +63,8 @@ function candidates(token) {
         ["instead", token.row],
       ]
     : [[token.row.outcome === "accepted" ? "drafted" : "drawn", token.row]];
+  const sources = ["draft", "target"];
+  if (lines.some(([, row]) => row.law_prob !== null)) sources.push("law");
   return make(
     "table",
     { class: "numbers" },
@@ -69,7 +74,7 @@ function candidates(token) {
       make(
         "tr",
         {},
-        ...["", "token", "draft", "target"].map((text) =>
+        ...["", "token", ...sources.map((source) => HEADS[source])].map((text) =>
           make(text ? "th" : "td", { text, scope: text ? "col" : undefined }),
         ),
       ),
@@ -83,8 +88,7 @@ function candidates(token) {
           {},
           make("th", { scope: "row", text: what }),
           make("td", { class: `word ${what}`, text: named(row.text) }),
-          make("td", { text: probability(row.draft_prob) }),
-          make("td", { text: probability(row.target_prob) }),
+          ...sources.map((source) => make("td", { text: probability(row[`${source}_prob`]) })),
         ),
       ),
     ),
@@ -175,37 +179,59 @@ function verdict(token, thresholds, asked) {
 
 function topTokens(token, row, vocabulary) {
   const shared = row.draft_top_tokens.filter((id) => row.target_top_tokens.includes(id));
-  const table = (model) =>
+  const table = (source) =>
     make(
       "table",
-      { class: `top ${model}` },
-      make("caption", { text: `${model}’s top tokens` }),
+      { class: `top ${source}` },
+      make("caption", { text: `${HEADS[source]}’s top tokens` }),
       make(
         "tbody",
         {},
-        ...row[`${model}_top_tokens`].map((id, i) => topToken(id, row[`${model}_top_probs`][i])),
+        ...row[`${source}_top_tokens`].map((id, i) =>
+          topToken(id, row[`${source}_top_probs`][i]),
+        ),
       ),
     );
+  const word = (id) => named(vocabulary.get(id) ?? `#${id}`);
   const topToken = (id, prob) => {
     const place = id === token.row.token ? "chosen" : id === token.refused?.token ? "removed" : "";
-    const word = make(
-      "th",
-      { scope: "row", class: `word ${place}` },
-      named(vocabulary.get(id) ?? `#${id}`),
-    );
-    if (shared.includes(id)) word.prepend(make("span", { class: "both", text: "● " }));
-    const line = make("tr", {}, word, make("td", { text: probability(prob) }));
+    const head = make("th", { scope: "row", class: `word ${place}` }, word(id));
+    if (shared.includes(id)) head.prepend(make("span", { class: "both", text: "● " }));
+    const line = make("tr", {}, head, make("td", { text: probability(prob) }));
     line.style.backgroundSize = `${100 * prob}% 100%`;
     return line;
   };
-  const models = ["draft", "target"].filter((model) => row[`${model}_top_tokens`].length);
+  const sources = Object.keys(HEADS).filter((source) => row[`${source}_top_tokens`].length);
   const legend = make(
     "p",
     { class: "soft" },
     make("span", { class: "both", text: "● " }),
     "top token of both models; underlined: in the text",
   );
-  return make("div", { class: "tops" }, ...models.map(table), legend);
+  const tables = sources.map(table);
+  const parts = [legend, origins(row, word)].filter(Boolean);
+  return make("div", { class: `tops of-${tables.length}` }, ...tables, ...parts);
+}
+
+/** The draft's own tokens that its top tokens came from, if its vocabulary is not the target's. */
+function origins(row, word) {
+  if (!row.draft_top_origins?.length) return null;
+  const lines = row.draft_top_origins.map((texts, i) => {
+    const shares = row.draft_top_origin_shares[i];
+    const own = texts.map((text, j) => `${named(text)} ${percent(shares[j])}`).join(", ");
+    return make(
+      "tr",
+      {},
+      make("th", { scope: "row", class: "word", text: word(row.draft_top_tokens[i]) }),
+      make("td", { class: "word", text: own }),
+    );
+  });
+  return make(
+    "table",
+    { class: "origins" },
+    make("caption", { text: "draft’s own tokens that these came from" }),
+    make("tbody", {}, ...lines),
+  );
 }
 
 function share(value) {
