@@ -113,15 +113,18 @@ class ModelDrafter:
             logits, no_opinion = self._next(rows, drafted, needed)
             for row in no_opinion:
                 counts[row] = min(counts[row], position)
-            place = None
-            if position < max(counts):
-                place = torch.full((len(rows),), position, device=device)
+            drafts = position < max(counts)
             if asking.kind is not None and graphs.serve(device):
+                place = torch.full((len(rows),), position, device=device) if drafts else None
                 ask = partial(asking.at, drafted, counts)
                 opinion = self._graphs.run(asking.kind, ask, logits, noise, place)
             else:
-                here = None if clocks is None or place is None else clocks[:, position]
-                opinion = asking.at(drafted, counts, logits, noise, place, here)
+                given = drafted, counts, logits, noise
+                if not drafts:
+                    opinion = asking.at(*given)
+                else:
+                    here = None if clocks is None else clocks[:, position]
+                    opinion = asking.at(*given, position, here)
             opinions.append(opinion)
             if opinion.token is not None:
                 token = _padded(opinion.token, rows, [position < count for count in counts])

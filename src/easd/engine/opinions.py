@@ -72,14 +72,14 @@ class Opinions:
         counts: Sequence[int],
         logits: Tensor,
         noise: Noise,
-        place: Tensor | None,
+        place: Tensor | int | None = None,
         clocks: Tensor | None = None,
     ) -> Opinion:
         """The opinion of `logits` [B, 1, V] after `drafted` [B, k].
 
         Args:
             drafted, counts: the block so far and each row's number of tokens to draft.
-            place: the position in the block, int64 [B]; None to draw no token.
+            place: the position in the block, which may be int64 [B]; None to draw no token.
             clocks: the noise of the position's draft tokens [B, V], if computed before.
         """
         found = distributions(
@@ -99,10 +99,12 @@ class Opinions:
         source = (probs if proposal is None else proposal)[:, 0]
         if self.greedy:
             token = source.argmax(-1)
-        elif clocks is None:
-            token = noise.drafted(source, place, self._known)
-        else:
+        elif clocks is not None:
             token = race(source, clocks)
+        else:
+            if isinstance(place, int):
+                place = torch.full((len(source),), place, device=source.device)
+            token = noise.drafted(source, place, self._known)
         return Opinion(
             probs=probs,
             raw=raw,

@@ -129,11 +129,14 @@ class SlotLayer(CacheLayerMixin):
         window = held[placement.rows]
         if placement.start is not None:
             window[:, :, placement.start : placement.start + states.shape[2]] = states
-        elif states.is_cuda:  # A single kernel; on a CPU it takes up to four times as long.
-            at = placement.positions[:, None, :, None]
-            window.scatter_(2, at.expand_as(states), states)
+            return window[:, :, : placement.stop]
+        rows, positions = placement.every_row, placement.positions
+        if positions.device != held.device:  # The layers may lie on several GPUs.
+            rows, positions = rows.to(held.device), positions.to(held.device)
+        if held.is_cuda:  # A single kernel; on a CPU it takes up to four times as long.
+            window.scatter_(2, positions[:, None, :, None].expand_as(states), states)
         else:
-            window[placement.every_row, :, placement.positions] = states.transpose(1, 2)
+            window[rows, :, positions] = states.transpose(1, 2)
         return window[:, :, : placement.stop]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

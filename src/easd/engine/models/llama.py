@@ -61,7 +61,8 @@ def plain_layers(model: PreTrainedModel) -> list[_Layer] | None:
     ):
         return None
     inner: Any = model._modules["model"]
-    if torch.is_autocast_enabled(inner.embed_tokens.weight.device.type):
+    kind = inner.embed_tokens.weight.device.type
+    if kind not in ("cpu", "cuda") or torch.is_autocast_enabled(kind):
         return None
     if not (_is_plain(model, family["ForCausalLM"]) and _is_plain(inner, family["Model"])):
         return None

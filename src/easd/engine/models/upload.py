@@ -14,5 +14,6 @@ def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype | Non
 
     From ordinary memory, PyTorch copies only once the GPU is done with everything before.
     """
-    on_gpu = device.type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=on_gpu).to(device, non_blocking=on_gpu)
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
