@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # Tests with the seconds that each may take, and what has to be chosen for it.
-ENGINE = ("engine", "slots", "processors", "sequences", "graphs")
+ENGINE = ("engine", "slots", "processors", "sequences")
 TESTS = {
     "kernels": (60, ["-m", "vllm", "tests/in_vllm/kernels"]),
     "noise": (30, ["tests/device/test_noise.py"]),
@@ -33,7 +33,10 @@ TESTS = {
     "laws": (80, ["tests/laws/test_laws.py"]),
     "drop-in": (60, ["tests/end_to_end/test_transformers.py"]),
     "lab": (60, ["tests/device/test_lab.py"]),
+    "engine, graphs": (120, [f"tests/end_to_end/test_{name}.py" for name in ("graphs", *ENGINE)]),
+    "lab, graphs": (60, ["tests/device/test_lab.py"]),
 }
+NEEDED = ["torch", "transformers", "pytest", "hypothesis", "cyclopts", "docstring_parser"]
 PARALLEL = ["-n", "12"] if find_spec("xdist") else []
 MEASURED = {"bandwidth": 60, "lab-a": 60, "verification": 60, "steps": 90, "large": 150}
 
@@ -69,6 +72,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these parts alone")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        parser.error(f"{', '.join(missing)} cannot be imported here; install what easd depends on")
     if args.part:
         print(json.dumps(MEASURE[args.part](args.tiny)))
         return
@@ -116,7 +122,7 @@ def environment(**extra: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "EASD_GRAPHS": "1",
+        "EASD_GRAPHS": "1",  # decoding is measured with graphs
         "EASD_TEST_DEVICE": "cuda" if torch.cuda.is_available() else "cpu",
         **extra,
     }
@@ -129,7 +135,7 @@ def tested(name: str, seconds: float, out: Path) -> dict[str, Any]:
         done = subprocess.run(
             [*command, *TESTS[name][1]],
             cwd=ROOT,
-            env=environment(),
+            env=environment(EASD_GRAPHS="1" if "graphs" in name else "0"),
             capture_output=True,
             text=True,
             timeout=seconds,
@@ -137,7 +143,7 @@ def tested(name: str, seconds: float, out: Path) -> dict[str, Any]:
         printed, state = done.stdout + done.stderr, "ok" if done.returncode == 0 else "failed"
     except subprocess.TimeoutExpired as over:
         printed, state = (over.stdout or b"").decode(), "out of time"
-    (out / f"{name}.log").write_text(printed, encoding="utf-8")
+    (out / f"{name.replace(', ', '-')}.log").write_text(printed, encoding="utf-8")
     counts = {
         what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|error)", printed)
     }

@@ -10,9 +10,7 @@ from dataclasses import replace
 import pytest
 from models import (
     DEVICE,
-    build,
     fresh_pair,
-    gpt2_config,
     llama_pair,
     prompts,
     requests,
@@ -30,17 +28,9 @@ from easd.engine.models.graphs import map_tensors, tensors_of
 from easd.engine.pair import Pair
 from easd.engine.settings import Settings
 
-
-def longer(config):
-    config.n_positions = 96
-    return config
-
-
 PAIRS = {
     "llama": llama_pair,
-    "gpt2": lambda: [build(longer(gpt2_config(24)), spread=8.0)] * 2,
     "gemma3": lambda: sliding("gemma3"),
-    "qwen2": lambda: sliding("qwen2"),
 }
 ASKED = requests(prompts(4, longest=20), max_new_tokens=24)
 
@@ -87,7 +77,8 @@ def recordings(monkeypatch):
 def test_the_texts_are_those_of_plain_forwards(name, batch_size, recordings, monkeypatch):
     pair, settings = PAIRS[name](), {"rule": Speculative(), "batch_size": batch_size, "gamma": 3}
     replayed = texts(pair, ASKED, **settings)
-    assert recordings
+    forwards = [shapes for shapes in recordings if len(shapes) == 2]
+    assert bool(forwards) == (name == "llama"), "forwards of Llama's shape are written here"
     monkeypatch.setattr(graphs, "serve", lambda device: False)
     assert replayed == texts(pair, ASKED, **settings)
 

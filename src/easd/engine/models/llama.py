@@ -38,6 +38,7 @@ _FAMILIES = {
         (modeling_qwen3, "Qwen3"),
     )
 }
+_STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 _LINEAR = (nn.Linear, Int8Linear)
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -72,6 +73,17 @@ def plain_layers(model: PreTrainedModel) -> list[_Layer] | None:
             return None
         layers.append(_Layer(layer.self_attn, layer.mlp, *(layer._modules[n] for n in _NORMS)))
     return layers
+
+
+def reads_nothing(model: PreTrainedModel) -> bool:
+    """Whether a model runs `plain_forward` and nothing in it reads a number from a tensor.
+
+    Positions that are scaled by the length of the text read it.
+    """
+    if plain_layers(model) is None:
+        return False
+    inner: Any = model._modules["model"]
+    return getattr(inner.rotary_emb, "rope_type", None) in _STATIC_ROPES
 
 
 def _parts(layer: Any, family: dict[str, type]) -> Iterator[tuple[Any, type | tuple[type, ...]]]:

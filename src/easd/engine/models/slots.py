@@ -19,7 +19,7 @@ from easd.engine.models.attention import attend, folded_mask, folds
 from easd.engine.models.attention_swap import borrowed, borrows
 from easd.engine.models.cache import SlotCache
 from easd.engine.models.graphs import Graphs, Structure
-from easd.engine.models.llama import plain_forward, plain_layers
+from easd.engine.models.llama import plain_forward, plain_layers, reads_nothing
 from easd.engine.models.packing import PackedLinears
 from easd.engine.models.upload import upload
 from easd.errors import ModelError
@@ -58,6 +58,7 @@ class SlotModel:
         self._head_knows_keep = "logits_to_keep" in signature(model.forward).parameters
         self._graphs = Graphs()
         self._structure = Structure(model) if graphs.serve(input_device(model)) else None
+        self._records: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +93,15 @@ class SlotModel:
 
     @property
     def _recordable(self) -> bool:
-        return self._structure is not None and not self._structure.runs_python
+        """Whether forwards are recorded: those that surely can be, since failing leaves traces."""
+        if self._records is None:
+            self._records = (
+                self._structure is not None
+                and not self._structure.runs_python
+                and self._window is None
+                and reads_nothing(self.model)
+            )
+        return self._records
 
     def _replayed(self, tokens: Tensor, keep: int | None) -> Tensor:
         """`forward` as a CUDA graph, over as many rows as a power of two, so that few are recorded.
@@ -116,7 +125,7 @@ class SlotModel:
         """Drops graphs of the model as it was, if its weights moved or its modules changed."""
         if self._structure is not None and self._structure.has_changed():
             self._graphs.clear()
-            self._structure = Structure(self.model)
+            self._structure, self._records = Structure(self.model), None
 
     def _placed_forward(self, tokens: Tensor, keep: int | None) -> Tensor:
         """Logits [b, keep, V] of `tokens` [b, T] in the slots that the cache has placed."""
