@@ -13,7 +13,8 @@ from easd.config import parse_rule
 POOL = {"name": "pool", "tau_h": 0, "tau_o": 0, "a": 2.5, "b": 1.0, "pick": "sample"}
 
 
-@pytest.mark.parametrize("method", ["eagle", "eagle3", "mtp"])
+# Another vocabulary than the target's, and the target's own; the V1 tests have EAGLE too.
+@pytest.mark.parametrize("method", ["eagle3", "mtp"])
 def test_tokens_are_drawn_from_the_law(method, start, tmp_path):
     target, speculation = make(method, tmp_path)
     engine = start(

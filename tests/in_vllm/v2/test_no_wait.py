@@ -15,12 +15,13 @@ def stock(target_logits, draft_logits, draft_sampled, cu_num_logits, pos, idx_ma
 
 def test_a_step_of_rules_runs_on_tensors_without_values():
     """Meta tensors have shapes only; reading a value or branching on one raises."""
-    published = (EASD(tau_h=1.0), EASD(tau_h=2.0, tau_o=0.4))
+    published = (EASD(tau_h=1.0).gate, EASD(tau_h=2.0, tau_o=0.4).gate)
     device = torch.device("meta")
     batch = Batch(
         published=published,
         laws=(make_rule("pool", draft_at_bonus=True), make_rule("mars")),
         rule_of=torch.empty(2, dtype=torch.int64, device=device),
+        draft_temperature=0.7,
         redraws=torch.empty(2, dtype=torch.bool, device=device),
         tally=Tally(device),
     )
