@@ -29,7 +29,7 @@ from model_size import PAIR, columns
 from studies import lab_pair
 from torch import Tensor
 from torch.nn import functional as F
-from training.lab import ADAMW, MAX_GRAD_NORM, batches
+from training.lab import ADAMW, batches, descend
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -68,11 +68,7 @@ def optimised(
     running = 0.0
     for step in range(1, steps + 1):
         value = loss(model)
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        optimiser.step()
-        schedule.step()
+        descend(model, value, optimiser, schedule)
         running += value.item()
         if step % LOG_EVERY == 0:
             print(f"step {step}/{steps} loss {running / LOG_EVERY:.4f}", flush=True)

@@ -112,6 +112,20 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine
 
 
+def descend(
+    model: torch.nn.Module,
+    loss: torch.Tensor,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """One step against the gradient of a loss, whose norm is limited."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+    optimiser.step()
+    schedule.step()
+
+
 def train(
     name: str,
     recipe: lab.ModelRecipe,
@@ -142,11 +156,7 @@ def train(
                 goal = teacher(inputs, use_cache=False, logits_to_keep=length).logits
             goal = goal.softmax(-1).flatten(0, 1)
         loss = F.cross_entropy(logits.flatten(0, 1), goal)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        optimiser.step()
-        schedule.step()
+        descend(model, loss, optimiser, schedule)
         running += loss.item()
         if step % LOG_EVERY == 0:
             losses.append({"step": step, "loss": round(running / LOG_EVERY, 4)})

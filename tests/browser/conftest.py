@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+from traces import traced
 
 from easd.config import RunConfig
-from easd.engine.generate import generate
-from easd.engine.trace import TraceWriter
 from easd.inspect.page import write_page
 from easd.pairs.lab import problems
 from easd.pairs.loading import load_pair
-from easd.runs import open_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Without these, Chromium calls home at every start.
@@ -88,7 +86,7 @@ def traces(tmp_path_factory):
     found = {}
     for name, rule in RULES.items():
         folder = tmp_path_factory.mktemp(name) / "run"
-        found[name] = traced("lab", rule, folder)
+        found[name] = trace_of("lab", rule, folder)
     return found
 
 
@@ -96,23 +94,12 @@ def traces(tmp_path_factory):
 def two_tokenizers(tmp_path_factory):
     """A trace of the pool, and a draft that reads numbers as one token."""
     rule = {"name": "pool-everywhere", "a": 1.2, "b": 0.5}
-    return traced("lab-t", rule, tmp_path_factory.mktemp("lab-t") / "run")
+    return trace_of("lab-t", rule, tmp_path_factory.mktemp("lab-t") / "run")
 
 
-def traced(name, rule, folder):
-    pair = load_pair(name)
+def trace_of(name, rule, folder):
     config = RunConfig.from_dict({"pair": name, "rule": rule, **SETTINGS})
-    with TraceWriter(folder, pair, config) as trace:
-        generate(
-            pair.target,
-            pair.draft,
-            PROMPTS,
-            tokenizer=pair.tokenizer,
-            draft_tokenizer=pair.draft_tokenizer,
-            settings=config.settings,
-            on_step=trace.add,
-        )
-    return open_run(folder)
+    return traced(load_pair(name), config, folder, PROMPTS)[1]
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ import shutil
 from collections import Counter
 
 import pytest
+from traces import traced
 
 from easd import load_pair
 from easd.config import RunConfig
-from easd.engine.generate import generate
-from easd.engine.trace import TraceWriter
 from easd.errors import TraceError
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
@@ -66,13 +65,7 @@ def runs(pair, tmp_path_factory):
     begun._out.release()
     list(bench(pair, root / "bench").run())
     config = RunConfig.from_dict({"pair": "lab-a", "max_new_tokens": 8})
-    with TraceWriter(root / "trace", pair, config) as trace:
-        generate(
-            *(pair.target, pair.draft, "12+3="),
-            tokenizer=pair.tokenizer,
-            settings=config.settings,
-            on_step=trace.add,
-        )
+    traced(pair, config, root / "trace", "12+3=")
     return root
 
 

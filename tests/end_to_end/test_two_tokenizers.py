@@ -6,13 +6,13 @@ import json
 import pytest
 import torch
 from http_server import CHAT, DECODE, events, running
+from traces import traced
 from vocabularies import drop_in_texts
 
 import easd as package
 from easd import Speculative, load_pair
 from easd.config import RunConfig, load_config
 from easd.core.rules import TargetOnly
-from easd.engine.trace import TraceWriter
 from easd.engine.vocabulary import vocabulary_map
 from easd.inspect.page.data import run_data
 from easd.pairs import lab
@@ -83,11 +83,8 @@ def test_an_evaluation_pairs_its_systems_and_its_page_shows_target_tokens(easd, 
 
 def test_the_page_says_which_of_the_drafts_own_tokens_its_opinion_came_from(pair, tmp_path):
     config = RunConfig.from_dict({"pair": "lab-t", "rule": "speculative", **SHARED})
-    with TraceWriter(tmp_path / "run", pair, config) as trace:
-        own = {"tokenizer": pair.tokenizer, "draft_tokenizer": pair.draft_tokenizer}
-        asked = {"settings": config.settings, "on_step": trace.add}
-        package.generate(pair.target, pair.draft, PROMPTS[:1], **own, **asked)
-    data = run_data(open_run(tmp_path / "run"), 0)
+    _, trace = traced(pair, config, tmp_path / "run", PROMPTS[:1])
+    data = run_data(trace, 0)
     rows, vocabulary = data["texts"][0]["tokens"], dict(data["vocabulary"])
 
     words = vocabulary_map(pair.tokenizer, pair.draft_tokenizer)

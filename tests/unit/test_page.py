@@ -11,15 +11,14 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from traces import traced
 
 from easd.config import RunConfig
-from easd.engine.generate import generate
-from easd.engine.trace import TraceWriter
 from easd.errors import TraceError
 from easd.inspect.page import content_security_policy, data, live_page, write_page
 from easd.pairs.lab import problems
 from easd.pairs.loading import load_pair
-from easd.runs import open_run, summary
+from easd.runs import summary
 from easd.runs.schema import TOKENS
 
 
@@ -28,16 +27,8 @@ def trace(tmp_path_factory):
     pair = load_pair("lab")
     config = RunConfig.from_dict({"pair": "lab", "seed": 1})
     folder = tmp_path_factory.mktemp("page") / "run"
-    with TraceWriter(folder, pair, config) as writer:
-        generate(
-            pair.target,
-            pair.draft,
-            [problem.prompt for problem in problems("lab-a", 3, seed=0)],
-            tokenizer=pair.tokenizer,
-            settings=config.settings,
-            on_step=writer.add,
-        )
-    return open_run(folder)
+    prompts = [problem.prompt for problem in problems("lab-a", 3, seed=0)]
+    return traced(pair, config, folder, prompts)[1]
 
 
 def written(*traces, path, **options):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from traces import traced
 
 from easd.config import RunConfig
 from easd.core.noise import Noise, request_key
@@ -42,21 +43,8 @@ def run(pair, tmp_path):
     def decode(rule="easd", prompts=PROMPTS, **settings):
         config = RunConfig.from_dict({"pair": "lab", "rule": rule, "batch_size": 5, **settings})
         recorder = Recorder(config.settings.rule)
-        with TraceWriter(tmp_path / "run", pair, config) as trace:
-
-            def watch(record):
-                recorder.add(record)
-                trace.add(record)
-
-            texts = generate(
-                pair.target,
-                pair.draft,
-                prompts,
-                tokenizer=pair.tokenizer,
-                settings=config.settings,
-                on_step=watch,
-            )
-        return texts, recorder.total, open_run(tmp_path / "run")
+        texts, trace = traced(pair, config, tmp_path / "run", prompts, recorder.add)
+        return texts, recorder.total, trace
 
     return decode
 
@@ -142,21 +130,9 @@ def dict_of(trace):
 def test_every_part_of_a_row_is_recomputed_from_the_step(run, pair, tmp_path):
     records = []
     config = RunConfig.from_dict({"pair": "lab", "rule": LOOSE, "batch_size": 5})
-    with TraceWriter(tmp_path / "again", pair, config) as trace:
-
-        def watch(record):
-            records.append(replace(record, rows=list(record.rows)))
-            trace.add(record)
-
-        generate(
-            pair.target,
-            pair.draft,
-            PROMPTS,
-            tokenizer=pair.tokenizer,
-            settings=config.settings,
-            on_step=watch,
-        )
-    rows = open_run(tmp_path / "again").tokens.to_pylist()
+    copy = lambda record: records.append(replace(record, rows=list(record.rows)))  # noqa: E731
+    _, trace = traced(pair, config, tmp_path / "again", PROMPTS, copy)
+    rows = trace.tokens.to_pylist()
     assert len(rows) > 50
     for row in rows:
         record = records[row["step"]]
@@ -187,18 +163,9 @@ def test_every_part_of_a_row_is_recomputed_from_the_step(run, pair, tmp_path):
 def test_the_rules_law_is_recorded_where_it_is_not_the_targets(pair, tmp_path, rule, temperature):
     records = []
     config = RunConfig.from_dict({"pair": "lab", "rule": rule, "temperature": temperature})
-    with TraceWriter(tmp_path / "run", pair, config) as trace:
-        watch = lambda record: (records.append(record), trace.add(record))  # noqa: E731
-        generate(
-            pair.target,
-            pair.draft,
-            PROMPTS,
-            tokenizer=pair.tokenizer,
-            settings=config.settings,
-            on_step=watch,
-        )
+    _, trace = traced(pair, config, tmp_path / "run", PROMPTS, records.append)
     differing = 0
-    rows = open_run(tmp_path / "run").tokens.to_pylist()
+    rows = trace.tokens.to_pylist()
     for row in rows:
         record = records[row["step"]]
         (place,) = [i for i, r in enumerate(record.rows) if r.request.number == row["request"]]
