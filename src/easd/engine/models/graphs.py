@@ -127,7 +127,7 @@ def record(function: Function, given: tuple[Any, ...]) -> Callable[[], Any]:
             output = function(*given)
         finally:
             graph.capture_end()
-    current.wait_stream(stream)
+            current.wait_stream(stream)
 
     def replay() -> Any:
         graph.replay()
