@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # Tests with the seconds that each may take, and what has to be chosen for it.
-ENGINE = ("engine", "slots", "processors", "sequences")
+ENGINE = ("engine", "slots", "processors", "sequences", "graphs")
 TESTS = {
     "kernels": (60, ["-m", "vllm", "tests/in_vllm/kernels"]),
     "noise": (30, ["tests/device/test_noise.py"]),
@@ -33,32 +33,32 @@ TESTS = {
     "laws": (80, ["tests/laws/test_laws.py"]),
     "drop-in": (60, ["tests/end_to_end/test_transformers.py"]),
     "lab": (60, ["tests/device/test_lab.py"]),
-    "engine, graphs": (120, [f"tests/end_to_end/test_{name}.py" for name in ("graphs", *ENGINE)]),
-    "lab, graphs": (60, ["tests/device/test_lab.py"]),
+    "engine, without graphs": (120, [f"tests/end_to_end/test_{name}.py" for name in ENGINE]),
 }
 NEEDED = ["torch", "transformers", "pytest", "hypothesis", "cyclopts", "docstring_parser"]
 PARALLEL = ["-n", "12"] if find_spec("xdist") else []
-MEASURED = {"bandwidth": 60, "lab-a": 60, "verification": 60, "steps": 90, "large": 150}
+MEASURED = {
+    "bandwidth": 60,
+    "lab-a": 60,
+    "verification": 60,
+    "steps": 90,
+    "large": 120,
+    "largest": 120,
+}
 
 GAMMA = 4
 VOCABULARY = 152_064
+# Of Qwen2.5 7B and 0.5B, and of Qwen3 32B and 0.6B.
 SHAPES = {
-    "target": {
-        "hidden_size": 3584,
-        "num_hidden_layers": 28,
-        "intermediate_size": 18_944,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
+    "large": {
+        "target": ("qwen2", 3584, 28, 18_944, 28, 4),
+        "draft": ("qwen2", 896, 24, 4864, 14, 2),
     },
-    "draft": {
-        "hidden_size": 896,
-        "num_hidden_layers": 24,
-        "intermediate_size": 4864,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
+    "largest": {
+        "target": ("qwen3", 5120, 64, 25_600, 64, 8),
+        "draft": ("qwen3", 1024, 28, 3072, 16, 8),
     },
 }
-TINY = {"num_hidden_layers": 2, "intermediate_size": 64}
 SPREAD = 4.5  # Of the logits: entropies as wide as a language model's at temperature 1.
 ACCEPTANCE = 0.8
 SYSTEMS = ("target", "speculative", "easd", "easd-maximal", "assisted")
@@ -122,7 +122,6 @@ def environment(**extra: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "EASD_GRAPHS": "1",  # decoding is measured with graphs
         "EASD_TEST_DEVICE": "cuda" if torch.cuda.is_available() else "cpu",
         **extra,
     }
@@ -135,7 +134,7 @@ def tested(name: str, seconds: float, out: Path) -> dict[str, Any]:
         done = subprocess.run(
             [*command, *TESTS[name][1]],
             cwd=ROOT,
-            env=environment(EASD_GRAPHS="1" if "graphs" in name else "0"),
+            env=environment(EASD_GRAPHS="0" if "without graphs" in name else "1"),
             capture_output=True,
             text=True,
             timeout=seconds,
@@ -179,8 +178,17 @@ def lab_pair(tiny: bool) -> dict[str, Any]:
 
 def large_pair(tiny: bool) -> dict[str, Any]:
     """The same for a pair of Qwen2.5 7B's and 0.5B's shape, accepted as often as is asked for."""
-    pair, reached, tau_h = large(tiny)
-    of = {"batches": (1, 16), "tokens": 16 if tiny else 128, "rounds": 2, "tau_h": tau_h}
+    return pair_of("large", tiny, batches=(1, 16), tokens=128)
+
+
+def largest_pair(tiny: bool) -> dict[str, Any]:
+    """The same for Qwen3 32B's and 0.6B's shape, whose target is as much of a GPU as fits."""
+    return pair_of("largest", tiny, batches=(1,), tokens=256)
+
+
+def pair_of(shape: str, tiny: bool, *, batches: tuple[int, ...], tokens: int) -> dict[str, Any]:
+    pair, reached, tau_h = made(shape, tiny)
+    of = {"batches": batches, "tokens": 16 if tiny else tokens, "rounds": 2, "tau_h": tau_h}
     told = turns(pair, random_prompts(pair), **of)
     return {"acceptance of one token": reached, "tau_h": tau_h, "peak GB": peak(), **told}
 
@@ -188,7 +196,7 @@ def large_pair(tiny: bool) -> dict[str, Any]:
 def steps(tiny: bool) -> dict[str, Any]:
     from gpu_steps import measure
 
-    pair, _, tau_h = large(tiny)
+    pair, _, tau_h = made("large", tiny)
     return measure(pair, random_prompts(pair), GAMMA, tau_h)
 
 
@@ -246,7 +254,7 @@ def turns(
 
 
 @cache
-def large(tiny: bool) -> tuple[Any, float, float]:
+def made(shape: str, tiny: bool) -> tuple[Any, float, float]:
     """Random models whose layers are computed in full and say next to nothing.
 
     The residual stream is then the last token's embedding, and both heads read it: the target's
@@ -254,7 +262,7 @@ def large(tiny: bool) -> tuple[Any, float, float]:
     the acceptance rate what is wanted.
     """
     import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from easd import Pair
     from easd.core.signals import entropy
@@ -264,12 +272,17 @@ def large(tiny: bool) -> tuple[Any, float, float]:
     vocab_size = 512 if tiny else VOCABULARY
     torch.manual_seed(0)
     models = {}
-    for role, shape in SHAPES.items():
-        config = Qwen2Config(
+    for role, (family, hidden, layers, inner, heads, key_heads) in SHAPES[shape].items():
+        config = AutoConfig.for_model(
+            family,
             vocab_size=vocab_size,
             tie_word_embeddings=False,
             max_position_embeddings=4096,
-            **(shape | (TINY if tiny else {})),
+            hidden_size=hidden,
+            num_hidden_layers=2 if tiny else layers,
+            intermediate_size=64 if tiny else inner,
+            num_attention_heads=heads,
+            num_key_value_heads=key_heads,
         )
         with torch.device(device):
             models[role] = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
@@ -299,7 +312,7 @@ def large(tiny: bool) -> tuple[Any, float, float]:
         low, high = (middle, high) if accepted(middle) > ACCEPTANCE else (low, middle)
     target.lm_head.weight.data.copy_(mixed(head, noise, low).repeat(1, times) / times)
     tokenizer: Any = None
-    pair = Pair(name="large", target=target, draft=draft, tokenizer=tokenizer)
+    pair = Pair(name=shape, target=target, draft=draft, tokenizer=tokenizer)
     tau_h = entropy((some @ head.float().T).softmax(-1)).quantile(0.9).item()
     return pair, accepted(low), tau_h
 
@@ -382,6 +395,7 @@ MEASURE: dict[str, Callable[[bool], dict[str, Any]]] = {
     "verification": verification,
     "steps": steps,
     "large": large_pair,
+    "largest": largest_pair,
 }
 
 

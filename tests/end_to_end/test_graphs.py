@@ -4,7 +4,9 @@ On a CPU, a trace of PyTorch's operations stands in for a CUDA graph. Like one, 
 addresses and Python values of one call, and refuses to read a number from a tensor.
 """
 
+import gc
 import warnings
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -57,7 +59,7 @@ def traced(function, given):
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """Records every call from the second of a kind on; the calls recorded."""
+    """The calls that are recorded."""
     made, real = [], graphs.record if DEVICE != "cpu" else traced
 
     def record(function, given):
@@ -65,7 +67,6 @@ def recordings(monkeypatch):
         return real(function, given)
 
     monkeypatch.setattr(graphs, "serve", lambda device: True)
-    monkeypatch.setattr(graphs, "_CALLS_BEFORE", 1)
     for module in (gated, refusal):  # as on a GPU, without branches on values
         monkeypatch.setattr(module, "on_host", lambda values: False)
     monkeypatch.setattr(graphs, "record", record)
@@ -214,3 +215,29 @@ def test_what_cannot_be_recorded_runs_plainly(recordings, monkeypatch):
         written = texts(llama_pair(), ASKED, **settings)
     monkeypatch.setattr(graphs, "serve", lambda device: False)
     assert written == texts(llama_pair(), ASKED, **settings)
+
+
+def test_the_next_engine_records_nothing_anew(recordings):
+    """Unless a model has changed or the batch has another size; no model is kept alive."""
+    models = list(fresh_pair())
+    settings = {"rule": Speculative(), "batch_size": 2, "gamma": 3}
+
+    def forwards():
+        recordings.clear()
+        found = texts(models, ASKED, **settings)
+        return found, sum(len(shapes) == 2 for shapes in recordings)
+
+    first, recorded = forwards()
+    assert recorded
+    forwards()  # Records what it now calls for the second time.
+    assert forwards() == (first, 0)
+    models[0].lm_head.weight = nn.Parameter(-models[0].lm_head.weight)
+    other, recorded = forwards()
+    assert other != first
+    assert recorded
+    settings["batch_size"] = 3
+    assert forwards()[1]
+    target = weakref.ref(models[0])
+    models.clear()
+    gc.collect()
+    assert target() is None

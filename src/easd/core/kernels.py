@@ -7,6 +7,7 @@ wherever `usable` is false. EASD_KERNELS=0 turns the kernels off.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,12 +20,12 @@ MOST_TOP = 16
 _HAVE_TRITON = find_spec("triton") is not None
 
 
-def usable(tensor: Tensor) -> bool:
-    """Whether the kernels support `tensor`; false while torch compiles."""
+def usable(tensor: Tensor, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> bool:
+    """Whether kernels for these dtypes support `tensor`; false while torch compiles."""
     return (
         tensor.is_cuda
         and os.environ.get("EASD_KERNELS") != "0"
-        and tensor.dtype == torch.float32
+        and tensor.dtype in dtypes
         and _HAVE_TRITON
         and not torch.compiler.is_compiling()
     )

@@ -77,6 +77,11 @@ class Engine:
         """Whether any request is waiting or being decoded."""
         return bool(self._rows or self._waiting)
 
+    def close(self) -> None:
+        """Leaves recorded graphs to the next engine of the same models; this one has ended."""
+        for model in (self.target, *self.drafter.models):
+            model.leave()
+
     def submit(self, request: Request) -> None:
         """Queues a request; `step` admits it once a slot is free.
 

@@ -183,6 +183,7 @@ def decode(
                 raise found.error
             else:
                 on_failure(found.row)
+    engine.close()
 
 
 def summary_of_failures(failed: Sequence[Row], texts: int) -> str:

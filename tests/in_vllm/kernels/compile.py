@@ -17,6 +17,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from easd.core import kernels
+from easd.engine.models import fused
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -62,6 +63,15 @@ def main():
             kernels.gate_signals(rows, rows, top_n)
         kernels.sum_of_odds(rows, rows)
         kernels.race(rows, torch.zeros(2, 6, dtype=torch.int64))
+    for dtype in (torch.float32, torch.bfloat16):
+        rows, head = torch.zeros(2, 5, 3584, dtype=dtype), torch.zeros(128, dtype=dtype)
+        keys, turning = torch.zeros(2, 4, 64, 128, dtype=dtype), torch.zeros(2, 5, 128, dtype=dtype)
+        at = torch.zeros(2, 5, dtype=torch.int64)
+        fused.add_norm(rows, rows, rows[0, 0], 1e-6)
+        fused.gate_(rows, rows)
+        for norms in (None, (head, head, 1e-6)):
+            of_keys = rows[..., :512]
+            fused.turn(rows, of_keys, of_keys, norms, turning, turning, at, keys, keys)
 
 
 main()

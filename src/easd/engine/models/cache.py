@@ -74,6 +74,18 @@ class SlotCache(Cache):
         while placement.capacity < length:
             placement.capacity += min(placement.capacity, _MOST_GROWTH)
 
+    def slots(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the placed rows, [b, heads, S, dim], for the caller to write.
+
+        Args:
+            like: the values to be written, [b, T, heads, dim].
+        """
+        while len(self.layers) <= layer:
+            self.layers.append(self.layer_class_to_replicate())  # type: ignore[misc]
+        held = self.layers[layer]
+        assert isinstance(held, SlotLayer)
+        return held.slots(like.transpose(1, 2))
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copies one row's first `length` slots to another row."""
         for held in self._held():
@@ -88,6 +100,11 @@ class SlotCache(Cache):
         """Zeroes a row's slots, since NaN there would pass through the mask into its next text."""
         for held in self._held():
             held[row].zero_()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all slots."""
+        return sum(held.nbytes for held in self._held())
 
     def _held(self) -> Iterator[Tensor]:
         for layer in self.layers:
@@ -113,6 +130,15 @@ class SlotLayer(CacheLayerMixin):
         self.keys = self._with_room(self.keys, key_states)
         self.values = self._with_room(self.values, value_states)
         return self._write(self.keys, key_states), self._write(self.values, value_states)
+
+    def slots(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """As `SlotCache.slots`, for values like [b, heads, T, dim]."""
+        self.keys, self.values = (
+            self._with_room(self.keys, like),
+            self._with_room(self.values, like),
+        )
+        rows, stop = self.placement.rows, self.placement.stop
+        return self.keys[rows, :, :stop], self.values[rows, :, :stop]
 
     def _with_room(self, held: Tensor | None, like: Tensor) -> Tensor:
         placement = self.placement

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -23,24 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_CALLS_BEFORE = 2
-"""Calls of one kind before it is recorded, which takes as long as two or three calls."""
-
 _MOST_RECORDED = 8  # Each keeps what it is given, such as distributions over a vocabulary.
 
 Function = Callable[..., Any]
 
 
 def serve(device: torch.device) -> bool:
-    """Whether calls on a device are recorded, which EASD_GRAPHS=1 asks for."""
-    return device.type == "cuda" and os.environ.get("EASD_GRAPHS") == "1"
+    """Whether calls on a device are recorded, which EASD_GRAPHS=0 turns off."""
+    return device.type == "cuda" and os.environ.get("EASD_GRAPHS") != "0"
 
 
 class Graphs:
     """Recorded calls of functions, by what distinguishes the calls; only one runs at a time."""
 
     def __init__(self) -> None:
-        self._calls: Counter[Hashable] = Counter()
+        self._called: set[Hashable] = set()
         self._recorded: dict[Hashable, Function | None] = {}  # None for what cannot be recorded
         self._place: Hashable = None
 
@@ -57,8 +53,8 @@ class Graphs:
             self._place = place
         kind = kind, map_tensors(given, lambda tensor: (tensor.shape, tensor.dtype))
         if kind not in self._recorded:
-            self._calls[kind] += 1
-            if self._calls[kind] <= _CALLS_BEFORE:
+            if kind not in self._called:  # Many are called once, and a first call allocates.
+                self._called.add(kind)
                 return function(*given)
             if len(self._recorded) == _MOST_RECORDED:
                 del self._recorded[next(iter(self._recorded))]
@@ -68,7 +64,7 @@ class Graphs:
 
     def clear(self) -> None:
         """Forgets all calls, since something that they used has moved."""
-        self._calls.clear()
+        self._called.clear()
         self._recorded.clear()
 
 
@@ -115,13 +111,13 @@ def _recorded(function: Function, given: tuple[Any, ...]) -> Function | None:
 def record(function: Function, given: tuple[Any, ...]) -> Callable[[], Any]:
     """Records `function(*given)` as a CUDA graph; returns what replays it on the same tensors.
 
-    Each graph keeps memory of its own: memory that graphs share is freed under them as soon as all
-    that were recorded first are gone.
+    The function must have run before, since a first call allocates what later ones keep. Each graph
+    keeps memory of its own: memory that graphs share is freed under them as soon as all that were
+    recorded first are gone.
     """
     graph, stream, current = torch.cuda.CUDAGraph(), _stream(), torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream), _uncollected():
-        function(*given)  # A first call allocates what later ones keep.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             output = function(*given)

@@ -8,7 +8,7 @@ hooks, adapters and other layers; a model with any runs its own forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
+from easd.engine.models import fused
 from easd.engine.models.attention import attend, folded_mask, folds
 from easd.engine.models.cache import SlotCache
 from easd.engine.models.int8 import Int8Linear
@@ -134,47 +135,92 @@ def plain_forward(
         cache: receives keys and values.
     """
     rows = model.model.embed_tokens(tokens)
-    cos, sin = (each.unsqueeze(2) for each in model.model.rotary_emb(rows, positions))
-    half = sin.shape[-1] // 2
-    sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+    cos, sin = model.model.rotary_emb(rows, positions)
     groups = layers[0].attention.num_key_value_groups if layers else 1
     if folds(tokens.shape[1], groups):
         mask = folded_mask(mask, groups)
+    turn = _fused_turn(cos, sin, cache) if fused.usable(rows) else _turn(cos, sin, cache)
+    added = None
     for layer in layers:
-        attended = _attended(layer, rows, cos, sin, mask, cache)
-        rows = layer.attention.o_proj.forward(attended).add_(rows)
-        given, mlp = _normed(rows, layer.before_mlp), layer.mlp
-        gated = silu(mlp.gate_proj.forward(given), inplace=True).mul_(mlp.up_proj.forward(given))
-        rows = mlp.down_proj.forward(gated).add_(rows)
+        rows, given = _added(rows, added, layer.before_attention)
+        attention, mlp = layer.attention, layer.mlp
+        projections = attention.q_proj, attention.k_proj, attention.v_proj
+        turned = turn(attention, *(each.forward(given) for each in projections))
+        attended = attend(*turned, mask, attention.scaling).reshape(*tokens.shape, -1)
+        rows, given = _added(rows, attention.o_proj.forward(attended), layer.before_mlp)
+        gated = _gated(mlp.gate_proj.forward(given), mlp.up_proj.forward(given))
+        added = mlp.down_proj.forward(gated)
+    rows = rows if added is None else added.add_(rows)
     return model.lm_head(model.model.norm(rows[:, -keep:]))
 
 
-def _attended(
-    layer: _Layer, rows: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: SlotCache
-) -> Tensor:
-    """Output of a layer's attention for `rows` [B, T, hidden], before the output projection."""
-    attention = layer.attention
-    given, heads = _normed(rows, layer.before_attention), (*rows.shape[:2], -1, attention.head_dim)
-    query, key = attention.q_proj.forward(given), attention.k_proj.forward(given)
-    value = attention.v_proj.forward(given).view(heads).transpose(1, 2)
-    if "q_norm" in attention._modules:
-        query = _normed(query.view(heads), attention.q_norm)
-        key = _normed(key.view(heads), attention.k_norm)
-        both = torch.cat((query, key), 2)
-    else:
-        both = torch.cat((query, key), -1).view(heads)
-    turned = torch.roll(both, both.shape[-1] // 2, -1).mul_(sin)
-    both = turned.addcmul_(both, cos).transpose(1, 2)
-    num_keys = value.shape[1]
-    query, key = both[:, :-num_keys], both[:, -num_keys:]
-    key, value = cache.update(key, value, attention.layer_idx)
-    return attend(query, key, value, mask, attention.scaling).reshape(*rows.shape[:2], -1)
+_Turn = Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""From a layer's attention and its projections [B, T, heads * D] to queries [B, H, T, D], rotated,
+and all keys and values so far, [B, heads, S, D]."""
+
+
+def _turn(cos: Tensor, sin: Tensor, cache: SlotCache) -> _Turn:
+    half = sin.shape[-1] // 2
+    signed = torch.cat((-sin[..., :half], sin[..., half:]), -1).unsqueeze(2)
+    cos = cos.unsqueeze(2)
+
+    def turn(
+        attention: Any, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads = (*query.shape[:2], -1, attention.head_dim)
+        if "q_norm" in attention._modules:
+            query = _normed(query.view(heads), attention.q_norm)
+            key = _normed(key.view(heads), attention.k_norm)
+            both = torch.cat((query, key), 2)
+        else:
+            both = torch.cat((query, key), -1).view(heads)
+        both = torch.roll(both, half, -1).mul_(signed).addcmul_(both, cos).transpose(1, 2)
+        value = value.view(heads).transpose(1, 2)
+        num_keys = value.shape[1]
+        query, key = both[:, :-num_keys], both[:, -num_keys:]
+        return query, *cache.update(key, value, attention.layer_idx)
+
+    return turn
+
+
+def _fused_turn(cos: Tensor, sin: Tensor, cache: SlotCache) -> _Turn:
+    def turn(
+        attention: Any, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        norms = None
+        if "q_norm" in attention._modules:
+            norm = attention.q_norm
+            norms = norm.weight, attention.k_norm.weight, norm.variance_epsilon
+        of_heads = value.unflatten(-1, (-1, attention.head_dim))
+        keys, values = cache.slots(attention.layer_idx, of_heads)
+        at = cache.placement.positions
+        query = fused.turn(query, key, value, norms, cos, sin, at, keys, values)
+        return query, keys, values
+
+    return turn
+
+
+def _added(rows: Tensor, added: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
+    """`rows` with `added`, [B, T, hidden], whose memory it may take, and the sum's RMS norm."""
+    if added is None:
+        return rows, _normed(rows, norm)
+    if fused.usable(rows):
+        return fused.add_norm(rows, added, norm._parameters["weight"], norm.variance_epsilon)
+    rows = added.add_(rows)
+    return rows, _normed(rows, norm)
+
+
+def _gated(gate: Tensor, values: Tensor) -> Tensor:
+    """SiLU of `gate` times `values`, in the memory of `gate`."""
+    return (
+        fused.gate_(gate, values) if fused.usable(gate) else silu(gate, inplace=True).mul_(values)
+    )
 
 
 def _normed(rows: Tensor, norm: Any) -> Tensor:
     """RMS norm of `rows` [..., hidden], in float32 as in transformers."""
     weight, eps = norm._parameters["weight"], norm.variance_epsilon
-    if rows.is_cuda:  # One kernel; it rounds once, where transformers rounds twice.
+    if rows.is_cuda and rows.dtype != torch.float64:  # One kernel, which rounds once.
         return rms_norm(rows, weight.shape, weight, eps)
     if rows.dtype != torch.float32:
         whole = rows.float()

@@ -19,6 +19,7 @@ from easd.engine.models.attention import attend, folded_mask, folds
 from easd.engine.models.attention_swap import borrowed, borrows
 from easd.engine.models.cache import SlotCache
 from easd.engine.models.graphs import Graphs, Structure
+from easd.engine.models.kept import Kept, keep, take
 from easd.engine.models.llama import plain_forward, plain_layers, reads_nothing
 from easd.engine.models.packing import PackedLinears
 from easd.engine.models.upload import upload
@@ -48,7 +49,6 @@ class SlotModel:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         self._unknown = max(0, (vocab_size or 0) - self.config.vocab_size)
-        self.cache = SlotCache(num_rows)
         self.lengths = [0] * num_rows
         self._window, self._mask_per_kind = _attention_layout(model)
         _check_mode(model)
@@ -56,8 +56,12 @@ class SlotModel:
         self._limit = context_window(model)
         self._cache_keyword = cache_keyword(model)
         self._head_knows_keep = "logits_to_keep" in signature(model.forward).parameters
-        self._graphs = Graphs()
-        self._structure = Structure(model) if graphs.serve(input_device(model)) else None
+        self._kind = num_rows, self._unknown
+        serves = graphs.serve(input_device(model))
+        kept = take(model, self._kind) if serves else None
+        self.cache = kept.cache if kept else SlotCache(num_rows)
+        self._graphs = kept.graphs if kept else Graphs()
+        self._structure = kept.structure if kept else Structure(model) if serves else None
         self._records: bool | None = None
 
     @property
@@ -120,6 +124,11 @@ class SlotModel:
         given = pad(tokens, (0, 0, 0, rows - batch)), upload(starts, tokens.device)
         place = self.cache.placement.capacity
         return self._graphs.run(keep, forward, *given, place=place)[:batch]
+
+    def leave(self) -> None:
+        """Leaves graphs and slots to the model's next engine, after which this is of no use."""
+        if self._structure is not None and self._recordable:
+            keep(self.model, self._kind, Kept(self._graphs, self.cache, self._structure))
 
     def notice_changes(self) -> None:
         """Drops graphs of the model as it was, if its weights moved or its modules changed."""
