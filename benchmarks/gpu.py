@@ -183,12 +183,12 @@ def large_pair(tiny: bool) -> dict[str, Any]:
 
 def largest_pair(tiny: bool) -> dict[str, Any]:
     """The same for Qwen3 32B's and 0.6B's shape, whose target is as much of a GPU as fits."""
-    return pair_of("largest", tiny, batches=(1,), tokens=256)
+    return pair_of("largest", tiny, batches=(1,), tokens=256, assisted=False)
 
 
-def pair_of(shape: str, tiny: bool, *, batches: tuple[int, ...], tokens: int) -> dict[str, Any]:
+def pair_of(shape: str, tiny: bool, *, tokens: int, **of: Any) -> dict[str, Any]:
     pair, reached, tau_h = made(shape, tiny)
-    of = {"batches": batches, "tokens": 16 if tiny else tokens, "rounds": 2, "tau_h": tau_h}
+    of |= {"tokens": 16 if tiny else tokens, "rounds": 2, "tau_h": tau_h}
     told = turns(pair, random_prompts(pair), **of)
     return {"acceptance of one token": reached, "tau_h": tau_h, "peak GB": peak(), **told}
 
@@ -223,7 +223,7 @@ def turns(
     found: dict[str, Any] = {}
     for batch in batches:
         load = Load(batch=batch, tokens=of["tokens"], temperature=1.0, tau_h=of["tau_h"])
-        kinds = SYSTEMS if batch == 1 else SYSTEMS[:-1]
+        kinds = SYSTEMS if batch == 1 and of.get("assisted", True) else SYSTEMS[:-1]
         runs: dict[str, list[Timing]] = {kind: [] for kind in kinds}
         for number in range(of["rounds"] + 1):
             chosen = [prompts[(number * batch + i) % len(prompts)] for i in range(batch)]
