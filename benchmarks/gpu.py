@@ -122,6 +122,7 @@ def environment(**extra: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "EASD_FUSED": "1",
         "EASD_TEST_DEVICE": "cuda" if torch.cuda.is_available() else "cpu",
         **extra,
     }

@@ -21,13 +21,18 @@ from easd.engine.generate import make_engine, make_requests
 from easd.engine.settings import Settings
 
 WARM, MEASURED = 10, 10
-PLAIN = ("speculative",)  # Measured without CUDA graphs too.
+# What each is measured with: CUDA graphs, and fused kernels between a layer's products.
+WAYS = {
+    "fused": {"EASD_GRAPHS": "1", "EASD_FUSED": "1"},
+    "graphs": {"EASD_GRAPHS": "1", "EASD_FUSED": "0"},
+    "plain": {"EASD_GRAPHS": "0", "EASD_FUSED": "0"},
+}
 
 
 def measure(pair: Pair, prompts: list[list[int]], gamma: int, tau_h: float) -> dict[str, Any]:
-    """Milliseconds of a step by part, and its waits for the GPU, with CUDA graphs and without.
+    """Milliseconds of a step by part, and its waits for the GPU, each way.
 
-    The log has the profile of a few steps of speculation.
+    Only speculation is measured plain. The log has the profile of a few steps of speculation.
     """
     systems = {
         "target": (TargetOnly(), None),
@@ -37,9 +42,9 @@ def measure(pair: Pair, prompts: list[list[int]], gamma: int, tau_h: float) -> d
     }
     found = {}
     for batch in (1, len(prompts)):
-        for graphs, names in (("1", systems), ("0", PLAIN)):
-            os.environ["EASD_GRAPHS"] = graphs
-            for name in names:
+        for way, switches in WAYS.items():
+            os.environ |= switches
+            for name in ("speculative",) if way == "plain" else systems:
                 rule, coupling = systems[name]
                 settings = Settings(
                     rule=rule, coupling=coupling, gamma=gamma, max_new_tokens=256, batch_size=batch
@@ -47,11 +52,9 @@ def measure(pair: Pair, prompts: list[list[int]], gamma: int, tau_h: float) -> d
                 engine = make_engine(pair, settings, num_rows=batch)
                 for request in make_requests(pair, prompts[:batch], settings):
                     engine.submit(request)
-                kind = f"{name}, {batch} at once, {'graphs' if graphs == '1' else 'plain'}"
-                found[kind] = told(engine)
-                if batch == 1 and graphs == "1" and name == "speculative":
+                found[f"{name}, {batch} at once, {way}"] = told(engine)
+                if batch == 1 and way == "fused" and name == "speculative":
                     print(profiled(engine))
-    del os.environ["EASD_GRAPHS"]
     return found
 
 

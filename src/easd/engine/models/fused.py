@@ -1,10 +1,12 @@
 """Fused Triton kernels for what lies between the matrix products of a layer on a GPU.
 
 With a few texts, each of the dozens of small kernels of a layer takes longer to start than to run.
+EASD_FUSED=1 turns them on.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ _GATED_AT_ONCE = 1024
 
 def usable(rows: Tensor) -> bool:
     """Whether the kernels support activations like `rows`."""
-    return kernels.usable(rows, _DTYPES)
+    return os.environ.get("EASD_FUSED") == "1" and kernels.usable(rows, _DTYPES)
 
 
 def add_norm(rows: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -53,11 +53,13 @@ class Graphs:
             self._place = place
         kind = kind, map_tensors(given, lambda tensor: (tensor.shape, tensor.dtype))
         if kind not in self._recorded:
-            if kind not in self._called:  # Many are called once, and a first call allocates.
+            if kind not in self._called:  # Many are called once; recording takes two calls more.
                 self._called.add(kind)
                 return function(*given)
             if len(self._recorded) == _MOST_RECORDED:
-                del self._recorded[next(iter(self._recorded))]
+                oldest = next(iter(self._recorded))
+                del self._recorded[oldest]
+                self._called.remove(oldest)  # So that kinds that alternate are not all recorded.
             self._recorded[kind] = _recorded(function, given)
         self._recorded[kind] = recorded = self._recorded.pop(kind)  # The last used comes last.
         return (recorded or function)(*given)
@@ -111,13 +113,13 @@ def _recorded(function: Function, given: tuple[Any, ...]) -> Function | None:
 def record(function: Function, given: tuple[Any, ...]) -> Callable[[], Any]:
     """Records `function(*given)` as a CUDA graph; returns what replays it on the same tensors.
 
-    The function must have run before, since a first call allocates what later ones keep. Each graph
-    keeps memory of its own: memory that graphs share is freed under them as soon as all that were
-    recorded first are gone.
+    Each graph keeps memory of its own: memory that graphs share is freed under them as soon as all
+    that were recorded first are gone.
     """
     graph, stream, current = torch.cuda.CUDAGraph(), _stream(), torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream), _uncollected():
+        function(*given)  # A first call on a stream allocates what later ones keep.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             output = function(*given)
