@@ -246,9 +246,29 @@ def test_a_tuned_rule_is_served(tmp_path):
     assert serving.rule == parse_rule(found)
     assert serving.rule_for({"easd": {"b": 0.1}}) == parse_rule({**found, "b": 0.1})
     assert Serving.parse({**values, "b": 0.2}).rule == parse_rule({**found, "b": 0.2})
+    assert serving.draft_temperature is None
     for wrong, says in ((3, "give a file's path"), ("no.json", "cannot read")):
         with pytest.raises(ConfigError, match=says):
             Serving.parse({"calibration": wrong})
+
+
+@pytest.mark.parametrize(
+    ("asked", "served"),
+    [({}, 0.5), ({"draft_temperature": 2}, 2.0), ({"name": "pool", "a": 1}, None)],
+    ids=str,
+)
+def test_a_tuned_rule_brings_its_draft_temperature(asked, served, tmp_path):
+    nothing = {"fingerprints": {}, "sampling": {}, "data": [], "estimates": {}}
+    decoding = {"temperature": 1.0, "draft_temperature": 0.5}
+    CalibrationFile(
+        kind="tuning",
+        fields={"name": "pool-everywhere", "a": 1.4, "b": 0.6},
+        pair="lab-a",
+        decoding=decoding,
+        **nothing,
+    ).save(tmp_path / "t.json")
+    serving = Serving.parse({"calibration": str(tmp_path / "t.json"), **asked})
+    assert serving.draft_temperature == served
 
 
 def test_a_draft_temperature_is_served_with_laws():

@@ -51,7 +51,8 @@ class Serving:
         """Parses `additional_config["easd"]`: the rule's fields, and settings of the plugin.
 
         `calibration` names a file of `easd tune`, `calibrate` or `diagnose`, which fills in fields
-        that are not given. The plugin cannot check that it was made for these models.
+        that are not given, and the draft temperature of a tuned rule. The plugin cannot check that
+        it was made for these models.
 
         Raises:
             EasdError: A key is unknown, or a value does not fit or is not served here.
@@ -75,7 +76,11 @@ class Serving:
         if calibration is not None:
             if not isinstance(calibration, str):
                 raise ConfigError(f"calibration = {calibration!r} does not fit; give a file's path")
-            values = read_calibration(calibration).fill(values)
+            found = read_calibration(calibration)
+            values = found.fill(values)
+            tuned = found.decoding.get("draft_temperature")
+            if draft_temperature is None and values.get("name") == found.fields.get("name"):
+                draft_temperature = None if tuned is None else max(COLDEST, tuned)
         serving = cls(
             rule=parse_rule(values),
             coupling=coupling,
