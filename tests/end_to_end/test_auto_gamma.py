@@ -2,13 +2,19 @@
 
 from collections.abc import Iterator
 from itertools import chain, cycle, repeat
+from weakref import WeakKeyDictionary
 
 import pytest
-from models import llama_pair, processing, prompts, requests, texts
+import torch
+from models import llama_pair, processing, prompts, requests, sliding, texts
+from scipy.stats import chisquare
 from vocabularies import TEXTS, pair_of
 
 from easd.core.rules import EASD, Speculative
+from easd.engine import auto_gamma
 from easd.engine import generate as generating
+from easd.engine.auto_gamma import AutoGamma
+from easd.engine.batch import Batch
 from easd.engine.generate import decode
 from easd.engine.pair import Pair
 from easd.engine.settings import Settings
@@ -27,8 +33,12 @@ class Script:
     def __init__(self, gammas: Iterator[int], *, draft_at_bonus: bool) -> None:
         self._gammas = gammas
         self._always_drafts = draft_at_bonus
+        self.decodes = 0
         self.chosen: list[int] = []
         self.seen: list[tuple[int, list[tuple[int, int]]]] = []
+
+    def fresh_key(self, key):
+        return key
 
     @property
     def paused(self) -> bool:
@@ -49,6 +59,11 @@ SCHEDULES = {
     "a long pause": lambda: chain([2, 1], repeat(0, 25), repeat(4)),
     "first alone": lambda: chain(repeat(0, 30), cycle([8, 0])),
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_learnt(monkeypatch):
+    monkeypatch.setattr(auto_gamma, "_learnt", WeakKeyDictionary())
 
 
 @pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
@@ -110,6 +125,57 @@ def test_counts_and_what_the_chooser_sees_are_those_of_the_records(drafter, scri
     assert counts.blocks == sum(map(len, gained))
     assert [[new for _, new in blocks] for _, blocks in script[0].seen] == gained
     assert len(script[0].chosen) == len(gained)
+
+
+def test_a_decode_begins_with_what_the_last_of_its_kind_learnt(monkeypatch):
+    made, real = [], AutoGamma
+    monkeypatch.setattr(
+        generating, "AutoGamma", lambda *a, **k: made.append(real(*a, **k)) or made[-1]
+    )
+    asked = requests(prompts(4), max_new_tokens=12)
+    common = {"rule": Speculative(), "gamma": "auto"}
+    for _ in range(3):
+        texts(llama_pair(), asked, **common)
+    assert [each.decodes for each in made] == [3]
+    texts(llama_pair(), asked, **common | {"seed": 1, "batch_size": 2, "max_new_tokens": 30})
+    assert [each.decodes for each in made] == [4]
+    texts(llama_pair(), asked, **common | {"temperature": 0.5})
+    texts(sliding("gemma3"), asked, **common)
+    assert [each.decodes for each in made] == [4, 1, 1]
+
+
+def first_tokens(monkeypatch, count=4000):
+    """p of the first tokens where a row drafts none if it had one of some tokens there before."""
+    pair, prompt = llama_pair(), prompts(1)[0]
+    common = {"rule": Speculative(), "gamma": "auto", "batch_size": count}
+    asked = requests([prompt] * count, max_new_tokens=3)
+    begun = [text[0] for text in texts(pair, asked, **common)]
+
+    def block_lengths(batch, gamma):
+        drafts = [2 * (begun[row.request.number] % 2) for row in batch.rows]
+        return [min(g, row.remaining - 1) for g, row in zip(drafts, batch.rows, strict=True)]
+
+    monkeypatch.setattr(Batch, "block_lengths", block_lengths)
+    found = torch.tensor([text[0] for text in texts(pair, asked, **common)])
+    with torch.inference_mode():
+        law = pair[0](torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    likely = count * law > 10
+
+    def binned(values):
+        return [*values[likely].tolist(), values[~likely].sum().item()]
+
+    counts = found.bincount(minlength=len(law)).double()
+    return chisquare(binned(counts), binned(count * law)).pvalue
+
+
+def test_the_law_survives_what_was_learnt_from_the_same_requests(monkeypatch):
+    assert first_tokens(monkeypatch) > 1e-4
+
+
+def test_the_same_keys_again_would_be_seen(monkeypatch):
+    """Planted: a decode that knows what came of these keys."""
+    monkeypatch.setattr(AutoGamma, "fresh_key", lambda self, key: key)
+    assert first_tokens(monkeypatch) < 1e-9
 
 
 @pytest.mark.parametrize("coupling", ["maximal", "block"])

@@ -6,16 +6,19 @@ The g with the most tokens a second is drafted; 0 decodes with the target alone.
 again from time to time, as long as that takes no more than half a hundredth of the time.
 
 A choice knows times and outcomes of earlier blocks, and every block has numbers of its own
-(`Noise.fresh`), so that each token keeps its law whatever is chosen.
+(`Noise.fresh`), so that each token keeps its law whatever is chosen. A decode begins with what the
+last one of its kind learnt, and so with other keys than the same requests had there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import accumulate
 from math import log2, sqrt
 from operator import mul
+from weakref import WeakKeyDictionary
 
+from easd.core.noise import request_key
 from easd.engine.step_times import SETTLED, PromptTimes, StepTimes
 
 MOST_AUTO_GAMMA = 8
@@ -25,6 +28,7 @@ _REST = 3  # Steps without a choice once times are settled: a choice takes tens 
 _GAIN = 1.01  # Ratio of speeds from which another length is worth a change.
 _WINDOW = 200  # Blocks of a text after which an outcome counts 1/e.
 _PRIOR_RATE, _PRIOR_BLOCKS = 0.7, 4  # Acceptance before anything is known, and its weight.
+_MOST_KINDS = 8  # Of decodes of a target that are remembered.
 
 
 def expected_tokens(rates: Iterable[float]) -> list[float]:
@@ -41,11 +45,13 @@ class AutoGamma:
 
     Attributes:
         gamma: the best number found so far. A step may try another.
+        decodes: how many have ended since it began to learn.
     """
 
     def __init__(self, most: int = MOST_AUTO_GAMMA, *, draft_at_bonus: bool = False) -> None:
         self.most = most
         self.gamma = min(_FIRST, most)
+        self.decodes = 0
         self._always_drafts = draft_at_bonus
         self._acceptance = _Acceptance(most)
         self._costs: dict[int, StepTimes] = {}
@@ -58,6 +64,10 @@ class AutoGamma:
     def paused(self) -> bool:
         """Whether the draft need not read texts until it is asked again."""
         return self.gamma == 0 and not self._always_drafts
+
+    def fresh_key(self, key: int) -> int:
+        """The key for a request with this one, of which it does not know any outcome."""
+        return request_key(key, self.decodes) if self.decodes else key
 
     def choose(self, rows: int, behind: int = 0) -> int:
         """The number of tokens to draft for each of `rows` rows.
@@ -172,6 +182,23 @@ class AutoGamma:
                 found.seconds = dict(self._costs[nearest].seconds)
                 self._budget += found.seconds.get(self.gamma, 0.0)
         return self._costs[place]
+
+
+_learnt: WeakKeyDictionary[object, dict[Hashable, AutoGamma]] = WeakKeyDictionary()
+
+
+def remember(target: object, kind: Hashable, auto: AutoGamma) -> None:
+    """Keeps what a decode of this kind has learnt for the target's next one."""
+    auto.decodes += 1
+    kinds = _learnt.setdefault(target, {})
+    kinds[kind] = auto
+    if len(kinds) > _MOST_KINDS:
+        del kinds[next(iter(kinds))]
+
+
+def recall(target: object, kind: Hashable) -> AutoGamma | None:
+    """What was last learnt, if anything was; nobody else gets it until it is remembered again."""
+    return _learnt.get(target, {}).pop(kind, None)
 
 
 class _Acceptance:

@@ -189,8 +189,10 @@ class Engine:
 
     def _admit(self) -> None:
         while self._waiting and len(self._rows) < self.num_rows:
-            drafted = self.auto is None or not self.auto.paused
-            self._rows.add(Row.start(self._waiting.popleft()), drafted=drafted)
+            row = Row.start(self._waiting.popleft())
+            if self.auto is not None and self.coupling != "shared":
+                row.key = self.auto.fresh_key(row.key)
+            self._rows.add(row, drafted=self.auto is None or not self.auto.paused)
 
     def _gamma(self, num_rows: int, behind: int) -> int:
         return self.gamma if self.auto is None else self.auto.choose(num_rows, behind)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_type_hints
+from weakref import ref
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from easd.core.couplings import Coupling
 from easd.core.rules import Rule
-from easd.engine.auto_gamma import AutoGamma
+from easd.engine.auto_gamma import AutoGamma, recall, remember
 from easd.engine.batch import Failure, StepRecord
 from easd.engine.chat import as_turn, check_characters, encode, encode_turns, reasoning_markers
 from easd.engine.drafter_kinds import DrafterKind, make_drafter
@@ -184,6 +185,8 @@ def decode(
             else:
                 on_failure(found.row)
     engine.close()
+    if engine.auto is not None:
+        remember(pair.target, _kind(pair, settings), engine.auto)
 
 
 def summary_of_failures(failed: Sequence[Row], texts: int) -> str:
@@ -220,11 +223,23 @@ def make_engine(pair: Pair, settings: Settings, *, num_rows: int) -> Engine:
         vocab_size=seen.vocab_size,
         context_window=pair.context_window,
         gamma=gamma,
-        auto=AutoGamma(gamma, draft_at_bonus=rule.draft_at_bonus)
-        if settings.gamma == "auto" and gamma
-        else None,
+        auto=_auto_gamma(pair, settings) if settings.gamma == "auto" and gamma else None,
         num_rows=num_rows,
         coupling=settings.coupling,
+    )
+
+
+def _auto_gamma(pair: Pair, settings: Settings) -> AutoGamma:
+    learnt = recall(pair.target, _kind(pair, settings))
+    bonus = settings.rule.draft_at_bonus
+    return learnt or AutoGamma(settings.most_gamma, draft_at_bonus=bonus)
+
+
+def _kind(pair: Pair, settings: Settings) -> Hashable:
+    """Equal for decodes of a target whose blocks are drafted and judged alike."""
+    draft = None if pair.draft is None else ref(pair.draft)
+    return draft, replace(
+        settings, seed=0, n=1, batch_size=1, max_new_tokens=None, min_new_tokens=0
     )
 
 
