@@ -142,8 +142,8 @@ class Group:
         """Verifies the group at once, or row by row if that raises."""
         step, noise_here = self.step(draft, target), self.narrow(noise)
         try:
-            decision = self._decide(step, noise_here)
-            blocks = read_blocks(step, decision)
+            decision, table = self._decide(step, noise_here)
+            blocks = read_blocks(table)
         except Exception as error:
             if len(self.places) == 1:
                 self.batch.rows[self.places[0]].fail(error)
@@ -159,9 +159,12 @@ class Group:
         origins = None if draft.origins is None else [draft.origins[at] for at in self.places]
         return [Verified(self, step, noise_here, decision, origins, blocks)]
 
-    def _decide(self, step: Step, noise: Noise) -> Decision:
-        def decide(step: Step, noise: Noise) -> Decision:
-            return verify(self.rule, step, noise, self.coupling)
+    def _decide(self, step: Step, noise: Noise) -> tuple[Decision, Tensor]:
+        """The decision, and the table that `read_blocks` reads."""
+
+        def decide(step: Step, noise: Noise) -> tuple[Decision, Tensor]:
+            decision = verify(self.rule, step, noise, self.coupling)
+            return decision, blocks_table(step, decision)
 
         # A rule of the user's own may read a number, and then cannot be recorded.
         ours = type(self.rule).__module__.startswith("easd.")
@@ -256,8 +259,8 @@ class Verified:
         return whole.of(places) if places else None
 
 
-def read_blocks(step: Step, decision: Decision) -> list[Block | NumericsError]:
-    """Each row's block, or its error if a model's probabilities are NaN; in one host transfer."""
+def blocks_table(step: Step, decision: Decision) -> Tensor:
+    """All that a step's rows need to know of it, int64 [B, 5 + K]: one transfer from the device."""
     positions = torch.arange(step.target_probs.shape[1], device=step.target_probs.device)
     # Positions after a row's draft are padding for longer rows.
     padding = positions > step.num_draft_tokens[:, None]
@@ -268,9 +271,13 @@ def read_blocks(step: Step, decision: Decision) -> list[Block | NumericsError]:
         ~(torch.isfinite(step.target_probs[..., 0]) | padding).all(1),
         ~(torch.isfinite(step.draft_probs[..., 0]) | padding).all(1),
     ]
-    table = torch.cat([torch.stack([c.long() for c in columns], 1), step.draft_tokens], 1).tolist()
+    return torch.cat([torch.stack([c.long() for c in columns], 1), step.draft_tokens], 1)
+
+
+def read_blocks(table: Tensor) -> list[Block | NumericsError]:
+    """Each row's block, or its error if a model's probabilities are NaN."""
     blocks: list[Block | NumericsError] = []
-    for accepted, next_token, penalised, bad_target, bad_draft, *drafted in table:
+    for accepted, next_token, penalised, bad_target, bad_draft, *drafted in table.tolist():
         if bad_target or bad_draft:
             blocks.append(
                 NumericsError(
