@@ -40,12 +40,12 @@ def answer(found: Tuning, speeds: Mapping[str, float]) -> list[str]:
     # Candidates come sorted by what they get right.
     easd = next((each for each in found.candidates if each.rule["name"] == "easd"), None)
     if easd is not None and easd.gain is not None and easd.p_value is not None:
-        name = f"EASD as published, at its better temperature ({_at(easd)})"
-        says = f"No difference was detected between {baseline} and {name}"
+        verb = "shows no significant difference"
         if easd.p_value < 1 - LEVEL:
-            says = f"{name}, {'helps' if easd.gain.value > 0 else 'hurts'}"
+            verb = "helps" if easd.gain.value > 0 else "hurts"
         lines.append(
-            f"{says}: {_points(easd.gain)} points, Holm-adjusted p {p_text(easd.p_value)}."
+            f"EASD as published, at its better temperature ({_at(easd)}), {verb}: "
+            f"{_points(easd.gain)} points, Holm-adjusted p {p_text(easd.p_value)}."
         )
     if best.name in speeds:
         ratio = speeds[best.name] / speeds[TARGET]

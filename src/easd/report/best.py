@@ -30,13 +30,11 @@ def answers(frames: Frames, tables: Tables) -> list[str]:
     lines = []
     if easd:
         best = max(easd, key=_gain)
-        verb = {BETTER: "helps", WORSE: "hurts"}.get(best["finding"])
-        says = (
-            f"Against {base}, {best['system']} {verb} on {task}"
-            if verb
-            else f"No difference between {best['system']} and {base} was detected on {task}"
+        verbs = {BETTER: "helps", WORSE: "hurts"}
+        verb = verbs.get(best["finding"], "shows no significant difference")
+        lines.append(
+            f"Does EASD help? Against {base}, {best['system']} {verb} on {task}: {_told(best)}."
         )
-        lines.append(f"Does EASD help? {says}: {_told(best)}.")
     better = [row for row in rows if row["finding"] == BETTER]
     if better:
         best = max(better, key=_gain)
