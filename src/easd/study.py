@@ -18,6 +18,7 @@ from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig
 from easd.evaluate.engine import Evaluation
 from easd.evaluate.grid import parse_task
+from easd.evaluate.prompting import encode_task
 from easd.report import write_report
 from easd.runs import open_run
 from easd.tasks import Task
@@ -112,6 +113,11 @@ class Study:
         """The items to tune on."""
         return self.task.part(0, self.tune_on)
 
+    @property
+    def judged_on(self) -> Task:
+        """The other items."""
+        return self.task.part(self.tune_on, len(self.task.items))
+
     def tune(
         self, on_step: Callable[[int, int], None] = lambda done, total: None
     ) -> tuple[Tuning, dict[str, float]]:
@@ -119,8 +125,15 @@ class Study:
 
         Args:
             on_step: called with the texts that were read and their number.
+
+        Raises:
+            EasdError: The first items have no written solutions, or another does not fit the
+                context window.
         """
         base = StudyConfig.from_dict(self.values).base
+        # Tuning can take long; what would stop the evaluation after it is found before.
+        longest = base.settings.max_new_tokens or self.task.max_new_tokens
+        encode_task(self.judged_on, self.pair, base.chat, longest)
         texts = references(self.tuned_on, self.pair, base.chat)
         found = tune(
             read(self.pair, texts, base.settings, on_step),
@@ -148,9 +161,8 @@ class Study:
         values |= {"systems": systems(tuned), "baselines": False}
         config = StudyConfig.from_dict(values)
         tuned.check(fingerprints(self.pair), config.base.settings)
-        task = self.task.part(self.tune_on, len(self.task.items))
-        fitted = tuned.fitted_on([task])
-        return Evaluation(config, self.pair, [task], self.out / "run", fitted)
+        fitted = tuned.fitted_on([self.judged_on])
+        return Evaluation(config, self.pair, [self.judged_on], self.out / "run", fitted)
 
     def report(self) -> Path:
         """Writes the report and returns the path of its page."""

@@ -121,3 +121,12 @@ def test_mistakes_are_one_line(study, given, words):
     printed, told = study(*given, code=2)
     assert printed == ""
     assert words in told.splitlines()[-1]
+
+
+def test_what_does_not_fit_is_found_before_tuning(easd, tmp_path):
+    out = tmp_path / "study"
+    long = ("--max-new-tokens", "60", "--out", out)
+    printed, told = easd("study", "--pair", "lab-a", "lab-a:24", *long, code=2)
+    assert printed == ""
+    assert "over the context window of 64; lower max_new_tokens" in told
+    assert not (out / "tuned.json").exists()

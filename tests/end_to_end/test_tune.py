@@ -245,3 +245,17 @@ def test_where_nothing_is_shown_the_nearest_is_named(reading):
         f"The nearest is {name}: +2.00 [-4.00, +8.00] points. If that is its true gain, about "
         "1,800 texts would show it; this run read 200."
     )
+
+
+@pytest.mark.parametrize(("p_value", "says"), [(0.3, "no significant difference"), (0.01, "hurts")])
+def test_that_easd_hurts_takes_more_than_its_own_interval(reading, p_value, says):
+    """Holm's p decides, as for every other candidate, and not the unadjusted interval."""
+    found = tune(reading, gamma=3, unique_solution=False)
+    gain = Estimate(value=-0.1, low=-0.19, high=-0.01, level=0.95, n=7, n_clusters=7)
+    candidates = tuple(
+        replace(each, gain=gain, p_value=p_value) if each.rule["name"] == "easd" else each
+        for each in found.candidates
+    )
+    (line,) = [line for line in answer(replace(found, candidates=candidates), {}) if "EASD" in line]
+    assert says in line
+    assert f"-10.00 [-19.00, -1.00] points, Holm-adjusted p {p_value}" in line

@@ -62,3 +62,9 @@ def test_what_helps_is_named_with_its_speed(tmp_path):
 
 def test_one_target_is_no_choice(tmp_path):
     assert "Does anything?" not in first_screen(graded({"target": SOME, "easd": MOST}), tmp_path)
+
+
+def test_a_difference_that_is_not_significant_is_none_detected(tmp_path):
+    made = graded({"target": SOME, "target, greedy": SOME, "easd": [True, *SOME[1:]]})
+    said = first_screen(made, tmp_path)
+    assert "easd shows no significant difference on sums: +1.25 points" in said

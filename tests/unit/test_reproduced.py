@@ -43,7 +43,8 @@ def test_where_no_grade_differs_the_number_of_problems_is_a_lower_bound():
     grades = {name: [True] * 20 for name in SYSTEMS}
     section = reproduced(graded(grades, task="lab-a").run(), preset("table1"))
     assert re.search(
-        r"easd on lab-a: here 0\.00 .*; 1\.20 points take at least", section.sentences[0]
+        r"easd on lab-a: here 0\.00 .*; 1\.20 points, as reported on math500, take at least",
+        section.sentences[0],
     )
 
 

@@ -39,9 +39,9 @@ def _show_accuracies(run: Run, console: Console) -> None:
     sums = [("right", "sum"), *((name, "sum") for name in _SUMS), ("right", "count")]
     rows = counted.group_by(names, use_threads=False).aggregate(sums).to_pylist()
     place = {system["name"]: at for at, system in enumerate(run.run["systems"])}
-    table = Table("task", Column("system", overflow="fold", min_width=24), "right", "texts")
-    for name in ("gate open", "tokens a forward"):
-        table.add_column(name)
+    # On two lines, so that 80 columns suffice: beside a least width Rich cuts off the last column.
+    headings = ("right", "texts", "gate\nopen", "tokens\na forward")
+    table = Table("task", Column("system", overflow="fold", min_width=24), *headings)
     gated = shut = 0
     for row in sorted(rows, key=lambda row: (row["task"], place[row["system"]])):
         texts, gate, blocks = row["right_count"], row["gate_open_sum"], row["blocks_sum"]

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from easd.diagnose.candidates import TARGET
+from easd.diagnose.effects import LEVEL
 from easd.diagnose.tuning import Candidate, Tuning
 from easd.diagnose.wording import p_text, percent, plain_table, signed
 from easd.stats import Estimate
@@ -39,12 +40,12 @@ def answer(found: Tuning, speeds: Mapping[str, float]) -> list[str]:
     # Candidates come sorted by what they get right.
     easd = next((each for each in found.candidates if each.rule["name"] == "easd"), None)
     if easd is not None and easd.gain is not None and easd.p_value is not None:
-        verb = "makes no difference detected"
-        if easd.gain.low > 0 or easd.gain.high < 0:
+        verb = "shows no significant difference"
+        if easd.p_value < 1 - LEVEL:
             verb = "helps" if easd.gain.value > 0 else "hurts"
         lines.append(
             f"EASD as published, at its better temperature ({_at(easd)}), {verb}: "
-            f"{_points(easd.gain)} points, p {p_text(easd.p_value)}."
+            f"{_points(easd.gain)} points, Holm-adjusted p {p_text(easd.p_value)}."
         )
     if best.name in speeds:
         ratio = speeds[best.name] / speeds[TARGET]

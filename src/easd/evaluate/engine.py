@@ -12,10 +12,10 @@ import pyarrow as pa
 from easd.engine.pair import Pair, provenance
 from easd.engine.record import tokens_table, top_n_of
 from easd.engine.settings import Settings
-from easd.errors import ConfigError, InputError
+from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig, System
 from easd.evaluate.decoding import Batch, decode_by_rule, decode_reward_guided
-from easd.evaluate.prompting import encode_item
+from easd.evaluate.prompting import encode_task
 from easd.evaluate.reward_guided import RewardGuided
 from easd.evaluate.rewards import Scorer, load_reward_model
 from easd.evaluate.runner import Chunk, Decoded, GridRun
@@ -130,16 +130,6 @@ class Evaluation(GridRun[System]):
         return RewardGuided(delta=reward.delta, step=step), scorer
 
     def _encode(self, task: Task) -> list[list[int]]:
-        """Prompts of a task as token ids, checked against the context window."""
-        chat = self.config.base.chat
-        prompts = [encode_item(item, task, self.pair.tokenizer, chat) for item in task.items]
-        limit = self.pair.context_window
-        new = max(s.settings.max_new_tokens or task.max_new_tokens for s in self.config.systems)
-        for item, ids in zip(task.items, prompts, strict=True):
-            if limit is not None and len(ids) + new > limit:
-                raise InputError(
-                    f"item {item.id!r} of {task.name} has {len(ids)} prompt tokens and "
-                    f"max_new_tokens is {new}, over the context window of {limit}; lower "
-                    "max_new_tokens, or leave the item out"
-                )
-        return prompts
+        systems = self.config.systems
+        new = max(each.settings.max_new_tokens or task.max_new_tokens for each in systems)
+        return encode_task(task, self.pair, self.config.base.chat, new)

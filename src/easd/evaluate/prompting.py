@@ -5,6 +5,8 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from easd.engine.chat import encode_turns, without_system_turn
+from easd.engine.pair import Pair
+from easd.errors import InputError
 from easd.tasks import Item, Task
 
 
@@ -23,3 +25,21 @@ def encode_item(
         system = {"role": "system", "content": task.system}
         turns = without_system_turn([system, *turns], tokenizer)
     return encode_turns(turns, tokenizer, chat=chat)
+
+
+def encode_task(task: Task, pair: Pair, chat: bool | None, max_new_tokens: int) -> list[list[int]]:
+    """Token ids of all prompts of a task.
+
+    Raises:
+        InputError: A prompt and its text do not fit the pair's context window.
+    """
+    prompts = [encode_item(item, task, pair.tokenizer, chat) for item in task.items]
+    limit = pair.context_window
+    for item, ids in zip(task.items, prompts, strict=True):
+        if limit is not None and len(ids) + max_new_tokens > limit:
+            raise InputError(
+                f"item {item.id!r} of {task.name} has {len(ids)} prompt tokens and "
+                f"max_new_tokens is {max_new_tokens}, over the context window of {limit}; lower "
+                "max_new_tokens, or leave the item out"
+            )
+    return prompts

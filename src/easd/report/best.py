@@ -31,7 +31,7 @@ def answers(frames: Frames, tables: Tables) -> list[str]:
     if easd:
         best = max(easd, key=_gain)
         verbs = {BETTER: "helps", WORSE: "hurts"}
-        verb = verbs.get(best["finding"], "makes no difference detected")
+        verb = verbs.get(best["finding"], "shows no significant difference")
         lines.append(
             f"Does EASD help? Against {base}, {best['system']} {verb} on {task}: {_told(best)}."
         )

@@ -92,20 +92,20 @@ def _claims(found: Frames, preset: Preset) -> Iterator[str]:
     """Reported differences between EASD and others beside those here, and what was detectable."""
     accuracies = {(each.task, each.system): each.accuracy for each in preset.reported}
     tasks = [*found.present_tasks, *([POOLED] if len(found.present_tasks) > 1 else [])]
-    worth = _WORTH
+    worth, source = _WORTH, ""
     for (task, other), theirs in accuracies.items():
         ours = accuracies.get((task, _EASD))
         if other == _EASD or ours is None or theirs is None:
             continue
         if other == found.baseline:
-            worth = abs(ours - theirs)
+            worth, source = abs(ours - theirs), f", as reported on {task},"
         if task in tasks and other in found.systems:
             claim = f"reported on {task}: {number(ours - theirs, 'points')} points from {other}"
             yield f"{_EASD} {claim}; {_seen(found, task, other, abs(ours - theirs))}"
     if _EASD in found.systems and found.baseline != _EASD:
         for task in tasks:
             if (task, found.baseline) not in accuracies:
-                yield f"{_EASD} on {task}: {_seen(found, task, found.baseline, worth)}"
+                yield f"{_EASD} on {task}: {_seen(found, task, found.baseline, worth, source)}"
 
 
 def _elsewhere(found: Frames, preset: Preset) -> Iterator[str]:
@@ -122,8 +122,16 @@ def _elsewhere(found: Frames, preset: Preset) -> Iterator[str]:
         yield f"Reported of tasks that are not in this run: {listed}."
 
 
-def _seen(found: Frames, task: str, other: str, wanted: float) -> str:
-    """The difference between EASD and another system here, and what such a run detects."""
+def _seen(found: Frames, task: str, other: str, wanted: float, source: str = "") -> str:
+    """The difference between EASD and another system here, and what such a run detects.
+
+    Args:
+        found: the run.
+        task: its task, or all of them.
+        other: the other system.
+        wanted: a difference whose number of problems is computed.
+        source: where it comes from, as a clause; nothing if the sentence has said so.
+    """
     rows = found.common if task == POOLED else found.common[found.common["task"] == task]
     grades = rows.pivot_table(
         index=["problem", "seed"], columns="system", values="correct", observed=True
@@ -145,7 +153,7 @@ def _seen(found: Frames, task: str, other: str, wanted: float) -> str:
     return (
         f"here {value} [{low}, {high}] points from {other} ({p_words(gap.p_value)}). "
         f"{counted(gap.n_clusters, 'problem')} detect {shown} with {_POWER:.0%} power; "
-        f"{number(wanted, 'size')} points take {needed} problems."
+        f"{number(wanted, 'size')} points{source} take {needed} problems."
     )
 
 

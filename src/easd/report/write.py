@@ -92,7 +92,7 @@ def _glossary(parts: Sequence[Part]) -> list[Column]:
 
 
 def _section_lines(part: Part, section: Section) -> list[str]:
-    lines = [f"### {_escaped(section.title)}", ""]
+    lines = [f"### {_escaped(section.title)}", ""] if section.title != part.title else []
     for sentence in section.sentences:
         lines += [_escaped(sentence), ""]
     for warning in section.warnings:
