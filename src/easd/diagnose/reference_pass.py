@@ -205,29 +205,26 @@ def _read(
         other.start(batch.rows)
     for model in models:
         model.prefill(0, [row.ids[:-1] for row in batch.rows])
-    longest = max(map(len, batch.references))
     ahead = _STEPS_AHEAD * length
-    for begin in range(0, longest, ahead):
+    for begin in range(0, max(map(len, batch.references)), ahead):
         pieces = [reference[begin : begin + ahead] for reference in batch.references]
-        counts = list(map(len, pieces))
-        width = max(counts)
+        width = max(map(len, pieces))
         right = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces])
-        there = torch.arange(width) < torch.tensor(counts)[:, None]
+        there = torch.tensor([[True] * len(p) + [False] * (width - len(p)) for p in pieces])
         right, there = right.to(models[0].device), there.to(models[0].device)
         last = torch.tensor([row.ids[-1:] for row in batch.rows], device=right.device)
         fed = torch.cat([last, right[:, :-1]], 1)
         logits = [model.forward(fed)[..., :vocab_size] for model in models]
         for at in range(0, width, length):
             here = slice(at, at + length)
-            counts = [len(piece[here]) for piece in pieces]
+            sizes = [len(piece[here]) for piece in pieces]
             own, used = right[:, here], there[:, here]
             read = [each[:, here] for each in logits]
             if other is not None:
-                opinions, heard = other.logits(batch.rows, own, counts)
+                opinions, heard = other.logits(batch.rows, own, sizes)
                 read.append(opinions)
                 used = used & heard
-            step = _step(batch.rows, read, own, counts)
-            yield ReadStep(batch, begin + at, step, own, used, other)
+            yield ReadStep(batch, begin + at, _step(batch.rows, read, own, sizes), own, used, other)
             for row, piece in zip(batch.rows, pieces, strict=True):
                 row.ids.extend(piece[here])
         for model in models:
