@@ -81,10 +81,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--gamma", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     options = parser.parse_args()
     torch.set_num_threads(1)
     other_vocabulary.OtherVocabularyDrafter = Measured
-    pair, (name, _, count) = load_pair(options.pair), options.task.partition(":")
+    pair = load_pair(options.pair, dtype=getattr(torch, options.dtype))
+    name, _, count = options.task.partition(":")
     config = StudyConfig.from_dict(
         {"pair": options.pair, "tasks": [{"name": name, "limit": int(count)}]}
     )

@@ -10,7 +10,7 @@ from typing import Any
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.diagnose.candidates import TARGET
 from easd.diagnose.references import references
-from easd.diagnose.tuned_file import forecast_speeds, tuned_file
+from easd.diagnose.tuned_file import forecast_speeds, leave_to_tuning, tuned_file
 from easd.diagnose.tuning import Tuning, tune
 from easd.diagnose.tuning_pass import read
 from easd.engine.pair import Pair, fingerprints
@@ -24,8 +24,6 @@ from easd.runs import open_run
 from easd.tasks import Task
 
 ENOUGH_TO_TUNE = 200
-
-_FOUND = ("temperature", "draft_temperature", "systems", "baselines")
 
 
 def study(
@@ -68,9 +66,7 @@ def check(values: Mapping[str, Any], task: Task, tune_on: int | None) -> int:
     Raises:
         ConfigError: The number leaves none to judge on, or a setting is what a study finds.
     """
-    for name in _FOUND:
-        if name in values:
-            raise ConfigError(f"{name} is what tuning finds; leave it out")
+    leave_to_tuning(values, "systems", "baselines")
     count = len(task.items)
     fit = min(ENOUGH_TO_TUNE, count // 3) if tune_on is None else tune_on
     if not 0 < fit < count:

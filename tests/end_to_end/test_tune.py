@@ -12,7 +12,7 @@ from models import llama_pair, prompts, word_tokenizer
 from easd import EASD, Settings
 from easd.core.rules.pool_everywhere import PoolEverywhere
 from easd.core.rules.single_model import TargetOnly
-from easd.diagnose import candidates
+from easd.diagnose import candidates, reference_pass, tuning_pass
 from easd.diagnose.candidates import DRAFT_TEMPERATURES, TARGET, TEMPERATURES, cut
 from easd.diagnose.gate_trial import gate_trials
 from easd.diagnose.positions import Positions
@@ -42,7 +42,12 @@ def texts():
 
 @pytest.fixture(scope="module")
 def reading(pair, texts):
-    return read(pair, texts, Settings())
+    """Read with several forwards of a text, several steps of each, and groups of positions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_pass, "_MOST_PROBS", 2 * len(texts) * pair.vocab_size)
+        patch.setattr(reference_pass, "_POSITIONS_AT_ONCE", 2)
+        patch.setattr(tuning_pass, "_MOST_PROBS", 3 * pair.vocab_size)
+        return read(pair, texts, Settings())
 
 
 def directly(pair, texts, rule, temperature, draft_temperature):

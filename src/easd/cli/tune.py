@@ -13,11 +13,11 @@ from rich.text import Text
 
 from easd.cli.options import OUTPUT
 from easd.cli.references import ReferenceOptions
-from easd.diagnose.tuned_file import forecast_speeds, tuned_file
+from easd.diagnose.tuned_file import forecast_speeds, leave_to_tuning, tuned_file
 from easd.diagnose.tuning import Tuning, tune
 from easd.diagnose.tuning_pass import read
 from easd.diagnose.tuning_printing import answer, render
-from easd.errors import ConfigError, visible
+from easd.errors import visible
 
 
 def command(
@@ -34,9 +34,7 @@ def command(
     Args:
         out: The file to write.
     """
-    for name in ("temperature", "draft_temperature"):
-        if name in (given.decoding or {}):
-            raise ConfigError(f"{name} is what tuning finds; leave it out")
+    leave_to_tuning(given.decoding or {})
     study, task, pair = given.load()
     found = tune(
         given.read(read, study, task, pair),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from time import perf_counter
 
@@ -14,9 +14,18 @@ from easd.diagnose.tuning import Tuning
 from easd.engine.models.slots import SlotModel
 from easd.engine.pair import Pair, fingerprints
 from easd.engine.settings import Settings
+from easd.errors import ConfigError
 from easd.tasks import Task
 
 _CONTEXT, _ROUNDS = 128, 20
+_FOUND = ("temperature", "draft_temperature")
+
+
+def leave_to_tuning(given: Collection[str], *more: str) -> None:
+    """Refuses the names of settings that tuning finds: temperatures, and `more`."""
+    for name in (*_FOUND, *more):
+        if name in given:
+            raise ConfigError(f"{name} is what tuning finds; leave it out")
 
 
 @torch.inference_mode()
