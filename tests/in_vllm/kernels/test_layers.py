@@ -84,7 +84,8 @@ def test_keys_and_values_go_to_their_slots(device):
     cache.place_anywhere(torch.tensor([5, 0], device=device), length)
     key, value = torch.randn(2, batch, length, heads * size, device=device)
     keys, values = cache.slots(0, value.view(batch, length, heads, size))
-    keys.fill_(7), values.fill_(7)
+    keys.fill_(7)
+    values.fill_(7)
     still = torch.ones(batch, length, size, device=device)  # cos 1 and sin 0 turn nothing
     at = cache.placement.positions
     query = torch.randn(batch, length, 4 * size, device=device)

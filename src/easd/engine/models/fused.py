@@ -20,7 +20,7 @@ _GATED_AT_ONCE = 1024
 
 def usable(rows: Tensor) -> bool:
     """Whether the kernels support activations like `rows`."""
-    return os.environ.get("EASD_FUSED") == "1" and kernels.usable(rows, _DTYPES)
+    return kernels.usable(rows, _DTYPES) and os.environ.get("EASD_FUSED") == "1"
 
 
 def add_norm(rows: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
