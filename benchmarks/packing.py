@@ -1,8 +1,9 @@
-"""One forward over a few rows, with the linear layers plain and packed.
+"""One forward over a few rows: the linear layers plain, packed, and packed with rows of zeros.
 
     python benchmarks/packing.py --pair smollm2 --threads 1
 
-Both are timed in turn on the same input; rows x tokens are what a step scores.
+All are timed in turn on the same input; rows x tokens are what a step scores. The engine adds zeros
+to one or two rows, with AVX-512.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from common import describe, interval, quiet
 
 from easd import load_pair
+from easd.engine.models import layout
+from easd.engine.models.packing import spare_rows
 from easd.engine.models.slots import SlotModel
 
 SHAPES = ((1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 9), (8, 1), (8, 5))
@@ -25,31 +28,35 @@ def main() -> None:
     parser.add_argument("--pair", default="smollm2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     quiet()
     torch.set_num_threads(args.threads)
-    model = SlotModel(load_pair(args.pair, dtype=torch.float32, device="cpu").target, 8)
+    pair = load_pair(args.pair, dtype=getattr(torch, args.dtype), device="cpu")
+    model = SlotModel(pair.target, 8)
     model.prefill(0, [list(range(100, 180))] * 8)
-    packed, plain = model._packed, nullcontext()
-    print(f"{describe()}, context 80")
-    print(f"{'rows x tokens':>14}{'plain ms':>10}{'packed ms':>11}   plain / packed")
+    ways = {
+        "plain": (nullcontext(), lambda count: 0),
+        "packed": (model._packed, lambda count: 0),
+        "zeros": (model._packed, spare_rows),
+    }
+    print(f"{describe()}, {args.dtype}, context 80")
+    print(f"{'rows x tokens':>14}{'plain ms':>10}   plain / packed      plain / with zeros")
     for rows, length in SHAPES:
         tokens = torch.randint(0, 4000, (rows, length))
-        seconds: dict[str, list[float]] = {"plain": [], "packed": []}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
         for repeat in range(args.repeats + 1):
-            for name, context in (("plain", plain), ("packed", packed)):
-                model._packed = context
+            for name, (model._packed, layout.spare_rows) in ways.items():
                 begin = perf_counter()
                 with torch.inference_mode():
                     model.forward(tokens)
                 if repeat:
                     seconds[name].append(1000 * (perf_counter() - begin))
-        ratios = [a / b for a, b in zip(seconds["plain"], seconds["packed"], strict=True)]
-        middle = [interval(seconds[name])[0] for name in seconds]
-        print(
-            f"{rows:>9} x {length:<2}{middle[0]:>10.1f}{middle[1]:>11.1f}   "
-            "{:.2f} [{:.2f}, {:.2f}]".format(*interval(ratios))
-        )
+        print(f"{rows:>9} x {length:<2}{interval(seconds['plain'])[0]:>10.1f}", end="")
+        for name in ("packed", "zeros"):
+            ratios = [a / b for a, b in zip(seconds["plain"], seconds[name], strict=True)]
+            print("   {:.2f} [{:.2f}, {:.2f}]".format(*interval(ratios)), end="")
+        print()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 from transformers import Qwen2Config, Qwen3Config
 
-from easd.engine.models import llama, slots
+from easd.engine.models import llama, packing, slots
 from easd.engine.models.int8 import quantise_linears
 from easd.engine.models.slots import SlotModel
 
@@ -107,6 +107,84 @@ def test_weights_changed_between_forwards_are_computed_with(dtype):
         found.append(forwards(fresh, plain=plain, between=change))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_rows_of_zeros_beside_few_tokens_change_nothing(monkeypatch, name, length, rows):
+    configs = {
+        "llama": llama_config(attention_bias=True, mlp_bias=True, **LARGE),
+        "qwen3": Qwen3Config(**SMALL | LARGE),
+    }
+    monkeypatch.setattr(packing, "_AVX2", False)
+    large = build(configs[name], dtype=torch.float32)
+    tokens = torch.arange(rows * length).view(rows, length) % 21 + 3
+
+    def logits():
+        with torch.inference_mode():
+            held = SlotModel(large, rows)
+            held.prefill(0, TEXTS[:rows])
+            return [held.forward(tokens), held.forward(tokens, keep=1)]
+
+    ours = logits()
+    monkeypatch.setattr(slots, "plain_layers", lambda model: None)
+    for found, theirs in zip(ours, logits(), strict=True):
+        assert found.shape == theirs.shape
+        torch.testing.assert_close(found, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prompts_of_different_lengths_are_cached_as_alone(name):
+    texts = [[5] * 13, [7, 3, 9], [], list(range(3, 12))]
+    next_tokens = torch.full((len(texts), 1), 4)
+    with torch.inference_mode():
+        together, alone = SlotModel(model(name), 4), SlotModel(model(name), 4)
+        together.prefill(0, texts)
+        for row, text in enumerate(texts):
+            alone.prefill(row, [text or [0]])
+        alone.lengths = list(together.lengths)
+        torch.testing.assert_close(
+            together.forward(next_tokens), alone.forward(next_tokens), atol=1e-9, rtol=0
+        )
+
+
+def test_padding_is_not_multiplied(monkeypatch):
+    called = []
+    monkeypatch.setattr(llama, "_gated", lambda gate, values: called.append(gate.shape) or gate)
+    with torch.inference_mode():
+        held = SlotModel(model("llama"), 3)
+        for texts in ([[5] * 13, [7] * 3, []], [[5] * 13] * 2 + [[7] * 12]):
+            called.clear()
+            held.prefill(0, texts)
+            assert {shape[:2] for shape in called} == (
+                {(1, 13 + 3 + 1)} if [] in texts else {(3, 13)}
+            )
+
+
+def test_what_one_prompt_holds_never_reaches_another():
+    """Not even through padding, whose values are multiplied by zero: NaN times zero is NaN."""
+    spoilt = build(llama_config(), spread=8.0)
+    with torch.inference_mode():
+        spoilt.model.embed_tokens.weight[20] = torch.nan
+        held = SlotModel(spoilt, 3)
+        held.prefill(0, [[20] * 5, [], [5, 6, 7, 3, 4, 8, 9, 4]])
+        held.lengths = [5, 1, 8]
+        after = held.forward(torch.full((3, 4), 4))
+    assert after[0].isnan().all()
+    assert after[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("avx2", [False, True])
+def test_rows_of_zeros_join_one_or_two_tokens_with_avx512(monkeypatch, avx2):
+    monkeypatch.setattr(packing, "_AVX2", avx2)
+    large, called = build(llama_config(**LARGE), dtype=torch.float32), []
+    monkeypatch.setattr(llama, "_gated", lambda gate, values: called.append(len(gate[0])) or gate)
+    with torch.inference_mode():
+        held = SlotModel(large, 1)
+        for length in (1, 2, 3, 4):
+            held.forward(torch.ones(1, length, dtype=torch.long))
+    assert called[::2] == ([1, 2, 3, 4] if avx2 else [5, 5, 3, 4])
 
 
 def test_an_int8_draft_is_plain():

@@ -8,7 +8,7 @@ hooks, adapters and other layers; a model with any runs its own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from easd.engine.models import fused
 from easd.engine.models.attention import attend, folded_mask, folds
 from easd.engine.models.cache import SlotCache
 from easd.engine.models.int8 import Int8Linear
+from easd.engine.models.layout import Layout
 from easd.engine.models.packing import is_packed
 
 _PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm")
@@ -125,6 +126,7 @@ def plain_forward(
     mask: Tensor,
     cache: SlotCache,
     keep: int,
+    lengths: Sequence[int] | None = None,
 ) -> Tensor:
     """Logits [B, keep, V] of the last `keep` of `tokens` [B, T].
 
@@ -133,6 +135,7 @@ def plain_forward(
         positions: [B, T].
         mask: added to the scores of all layers, [B, 1, T, S].
         cache: receives keys and values.
+        lengths: the number of tokens of each text before padding, [B]; all unless given.
     """
     rows = model.model.embed_tokens(tokens)
     cos, sin = model.model.rotary_emb(rows, positions)
@@ -140,18 +143,23 @@ def plain_forward(
     if folds(tokens.shape[1], groups):
         mask = folded_mask(mask, groups)
     turn = _fused_turn(cos, sin, cache) if fused.usable(rows) else _turn(cos, sin, cache)
-    added = None
+    packed = bool(layers) and is_packed(layers[0].mlp.up_proj)
+    layout = Layout(tokens.shape, lengths, tokens.device, packed=packed)
+    rows, added = layout.of_products(rows), None
     for layer in layers:
         rows, given = _added(rows, added, layer.before_attention)
         attention, mlp = layer.attention, layer.mlp
         projections = attention.q_proj, attention.k_proj, attention.v_proj
-        turned = turn(attention, *(each.forward(given) for each in projections))
+        turned = turn(attention, *(layout.of_texts(each.forward(given)) for each in projections))
         attended = attend(*turned, mask, attention.scaling).reshape(*tokens.shape, -1)
-        rows, given = _added(rows, attention.o_proj.forward(attended), layer.before_mlp)
+        attended = attention.o_proj.forward(layout.of_products(attended))
+        rows, given = _added(rows, attended, layer.before_mlp)
         gated = _gated(mlp.gate_proj.forward(given), mlp.up_proj.forward(given))
         added = mlp.down_proj.forward(gated)
     rows = rows if added is None else added.add_(rows)
-    return model.lm_head(model.model.norm(rows[:, -keep:]))
+    rows = model.model.norm(layout.of_texts(rows)[:, -keep:])
+    layout = Layout(rows.shape[:2], None, rows.device, packed=is_packed(model.lm_head))
+    return layout.of_texts(model.lm_head(layout.of_products(rows)))
 
 
 _Turn = Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]

@@ -119,6 +119,15 @@ def is_packed(layer: nn.Module) -> bool:
     return getattr(layer.__dict__.get("forward"), "func", None) is _product
 
 
+def spare_rows(count: int) -> int:
+    """How many rows of zeros to add to `count` rows, since products with more are faster.
+
+    With AVX-512, oneDNN multiplies five rows in .8 of the time of one and .7 of that of two
+    (`benchmarks/packing.py`); three and four take about as long as five.
+    """
+    return _TYPICAL_ROWS - count if count < 3 and not _AVX2 else 0
+
+
 def _product(layer: Any, packed: Tensor, thread: int, rows: Tensor) -> Tensor:
     ours = get_ident() == thread and rows.dtype == packed.dtype
     one = _AVX2 and rows.numel() == layer.in_features >= layer.out_features

@@ -82,18 +82,28 @@ class SlotModel:
         padded = [
             [*piece, *[piece[-1] if piece else 0] * (longest - len(piece))] for piece in pieces
         ]
-        self.forward(upload(padded, self.device), first_row, 1)
+        self.forward(upload(padded, self.device), first_row, 1, list(map(len, pieces)))
         for row, piece in enumerate(pieces, first_row):
             self.lengths[row] += len(piece)
 
-    def forward(self, tokens: Tensor, first_row: int = 0, keep: int | None = None) -> Tensor:
-        """Logits [b, keep, V] of the last `keep` of `tokens` [b, T]; does not move `lengths`."""
+    def forward(
+        self,
+        tokens: Tensor,
+        first_row: int = 0,
+        keep: int | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Logits [b, keep, V] of the last `keep` of `tokens` [b, T]; does not move `lengths`.
+
+        Args:
+            lengths: the number of each row's tokens before padding, [b]; T unless given.
+        """
         batch, length = tokens.shape
         if first_row == 0 and length <= _LONGEST_RECORDED and self._recordable:
             return self._replayed(tokens, keep)
         rows = slice(first_row, first_row + batch)
         self.cache.place(rows, self.lengths[rows], length, tokens.device)
-        return self._placed_forward(tokens, keep)
+        return self._placed_forward(tokens, keep, lengths)
 
     @property
     def _recordable(self) -> bool:
@@ -136,7 +146,9 @@ class SlotModel:
             self._graphs.clear()
             self._structure, self._records = Structure(self.model), None
 
-    def _placed_forward(self, tokens: Tensor, keep: int | None) -> Tensor:
+    def _placed_forward(
+        self, tokens: Tensor, keep: int | None, lengths: Sequence[int] | None = None
+    ) -> Tensor:
         """Logits [b, keep, V] of `tokens` [b, T] in the slots that the cache has placed."""
         length = tokens.shape[1]
         if self._unknown:
@@ -152,7 +164,7 @@ class SlotModel:
             else:
                 mask = mask["full_attention"] if isinstance(mask, dict) else mask
                 logits = plain_forward(
-                    self.model, layers, tokens, positions, mask, self.cache, keep or length
+                    self.model, layers, tokens, positions, mask, self.cache, keep or length, lengths
                 )
         return pad(logits, (0, self._unknown), value=-torch.inf) if self._unknown else logits
 
