@@ -136,7 +136,7 @@ def test_rows_of_zeros_beside_few_tokens_change_nothing(monkeypatch, name, lengt
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_prompts_of_different_lengths_are_cached_as_alone(name):
-    texts = [[5] * 13, [7, 3, 9], [], list(range(3, 12))]
+    texts = [[5] * 24, [7, 3, 9], [], list(range(3, 12))]
     next_tokens = torch.full((len(texts), 1), 4)
     with torch.inference_mode():
         together, alone = SlotModel(model(name), 4), SlotModel(model(name), 4)
@@ -154,12 +154,13 @@ def test_padding_is_not_multiplied(monkeypatch):
     monkeypatch.setattr(llama, "_gated", lambda gate, values: called.append(gate.shape) or gate)
     with torch.inference_mode():
         held = SlotModel(model("llama"), 3)
-        for texts in ([[5] * 13, [7] * 3, []], [[5] * 13] * 2 + [[7] * 12]):
+        for texts, rows in (
+            ([[5] * 24, [7] * 3, []], (1, 24 + 3 + 1)),
+            ([[5] * 24, [7] * 20, [9] * 16], (3, 24)),  # little padding
+        ):
             called.clear()
             held.prefill(0, texts)
-            assert {shape[:2] for shape in called} == (
-                {(1, 13 + 3 + 1)} if [] in texts else {(3, 13)}
-            )
+            assert {shape[:2] for shape in called} == {rows}
 
 
 def test_what_one_prompt_holds_never_reaches_another():
@@ -168,8 +169,8 @@ def test_what_one_prompt_holds_never_reaches_another():
     with torch.inference_mode():
         spoilt.model.embed_tokens.weight[20] = torch.nan
         held = SlotModel(spoilt, 3)
-        held.prefill(0, [[20] * 5, [], [5, 6, 7, 3, 4, 8, 9, 4]])
-        held.lengths = [5, 1, 8]
+        held.prefill(0, [[20] * 5, [], [5, 6, 7, 3, 4, 8, 9, 4] * 3])
+        held.lengths = [5, 1, 24]
         after = held.forward(torch.full((3, 4), 4))
     assert after[0].isnan().all()
     assert after[1:].isfinite().all()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -40,3 +43,40 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return output.reshape(batch, heads, length, -1).transpose(1, 2)
+
+
+class Attention:
+    """The attention of a forward's layers: of a batch of texts, or of one text after the other.
+
+    Args:
+        mask: added to the scores, [B, 1, T, S].
+        groups: query heads per head of the keys.
+        lengths: the number of tokens of each text, [B], to leave out padding; None for a batch.
+    """
+
+    def __init__(self, mask: Tensor, groups: int, lengths: Sequence[int] | None) -> None:
+        self._groups, self._lengths = groups, lengths
+        if lengths is None:
+            self._masks = [self._folded(mask)]
+            return
+        # No text's own tokens lie in the last slots, which only padding of that number reaches.
+        spare = mask.shape[3] - mask.shape[2]
+        self._masks = [
+            self._folded(mask[text : text + 1, :, :length, : spare + length])
+            for text, length in enumerate(lengths)
+        ]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Of a query [B, H, T, D], [B, T, H * D], or [1, N, H * D] for the texts one by one."""
+        if self._lengths is None:
+            attended = attend(query, key, value, self._masks[0], scale)
+            return attended.reshape(*attended.shape[:2], -1)
+        each = []
+        for text, (length, mask) in enumerate(zip(self._lengths, self._masks, strict=True)):
+            one, keys = slice(text, text + 1), mask.shape[3]
+            of_text = query[one, :, :length], key[one, :, :keys], value[one, :, :keys]
+            each.append(attend(*of_text, mask, scale).reshape(1, length, -1))
+        return torch.cat(each, 1)
+
+    def _folded(self, mask: Tensor) -> Tensor:
+        return folded_mask(mask, self._groups) if folds(mask.shape[2], self._groups) else mask

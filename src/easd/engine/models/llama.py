@@ -22,7 +22,7 @@ from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
 from easd.engine.models import fused
-from easd.engine.models.attention import attend, folded_mask, folds
+from easd.engine.models.attention import Attention
 from easd.engine.models.cache import SlotCache
 from easd.engine.models.int8 import Int8Linear
 from easd.engine.models.layout import Layout
@@ -140,25 +140,25 @@ def plain_forward(
     rows = model.model.embed_tokens(tokens)
     cos, sin = model.model.rotary_emb(rows, positions)
     groups = layers[0].attention.num_key_value_groups if layers else 1
-    if folds(tokens.shape[1], groups):
-        mask = folded_mask(mask, groups)
     turn = _fused_turn(cos, sin, cache) if fused.usable(rows) else _turn(cos, sin, cache)
     packed = bool(layers) and is_packed(layers[0].mlp.up_proj)
-    layout = Layout(tokens.shape, lengths, tokens.device, packed=packed)
+    layout = Layout(tokens.shape, lengths if tokens.device.type == "cpu" else None, packed=packed)
+    attend = Attention(mask, groups, layout.lengths)
     rows, added = layout.of_products(rows), None
     for layer in layers:
         rows, given = _added(rows, added, layer.before_attention)
         attention, mlp = layer.attention, layer.mlp
         projections = attention.q_proj, attention.k_proj, attention.v_proj
         turned = turn(attention, *(layout.of_texts(each.forward(given)) for each in projections))
-        attended = attend(*turned, mask, attention.scaling).reshape(*tokens.shape, -1)
-        attended = attention.o_proj.forward(layout.of_products(attended))
-        rows, given = _added(rows, attended, layer.before_mlp)
+        attended = attend(*turned, attention.scaling)
+        if layout.lengths is None:
+            attended = layout.of_products(attended)
+        rows, given = _added(rows, attention.o_proj.forward(attended), layer.before_mlp)
         gated = _gated(mlp.gate_proj.forward(given), mlp.up_proj.forward(given))
         added = mlp.down_proj.forward(gated)
     rows = rows if added is None else added.add_(rows)
     rows = model.model.norm(layout.of_texts(rows)[:, -keep:])
-    layout = Layout(rows.shape[:2], None, rows.device, packed=is_packed(model.lm_head))
+    layout = Layout(rows.shape[:2], None, packed=is_packed(model.lm_head))
     return layout.of_texts(model.lm_head(layout.of_products(rows)))
 
 
