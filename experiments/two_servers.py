@@ -16,7 +16,7 @@ from easd.runs import open_run
 from easd.stats import Spread, holm, paired_difference
 
 KEYS = ["task", "item", "seed"]
-COLUMNS = [*KEYS, "system", "correct", "examined", "penalised"]
+COLUMNS = [*KEYS, "system", "correct", "finish_reason", "examined", "penalised"]
 
 
 def read(folder):
@@ -62,8 +62,10 @@ def main() -> None:
         for (name, difference), p_value in zip(found.items(), adjusted, strict=True):
             least = detectable(server[name], server["target"])
             print(f"{name} minus target: {shown(difference, p_value)}; detectable {least}")
-        counts = rows.groupby("system", observed=True)[["examined", "penalised"]].sum()
-        for name, (examined, penalised) in counts.iterrows():
+        cut = (rows["finish_reason"] == "length").mean()
+        print(f"{cut:.0%} of the texts end at the limit of tokens")
+        counts = rows.groupby("system", observed=True)[["penalised", "examined"]].sum()
+        for name, (penalised, examined) in counts.iterrows():
             if penalised:
                 print(f"{name}: {penalised / examined:.2%} of examined tokens penalised")
     print(f"{folders[0]} minus {folders[1]}")
