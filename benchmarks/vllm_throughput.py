@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
 import statistics
 import tempfile
 from collections import Counter
@@ -33,16 +32,14 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
 )
 
+import full_head
 import torch
 import vllm  # pyright: ignore
 from common import PROMPTS, describe, interval, quiet
-from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from vllm.v1.sample import rejection_sampler  # pyright: ignore
 
 from easd.integrations.vllm import cpu_expand
-from easd.pairs.packaged import unpack
-from easd.pairs.smollm2 import HEAD_TOKEN_IDS, SMOLLM2, draft_folder
 
 # Where the gate refuses some of the tokens, as a user's setting would.
 OPENING = {"lab-a": {"tau_h": 0.05, "tau_o": 0.8}, "smollm2": {"tau_h": 1.5, "tau_o": 0.8}}
@@ -55,15 +52,8 @@ def folders(pair: str, scratch: Path) -> tuple[Path, Path]:
     if pair == "lab-a":
         lab = Path(str(files("easd.pairs") / "data" / pair))
         return lab / "target", lab / "draft"
-    target, ours, draft = unpack(SMOLLM2, print), draft_folder(), scratch / "draft"
-    shutil.copytree(target, draft, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
-    shutil.copy(ours / "config.json", draft)
-    tensors = load_file(ours / "model.safetensors")
-    del tensors[HEAD_TOKEN_IDS]
-    embedding = load_file(target / "model.safetensors")["model.embed_tokens.weight"]
-    tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding.clone()}
-    save_file(tensors, draft / "model.safetensors", {"format": "pt"})
-    return target, draft
+    draft = scratch / "draft"
+    return full_head.write(draft), draft
 
 
 def start(target: Path, draft: Path, args: argparse.Namespace, easd: dict | None) -> vllm.LLM:

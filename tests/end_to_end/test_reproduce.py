@@ -145,7 +145,7 @@ def test_what_needs_one_tokenizer_is_left_out_where_there_are_two(easd, tmp_path
 
 def test_a_server_decodes_and_another_one_has_a_system(easd, tmp_path):
     pair = package.load_pair("lab-a", device="cpu")
-    config = load_config(None, {"pair": "lab-a"})
+    config = load_config(None, {"pair": "lab-a", "rule": {"name": "easd", "tau_h": 0.05}})
     with running(pair, config) as one, running(pair, config) as other:
         urls = [f"http://127.0.0.1:{each.port}/v1" for each in (one, other)]
         printed, told = easd(
@@ -164,6 +164,8 @@ def test_a_server_decodes_and_another_one_has_a_system(easd, tmp_path):
     draft = run["systems"][1]
     assert draft["rule"] is None
     assert draft["settings"]["url"] == urls[1]
+    gated = run["systems"][3]["rule"]
+    assert (gated["tau_h"], gated["tau_o"]) == (1.5, 0.8)  # and not the server's
     assert "easd on lab-a: here" in plain(printed)
 
 

@@ -141,8 +141,11 @@ class Reproduction:
                 "a server shows no entropies to calibrate on: easd has its default tau_h of 1.5; "
                 "see --calibration"
             )
-        allow = self.grid.asked.allow_code_execution
-        decode_there(values, self._run, self.console, calibrated, allow_code_execution=allow)
+        decode_there(
+            *(values, self._run, self.console, calibrated),
+            allow_code_execution=self.grid.asked.allow_code_execution,
+            whole_rules=True,
+        )
 
     def _decode_here(self, calibrated: CalibrationFile | None) -> None:
         study = StudyConfig.from_dict(self.grid.values(self.models))
