@@ -142,7 +142,10 @@ class Reproduction:
                 "see --calibration"
             )
         decode_there(
-            *(values, self._run, self.console, calibrated),
+            values,
+            self._run,
+            self.console,
+            calibrated,
             allow_code_execution=self.grid.asked.allow_code_execution,
             whole_rules=True,
         )

@@ -2,7 +2,7 @@
 
 For a small batch, a forward of transformers spends much of its time on calls between matrix
 products. Here a layer is one function: it calls the products directly, rotates queries and keys
-together, and a norm takes half the operations. Before every forward, the model is checked for
+together, a norm takes half the operations, and padding is not computed. Before every forward, the model is checked for
 hooks, adapters and other layers; a model with any runs its own forward.
 """
 

@@ -122,8 +122,8 @@ def is_packed(layer: nn.Module) -> bool:
 def spare_rows(count: int) -> int:
     """How many rows of zeros to add to `count` rows, since products with more are faster.
 
-    With AVX-512, oneDNN multiplies five rows in .8 of the time of one and .7 of that of two
-    (`benchmarks/packing.py`); three and four take about as long as five.
+    With AVX-512, oneDNN multiplies five rows in less time than one or two; three and four take
+    about as long (`benchmarks/packing.py`).
     """
     return _TYPICAL_ROWS - count if count < 3 and not _AVX2 else 0
 
