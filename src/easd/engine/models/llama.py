@@ -2,8 +2,8 @@
 
 For a small batch, a forward of transformers spends much of its time on calls between matrix
 products. Here a layer is one function: it calls the products directly, rotates queries and keys
-together, a norm takes half the operations, and padding is not computed. Before every forward, the model is checked for
-hooks, adapters and other layers; a model with any runs its own forward.
+together, a norm takes half the operations, and padding is not computed. Before every forward, the
+model is checked for hooks, adapters and other layers; a model with any runs its own forward.
 """
 
 from __future__ import annotations
