@@ -17,8 +17,9 @@ def folds(length: int, groups: int) -> bool:
 
 
 def folded_mask(mask: Tensor, groups: int) -> Tensor:
-    """The mask [B, 1, groups * T, S] of folded queries; for T = 1 it broadcasts."""
-    return mask.repeat(1, 1, groups, 1) if mask.shape[2] > 1 else mask
+    """A mask [B, 1, T, S], or [B, 1, groups * T, S] for folded queries; for T = 1 it broadcasts."""
+    length = mask.shape[2]
+    return mask.repeat(1, 1, groups, 1) if length > 1 and folds(length, groups) else mask
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
@@ -27,7 +28,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     Args:
         query: with a multiple of the heads of `key`.
         key, value: [B, heads, S, D].
-        mask: added to the scores, [B, 1, T, S]; folded if the query `folds`.
+        mask: added to the scores, by `folded_mask`.
         scale: factor of the scores; None for 1 / sqrt(D).
     """
     batch, heads, length, size = query.shape
@@ -55,14 +56,14 @@ class Attention:
     """
 
     def __init__(self, mask: Tensor, groups: int, lengths: Sequence[int] | None) -> None:
-        self._groups, self._lengths = groups, lengths
+        self._lengths = lengths
         if lengths is None:
-            self._masks = [self._folded(mask)]
+            self._masks = [folded_mask(mask, groups)]
             return
         # No text's own tokens lie in the last slots, which only padding of that number reaches.
         spare = mask.shape[3] - mask.shape[2]
         self._masks = [
-            self._folded(mask[text : text + 1, :, :length, : spare + length])
+            folded_mask(mask[text : text + 1, :, :length, : spare + length], groups)
             for text, length in enumerate(lengths)
         ]
 
@@ -77,6 +78,3 @@ class Attention:
             of_text = query[one, :, :length], key[one, :, :keys], value[one, :, :keys]
             each.append(attend(*of_text, mask, scale).reshape(1, length, -1))
         return torch.cat(each, 1)
-
-    def _folded(self, mask: Tensor) -> Tensor:
-        return folded_mask(mask, self._groups) if folds(mask.shape[2], self._groups) else mask

@@ -35,13 +35,15 @@ class Layout:
         self._count = self._batch * self._length
         self._spare = spare_rows(self._count) if packed else 0
         self.lengths = None
+        if lengths is None:
+            return
         # A text without tokens keeps one of padding: what its slots get must not be another's.
-        kept = [max(1, length) for length in lengths or [self._length] * self._batch]
+        kept = [max(1, length) for length in lengths]
         if self._count - sum(kept) >= _LEAST_PADDING * self._batch:
             self._spare, self.lengths = 0, kept
             own = torch.arange(self._length) < torch.tensor(kept)[:, None]
             self._kept = own.view(-1).nonzero().squeeze(1)
-            self._spread = (own.view(-1).cumsum(0) - 1).clamp_min_(0)
+            self._spread = own.view(-1).cumsum(0) - 1
 
     def of_products(self, rows: Tensor) -> Tensor:
         """The rows to multiply, of `rows` [B, T, W]."""

@@ -15,7 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from easd.engine.models import graphs
-from easd.engine.models.attention import attend, folded_mask, folds
+from easd.engine.models.attention import attend, folded_mask
 from easd.engine.models.attention_swap import borrowed, borrows
 from easd.engine.models.cache import SlotCache
 from easd.engine.models.graphs import Graphs, Structure
@@ -314,9 +314,7 @@ def _slot_attention(
             f"{type(module).__name__} uses {kind}, which the slot attention does not compute; "
             "decode this model with transformers' own generate"
         )
-    groups = query.shape[1] // key.shape[1]
-    if folds(query.shape[2], groups):
-        attention_mask = folded_mask(attention_mask, groups)
+    attention_mask = folded_mask(attention_mask, query.shape[1] // key.shape[1])
     return attend(query, key, value, attention_mask, scaling).contiguous(), None
 
 
