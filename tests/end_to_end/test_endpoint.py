@@ -13,13 +13,17 @@ import pytest
 import serving
 from serving import Faults, LabServer, Proxy, running
 
-from easd.core.rules import EASD, make_rule
+from easd.config import parse_rule
+from easd.core.rules import EASD, rule_names
 from easd.engine.generate import generate
 from easd.errors import EasdError
+from easd.evaluate.config import split_rule
 from easd.evaluate.endpoint import client
 from easd.evaluate.endpoint.client import read_answer, seed_of
 from easd.evaluate.endpoint.evaluate import EndpointEvaluation
+from easd.evaluate.endpoint.servers import DIALECTS
 from easd.evaluate.endpoint.settings import EndpointStudy
+from easd.integrations.vllm.serving import Serving
 from easd.runs import open_run
 from easd.tasks import load_task
 
@@ -363,25 +367,18 @@ def test_a_request_that_is_refused_names_the_item_and_keeps_what_is_there(
     assert len(rows(open_run(tmp_path / "run"))) == 20
 
 
-def test_the_vllm_dialect_speaks_as_the_plugin_listens():
-    study = EndpointStudy.from_dict(
-        {
-            "endpoint": {"url": "http://somewhere:1", "model": "m", "dialect": "vllm"},
-            "tasks": ["lab-a:1"],
-            "systems": ["speculative", "easd", "easd:tau_h=1.2,tau_o=0.6", "pool:a=1.4,b=0.5"],
-        }
-    )
-    from easd.evaluate.endpoint.servers import DIALECTS
-    from easd.integrations.vllm.serving import Serving
-
-    serving = Serving.parse({"tau_h": 1.5})
-    bodies = [DIALECTS["vllm"].body(system.rule) for system in study.systems]
-    asked = [serving.rule_for(body["vllm_xargs"]) for body in bodies]
-    assert asked[0] is None
-    assert asked[1] == serving.rule
-    assert asked[2].tau_h == 1.2
-    assert asked[2].tau_o == 0.6
-    assert asked[3] == make_rule("pool", a=1.4, b=0.5)
+def test_a_request_names_all_fields_of_its_rule_as_both_servers_read_them():
+    asked = [*rule_names(), "easd:tau_h=1.2,tau_o=0.6", "easd:tau_h=.inf", "pool:a=1.4,b=0.5"]
+    where = {"url": "http://somewhere:1", "model": "m", "dialect": "vllm"}
+    study = EndpointStudy.from_dict({"endpoint": where, "tasks": ["lab-a:1"], "systems": asked})
+    serving = Serving.parse({"tau_h": 0.3, "coupling": "maximal"})
+    for name, system in zip(asked, study.systems, strict=True):
+        meant = parse_rule(split_rule(name))
+        body = json.loads(json.dumps(DIALECTS["easd"].body(system.rule)))["speculative"]
+        assert parse_rule({"name": body.pop("rule"), **body}) == meant
+        if meant.has_law and name not in ("target", "draft"):  # which vLLM decodes
+            read = serving.rule_for(DIALECTS["vllm"].body(system.rule)["vllm_xargs"])
+            assert read == (None if meant.lossless else meant)
     with pytest.raises(EasdError, match="is not understood"):
         serving.rule_for(DIALECTS["vllm"].wrong["vllm_xargs"])
 

@@ -33,7 +33,8 @@ def test_measured_and_reported_values_stand_side_by_side():
     said = " ".join(section.sentences).replace(MINUS, "-")
     assert "easd reported on math500: +1.20 points from target; here -8.00 [" in said
     assert "easd reported on math500: +0.60 points from speculative; here -8.00 [" in said
-    assert "100 problems detect" in said
+    assert "100 problems would detect" in said
+    assert "limit of tokens" not in said
     assert "olympiadbench: easd 48.15 % (325 of 675)" in said
     assert "math500: target" not in said
     assert section.warnings == preset("table1").notes
@@ -45,6 +46,28 @@ def test_where_no_grade_differs_the_number_of_problems_is_a_lower_bound():
     assert re.search(
         r"easd on lab-a: here 0\.00 .*; 1\.20 points, as reported on math500, take at least",
         section.sentences[0],
+    )
+
+
+def test_where_nothing_is_solved_nothing_is_compared():
+    grades = {name: [False] * 20 for name in SYSTEMS}
+    section = reproduced(graded(grades, task="math500").run(), preset("table1"))
+    assert section.sentences[:2] == (
+        "easd reported on math500: +1.20 points from target; here easd and target solve no "
+        "problem, which says nothing about a difference.",
+        "easd reported on math500: +0.60 points from speculative; here easd and speculative solve "
+        "no problem, which says nothing about a difference.",
+    )
+
+
+def test_texts_that_end_at_the_limit_are_counted():
+    made = Evaluation({name: {"name": name} for name in ("target", "speculative")}, {"made": 4})
+    for index in range(4):
+        made.sample("target", "made", index, finish_reason="length" if index else "stop")
+        made.sample("speculative", "made", index)
+    section = reproduced(made.run(), preset("table1"))
+    assert "Texts that end at the limit of tokens: target 75.0 %, speculative 0 %." in (
+        section.sentences
     )
 
 

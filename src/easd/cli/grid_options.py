@@ -34,7 +34,7 @@ from easd.cli.options import (
     options,
 )
 from easd.cli.run_summary import say_failures, shown_text, summarise
-from easd.config import parse_override, parse_rule, rule_to_dict
+from easd.config import parse_override
 from easd.diagnose.calibration_file import CalibrationFile, read_calibration
 from easd.engine.pair import Pair, fingerprints
 from easd.engine.settings import Settings
@@ -220,15 +220,9 @@ def decode_there(
     calibrated: CalibrationFile | None = None,
     *,
     allow_code_execution: bool = False,
-    whole_rules: bool = False,
 ) -> None:
-    """Decodes missing texts of a grid on servers; see `GridOptions.run`.
-
-    With `whole_rules` a request names every field of its rule, so that none is left to the server.
-    """
+    """Decodes missing texts of a grid on servers; see `GridOptions.run`."""
     fill = calibrated.fill if calibrated else dict
-    if whole_rules:
-        given, fill = fill, lambda rule: rule_to_dict(parse_rule(given(rule)))
     study = EndpointStudy.from_dict(values, fill=fill)
     tasks = load_tasks(study, console, allow_code_execution=allow_code_execution)
     with console.status("asking the server"):

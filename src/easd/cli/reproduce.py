@@ -147,7 +147,6 @@ class Reproduction:
             self.console,
             calibrated,
             allow_code_execution=self.grid.asked.allow_code_execution,
-            whole_rules=True,
         )
 
     def _decode_here(self, calibrated: CalibrationFile | None) -> None:

@@ -47,7 +47,7 @@ def keep(section: Section, folder: Path) -> Path:
 def _grid(table: Table) -> Grid:
     """A table with units and intervals on lines of their own, so that it fits a narrow window."""
     title = Text(visible(table.title), "italic") if table.title else None
-    grid = Grid(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     numeric = [cell.is_number for cell in table.rows[0]]
     for column, number in zip(table.columns, numeric, strict=True):
         words = [*column.heading.split(), heading_unit(column.kind)]

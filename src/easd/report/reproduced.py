@@ -20,6 +20,7 @@ from easd.report.page import (
     make_table,
     number,
     p_words,
+    rate,
     tables_by_task,
     with_interval,
 )
@@ -55,7 +56,7 @@ def reproduced(run: Run, preset: Preset) -> Section:
 
 def _accuracy(found: Frames, preset: Preset) -> Section:
     table = _with_reported(preset, _accuracies(found))
-    sentences = [*_claims(found, preset), *_elsewhere(found, preset)]
+    sentences = [*_claims(found, preset), *_cut_off(found), *_elsewhere(found, preset)]
     return _section(preset, sentences, tables_by_task(table, _ACCURACY))
 
 
@@ -108,6 +109,15 @@ def _claims(found: Frames, preset: Preset) -> Iterator[str]:
                 yield f"{_EASD} on {task}: {_seen(found, task, found.baseline, worth, source)}"
 
 
+def _cut_off(found: Frames) -> Iterator[str]:
+    """How many texts end at the limit of tokens, and may lack their answer."""
+    table = metrics.accuracy(found)
+    table = table[table["task"].astype(str) == _overall(found)]
+    if (table["cut_off"] > 0).any():
+        shares = ", ".join(f"{row['system']} {rate(row['cut_off'])}" for row in records(table))
+        yield f"Texts that end at the limit of tokens: {shares}."
+
+
 def _elsewhere(found: Frames, preset: Preset) -> Iterator[str]:
     """What was reported of tasks that are not in the run."""
     tasks = [*found.present_tasks, *([POOLED] if len(found.present_tasks) > 1 else [])]
@@ -141,6 +151,8 @@ def _seen(found: Frames, task: str, other: str, wanted: float, source: str = "")
     both = grades[[_EASD, other]].dropna().astype(float)
     ours, theirs = both[_EASD].to_numpy(), both[other].to_numpy()
     problems = both.index.get_level_values("problem").to_numpy()
+    if not both.any(axis=None):
+        return f"here {_EASD} and {other} solve no problem, which says nothing about a difference."
     gap = paired_difference(ours, theirs, problems)
     seeds = max(1, gap.n // gap.n_clusters)
     spread = Spread.of_pilot(ours, theirs, problems)
@@ -151,8 +163,9 @@ def _seen(found: Frames, task: str, other: str, wanted: float, source: str = "")
     known = "about" if gap.gained or gap.lost else "at least"
     needed = f"{known} {spread.required(wanted, seeds, _POWER):,}"
     return (
-        f"here {value} [{low}, {high}] points from {other} ({p_words(gap.p_value)}). "
-        f"{counted(gap.n_clusters, 'problem')} detect {shown} with {_POWER:.0%} power; "
+        f"here {value} [{low}, {high}] points from {other}. If nothing else were compared, "
+        f"{p_words(gap.p_value)}, and {counted(gap.n_clusters, 'problem')} would detect {shown} "
+        f"with {_POWER:.0%} power; "
         f"{number(wanted, 'size')} points{source} take {needed} problems."
     )
 

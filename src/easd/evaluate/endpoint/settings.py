@@ -33,7 +33,8 @@ class EndpointSystem:
     Attributes:
         sampling: settings of the request; the server decides others.
         overrides: settings in `sampling` that differ from other systems.
-        rule: its name and the fields that are set; None leaves the rule to the server.
+        rule: its name and all fields, so that none is left to the server; None leaves the rule
+            to the server.
         body: further fields of the request; null removes one.
         own_server: whether its server is not the study's.
     """
@@ -154,8 +155,11 @@ def parse_endpoint_system(
         raise ConfigError(f"body = {body!r} is not a mapping; write fields of the request")
     given = spec.get("rule")
     given = split_rule(given) if isinstance(given, str) else given
-    rule = _rule(given, fill)
-    note = unfitted(given, fill) if isinstance(given, Mapping) else ""
+    rule, note, fields = None, "", {}
+    if given is not None:
+        asked = fill(dict(given))
+        rule, note = rule_to_dict(parse_rule(asked)), unfitted(given, fill)
+        fields = {key: rule[key] for key in asked if key != "name"}
     overrides = _sampling(spec)
     own_server = any(key in spec for key in SERVER)
     if own_server:
@@ -164,7 +168,7 @@ def parse_endpoint_system(
         base = {name: getattr(server, name) for name in inherited}
         server = parse_server({**base, **spec})
     return EndpointSystem(
-        name=f"{spec.get('name') or _describe(rule, overrides)}{note}",
+        name=f"{spec.get('name') or _describe(rule, {**fields, **overrides})}{note}",
         server=server,
         sampling={**shared, **overrides},
         overrides=overrides,
@@ -182,16 +186,6 @@ def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     return found | ({"stop": list(found["stop"])} if "stop" in found else {})
 
 
-def _rule(spec: Any, fill: Fill) -> dict[str, Any] | None:
-    """A rule's name and the fields that are set, checked."""
-    if spec is None:
-        return None
-    given = dict(fill(dict(spec)))
-    checked = rule_to_dict(parse_rule(given))
-    return {name: checked[name] for name in ("name", *given)}
-
-
-def _describe(rule: Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> str:
-    fields = {key: value for key, value in (rule or {}).items() if key != "name"}
-    changed = [f"{key}={value}" for key, value in {**fields, **overrides}.items()]
-    return " ".join([rule["name"] if rule else SERVED, *changed])
+def _describe(rule: Mapping[str, Any] | None, changed: Mapping[str, Any]) -> str:
+    name = rule["name"] if rule else SERVED
+    return " ".join([name, *(f"{key}={value}" for key, value in changed.items())])
