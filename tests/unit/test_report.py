@@ -136,7 +136,8 @@ def test_every_question_has_a_section_with_a_sentence(page):
         "columns",
     ]
     for section in sections[:-1]:
-        assert re.search(rf'id="made-{section}".*?\n<h3>.*?</h3>\n<p class="answer">', page)
+        heading = '<h2 class="section">.*?</h2>'
+        assert re.search(rf'id="made-{section}".*?\n{heading}\n<p class="answer">', page)
 
 
 def test_harm_is_called_harm(page):
