@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from easd.cli.root import command_line
-from easd.errors import ConfigError, TraceError
+from easd.errors import ConfigError, EasdError, TraceError
 from easd.pairs.loading import load_pair
 from easd.runs import Tally
 from easd.runs.schema import PARTS
@@ -187,6 +187,34 @@ def test_a_run_leaves_a_folder_with_every_system_in_every_round(tmp_path, capsys
     assert json.loads((out / "run.json").read_text())["config"]["rounds"] == 2
     assert (out / "ratios.svg").stat().st_size > 1000
     assert "/ target" in capsys.readouterr().out
+
+
+def test_any_rule_with_fields_is_a_system(tmp_path, capsys):
+    out = tmp_path / "run"
+    certain, pool = "pool-everywhere:a=1,b=0", "pool-everywhere:a=0.3,b=-3,plausible=0"
+    systems = [w for kind in ("speculative", certain, pool) for w in ("--system", kind)]
+    load = ["--temperature", "0", "--rounds", "1", "--batch", "8", "--gamma", "3"]
+    run_command([*ARGUMENTS, *load, *systems, "--out", str(out)])
+    timings = read_timings(out).set_index("system")
+    assert set(timings.index) == {"speculative 3", f"{certain} 3", f"{pool} 3"}
+    same = ["tokens", "accepted", "blocks"]
+    assert (timings.loc[f"{certain} 3", same] == timings.loc["speculative 3", same]).all()
+    assert (timings.loc[f"{pool} 3", same] != timings.loc["speculative 3", same]).any()
+    assert "a=0.3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        ("spekulative", "choose from target, .*, or name a rule"),
+        ("pool-everywhere:c=1", "c"),
+        ("pool-everywhere:a=often", "a"),
+    ],
+)
+def test_a_system_that_is_no_rule_is_refused(tmp_path, system, message):
+    with pytest.raises(EasdError, match=message):
+        run_command([*ARGUMENTS, "--system", system, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_target_and_speculation_write_the_same_number_of_tokens_a_text(tmp_path):

@@ -215,6 +215,11 @@ OPTIONS = ("a mammal", "42", "a bird", "-42")
         (r"\boxed{A, B}", None),
         (r"\boxed{43}", None),
         ("A mammal has hair, a bird has not.", None),
+        ("A. a mammal\nB. 42\nC. a bird\nD. -42", None),
+        ("A) a mammal\nB) 42\n\nC) a bird\nD) -42\n\nB", "B"),
+        ("A. a mammal\nB. 42\nC. a bird\nD. -42\n42", "B"),
+        ("A. a mammal\nB. 42\nC. a bird\nD. -42\nThe correct answer is B. 42", "B"),
+        ("B. 42\nA. Mammals are not asked for.", "B"),
         ("", None),
     ],
 )

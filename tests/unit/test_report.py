@@ -188,6 +188,15 @@ def test_a_gate_that_stays_shut_is_a_warning(tmp_path):
     assert "which has almost no effect" in answers(read(tmp_path), "made", "firing")
 
 
+def test_a_text_without_an_answer_is_shown_beside_one_with(tmp_path):
+    made = graded({"target": [RIGHT, WRONG], "easd": [WRONG, RIGHT]})
+    lost = next(s for s in made.samples if s["system"] == "easd" and not s["correct"])
+    lost["answer"] = None
+    write_report([made.run()], tmp_path)
+    assert "easd answers none:" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "nan" not in " ".join(Page(read(tmp_path)).text).split()
+
+
 def test_texts_of_models_are_text(tmp_path):
     evil = '<script>alert(1)</script>"onload="x\u202egnp.exe\x1b[31m'
     made = study()

@@ -19,6 +19,7 @@ from rich.text import Text
 from easd.cli.bench_tables import breakdown_table, plain_table, ratios_table
 from easd.cli.grid_options import load_tasks
 from easd.cli.options import MODELS, OUTPUT, Flag, ModelOptions, joined
+from easd.core.rules import rule_names
 from easd.engine.pair import Pair
 from easd.errors import ConfigError
 from easd.evaluate.config import StudyConfig
@@ -37,6 +38,7 @@ from easd.speed.bench.systems import (
     VLLM,
     Load,
     profiled,
+    rule_of,
     systems_of,
 )
 from easd.speed.plan import CostModel, Shape, measure_here
@@ -74,7 +76,8 @@ class Benchmark:
         kinds: A system: target, generate and assisted (of transformers), speculative, block
             (verified as a whole), adaptive, easd, easd-maximal, easd-adaptive, prompt-lookup,
             with --draft-temperature tempered and block-tempered, or with --vllm-python vllm (the
-            target alone) and vllm-speculative; may be repeated.
+            target alone) and vllm-speculative. Or any rule with its fields, such as
+            pool-everywhere:a=0.9,b=0.2. May be repeated.
         gammas: Draft tokens per block, or auto; may be repeated. Systems with blocks of a fixed
             length run once with each; auto is for lossless ones of this engine.
         tau_h: Entropy threshold in nats.
@@ -181,7 +184,7 @@ class Benchmark:
             )
         for kind in self.kinds:
             if kind not in KINDS:
-                raise ConfigError(f"system {kind!r} is not known; choose from {', '.join(KINDS)}")
+                _check_rule(kind)
             if not systems_of([kind], self.gammas):
                 raise ConfigError(
                     f"system {kind!r} has no gamma = 'auto'; add a number, such as --gamma 4, or "
@@ -276,3 +279,11 @@ class Benchmark:
         load = replace(bench.load, batch=self.batches[0], tokens=min(bench.load.tokens, 32))
         for system in bench.systems:
             yield profiled(system, pair, bench.prompts[: self.batches[0]], load)
+
+
+def _check_rule(kind: str) -> None:
+    """Refuses a system that is neither a kind nor a rule."""
+    if kind.partition(":")[0] not in rule_names():
+        known = ", ".join(KINDS)
+        raise ConfigError(f"system {kind!r} is not known; choose from {known}, or name a rule")
+    rule_of(kind)

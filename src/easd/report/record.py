@@ -75,10 +75,11 @@ def _flip(row: dict, baseline: str) -> Flip:
     )
 
 
-def _side(system: str, answer: str | None, token: str, rest: str) -> dict[str, str]:
+def _side(system: str, answer: object, token: str, rest: str) -> dict[str, str]:
     return {
         "system": system,
-        "answer": "none" if answer is None else answer,
+        # In a column with other answers pandas reads None as NaN.
+        "answer": answer if isinstance(answer, str) else "none",
         "token": token,
         "rest": rest,
     }

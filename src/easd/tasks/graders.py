@@ -64,7 +64,10 @@ def grade_lab(item: Item, text: str) -> Grade:
 
 
 def grade_choice(item: Item, text: str) -> Grade:
-    """Reads the letter of an option: boxed, else announced, else on its own."""
+    """Reads the letter of an option: boxed, else announced, else on its own.
+
+    A text that merely repeats all options has chosen none.
+    """
     answer = _chosen(after_reasoning(text), item.data["choices"])
     return Grade(answer=answer, correct=answer in item.answers)
 
@@ -123,6 +126,11 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str | None:
         return announced
     if boxed is not None:
         return None
+    openings = [_LETTER_AND_MORE.match(line) for line in lines]
+    if "".join(found[1] or found[2] for found in openings if found) == letters:
+        # All options are repeated, and only what follows can be a choice.
+        lines = [line for line, found in zip(lines, openings, strict=True) if not found]
+        plain = ""
     for statement in (plain, *lines[-1:], *lines[:1]):
         if chosen := _named(statement.strip(), statement, choices):
             return chosen

@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, set_seed
 
 from easd.core.couplings import Coupling
-from easd.core.rules import EASD, Rule, Speculative, TargetOnly
+from easd.core.rules import EASD, Rule, Speculative, TargetOnly, make_rule
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
 from easd.engine.record import Recorder
 from easd.engine.settings import Settings
+from easd.evaluate.config import split_rule
 from easd.runs.tally import COUNTED, Tally
 
 Kind = Literal[
@@ -55,9 +56,12 @@ _PROFILE_ROWS = 15
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A way to decode; `gamma` is 0 where `kind` drafts nothing or is adaptive, or "auto"."""
+    """A way to decode; `gamma` is 0 where `kind` drafts nothing or is adaptive, or "auto".
 
-    kind: Kind
+    A kind that is not in `KINDS` is a rule with its fields, such as "pool-everywhere:a=0.9,b=0.2".
+    """
+
+    kind: Kind | str
     gamma: int | Literal["auto"] = 0
 
     @property
@@ -74,7 +78,6 @@ def systems_of(kinds: Sequence[str], gammas: Sequence[int | Literal["auto"]]) ->
     """Returns the systems of these kinds, one for each number of draft tokens where they draft."""
     found: dict[System, None] = {}
     for kind in kinds:
-        assert kind in KINDS
         if kind in UNDRAFTED + ADAPTIVE:
             found[System(kind)] = None
             continue
@@ -82,6 +85,16 @@ def systems_of(kinds: Sequence[str], gammas: Sequence[int | Literal["auto"]]) ->
             if gamma != "auto" or kind in AUTO:
                 found[System(kind, gamma)] = None
     return list(found)
+
+
+def rule_of(kind: str) -> Rule:
+    """Returns the rule that a kind outside `KINDS` names.
+
+    Raises:
+        EasdError: The rule or a field is unknown, or a value does not fit.
+    """
+    fields = split_rule(kind)
+    return make_rule(fields.pop("name"), **fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,9 +222,9 @@ def _settings(system: System, load: Load, seed: int) -> Settings:
         "easd-maximal": "maximal",
         "easd-adaptive": "maximal",
     }
-    adaptive = system.kind in ADAPTIVE
+    known, adaptive = system.kind in KINDS, system.kind in ADAPTIVE
     return Settings(
-        rule=rules.get(system.kind, Speculative()),
+        rule=rules.get(system.kind, Speculative()) if known else rule_of(system.kind),
         coupling=couplings.get(system.kind),
         gamma="auto" if system.gamma == "auto" else max(system.most_gamma, 1),
         least_block_prob=LEAST_BLOCK_PROB if adaptive else 0.0,
