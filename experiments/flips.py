@@ -20,6 +20,7 @@ from easd.report.metrics.accuracy import paired_rows, split
 from easd.runs import open_run
 
 KINDS = ("digit", "operator", "word", "other")
+OPERATORS = frozenset("+-*/=<>%^\u2212\u00d7\u00f7")  # The last are minus, times and divided by.
 
 
 def kind(text: str) -> str:
@@ -29,7 +30,7 @@ def kind(text: str) -> str:
         return "digit"
     if any(letter.isalpha() for letter in plain):
         return "word"
-    return "operator" if plain and set(plain) <= set("+-−*/×÷=<>%^") else "other"
+    return "operator" if plain and OPERATORS.issuperset(plain) else "other"
 
 
 def first_differences(found: metrics.Frames) -> pd.DataFrame:
@@ -46,10 +47,12 @@ def first_differences(found: metrics.Frames) -> pd.DataFrame:
     rows = []
     for pair in pairs[pairs["system"] == found.focus].to_dict("records"):
         theirs, ours = found.texts.take([pair["baseline_row"], pair["row"]]).to_pylist()
-        ids, texts = zip(*((each["token_ids"], each["text"]) for each in (theirs, ours)))
+        ids = (theirs["token_ids"], ours["token_ids"])
         if ids[0] == ids[1]:
             continue
-        place, _, ((before, _), (after, _)) = split(*ids, texts, vocabulary)
+        place, _, ((before, _), (after, _)) = split(
+            *ids, (theirs["text"], ours["text"]), vocabulary
+        )
         seen = there[pair["task"], pair["seed"], pair["index"], place + pair["prompt_tokens"]]
         top = dict(zip(seen[-1].target_top_tokens, seen[-1].target_top_probs, strict=True))
         probs = [top.get(each[place]) for each in ids if place < len(each)]
