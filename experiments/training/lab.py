@@ -1,6 +1,7 @@
 """Trains one `lab` pair: `python experiments/training/lab.py a|c|m|ad|t [--seed N] [--out DIR]`.
 
-One thread, fixed steps, fresh data at every step: the same seed and versions give the same weights.
+One thread, fixed steps, fresh data at every step: the same seed, versions and kind of
+processor give the same weights.
 """
 
 import argparse

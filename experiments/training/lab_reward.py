@@ -4,7 +4,7 @@ It starts from the target, goes on learning to write right solutions, and then l
 layer, to judge those that the draft wrote to training problems. The grammar says of each token
 whether its step follows from the total written before, so after a mistake a step can be right
 again, and in `lab-m` the reward model is taught better than both models of the pair. One thread,
-fixed steps: the same seed and versions give the same weights.
+fixed steps: the same seed, versions and kind of processor give the same weights.
 """
 
 import argparse

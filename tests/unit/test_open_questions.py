@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from easd import load_pair
+from easd.evaluate.config import StudyConfig
+from easd.evaluate.engine import Evaluation
+from easd.runs import open_run
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -83,6 +88,26 @@ def test_multi_step(experiment, tmp_path, monkeypatch, capsys):
     study.main([*sizes, "--out", str(tmp_path)])
     assert '"newly wrong"' in capsys.readouterr().out
     assert (tmp_path / "seed-1" / "found.json").exists()
+
+
+def test_flips(experiment, tmp_path, monkeypatch, capsys):
+    study, out = experiment("flips"), tmp_path / "run"
+    assert [study.kind(text) for text in ("12", " +", " know", "\n")] == list(study.KINDS)
+    config = StudyConfig.from_dict(
+        {
+            "pair": "lab-a",
+            "tasks": ["lab-a:40"],
+            "systems": ["target:temperature=0", "easd:temperature=0,tau_h=0.1"],
+            "baselines": False,
+        }
+    )
+    Evaluation(config, load_pair("lab-a"), [task.load() for task in config.tasks], out).run()
+    rows = study.first_differences(study.metrics.frames(open_run(out)))
+    assert len(rows)
+    assert rows["refused"].all()
+    monkeypatch.setattr("sys.argv", ["flips.py", str(out)])
+    study.main()
+    assert f"{len(rows)} texts differ, {len(rows)} of them" in capsys.readouterr().out
 
 
 def test_size(experiment, tmp_path, capsys):

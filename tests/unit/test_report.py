@@ -182,6 +182,16 @@ def with_coupling_of_rules(made):
     return made
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_texts_in_half_precision_may_part_without_a_penalty(dtype, tmp_path):
+    run = study().run()
+    run.run["models"]["dtype"] = dtype
+    write_report([run], tmp_path)
+    said = answers(read(tmp_path), "made", "flips")
+    assert "equal up to the first token that a penalty changed" in said
+    assert ("rounded otherwise" in said) == (dtype == "bfloat16")
+
+
 def test_a_gate_that_stays_shut_is_a_warning(tmp_path):
     made = graded({"target": [RIGHT] * 10, "easd": [RIGHT] * 10})
     write_report([made.run()], tmp_path)

@@ -26,8 +26,10 @@ def flipped(frames: Frames, tables: Tables) -> Section:
         marked = "texts are split at the first different character"
     sentences.append(f"Below are the first of each kind in the task's order; {marked}.")
     if frames.run.get("config", {}).get("coupling") == "shared":
+        rounded = frames.run.get("models", {}).get("dtype") in ("bfloat16", "float16")
         sentences.append(
-            "Under shared noise the texts are equal up to the first token that a penalty changed."
+            "Under shared noise the texts are equal up to the first token that a penalty changed"
+            + (", or that was rounded otherwise in a block of another length." if rounded else ".")
         )
     return Section(
         name="flips",
