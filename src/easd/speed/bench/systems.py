@@ -17,8 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, set_seed
 
+from easd.config import parse_rule
 from easd.core.couplings import Coupling
-from easd.core.rules import EASD, Rule, Speculative, TargetOnly, make_rule
+from easd.core.rules import EASD, Rule, Speculative, TargetOnly
 from easd.engine.generate import decode, make_requests
 from easd.engine.pair import Pair
 from easd.engine.record import Recorder
@@ -61,7 +62,7 @@ class System:
     A kind that is not in `KINDS` is a rule with its fields, such as "pool-everywhere:a=0.9,b=0.2".
     """
 
-    kind: Kind | str
+    kind: str
     gamma: int | Literal["auto"] = 0
 
     @property
@@ -93,8 +94,7 @@ def rule_of(kind: str) -> Rule:
     Raises:
         EasdError: The rule or a field is unknown, or a value does not fit.
     """
-    fields = split_rule(kind)
-    return make_rule(fields.pop("name"), **fields)
+    return parse_rule(split_rule(kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
