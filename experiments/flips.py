@@ -88,8 +88,7 @@ def main() -> None:
         tokens = found.tokens.select(["system", "outcome", "text"]).to_pandas()
         tokens = tokens.query("system == @found.focus")
         tokens["kind"] = tokens["text"].map(kind)
-        drafted = tokens[tokens["outcome"].isin(["accepted", "penalised", "rejected"])]
-        refused = drafted[drafted["outcome"] == "penalised"]
+        refused = tokens[tokens["outcome"] == "penalised"]
         print(f"{len(refused):,} of {ours['examined'].sum():,} examined tokens are refused")
         rows = first_differences(found)
         table = pd.DataFrame(

@@ -15,6 +15,7 @@ from serving import Faults, LabServer, Proxy, running
 
 from easd.config import parse_rule
 from easd.core.rules import EASD, rule_names
+from easd.core.rules.base import field_names
 from easd.engine.generate import generate
 from easd.errors import EasdError
 from easd.evaluate.config import split_rule
@@ -374,6 +375,7 @@ def test_a_request_names_all_fields_of_its_rule_as_both_servers_read_them():
     serving = Serving.parse({"tau_h": 0.3, "coupling": "maximal"})
     for name, system in zip(asked, study.systems, strict=True):
         meant = parse_rule(split_rule(name))
+        assert system.rule.keys() == {"name", *field_names(type(meant))}
         body = json.loads(json.dumps(DIALECTS["easd"].body(system.rule)))["speculative"]
         assert parse_rule({"name": body.pop("rule"), **body}) == meant
         if meant.has_law and name not in ("target", "draft"):  # which vLLM decodes

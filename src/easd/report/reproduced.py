@@ -56,14 +56,14 @@ def reproduced(run: Run, preset: Preset) -> Section:
 
 def _accuracy(found: Frames, preset: Preset) -> Section:
     table = _with_reported(preset, _accuracies(found))
-    sentences = [*_claims(found, preset), *_cut_off(found), *_elsewhere(found, preset)]
+    sentences = [*_claims(found, preset), *_cut_off(found, table), *_elsewhere(found, preset)]
     return _section(preset, sentences, tables_by_task(table, _ACCURACY))
 
 
 def _accuracies(found: Frames) -> pd.DataFrame:
-    """Accuracies, differences to the target and penalty rates of every system."""
+    """Accuracies, shares of texts cut off, differences to the target, and penalty rates."""
     keys = ["task", "system"]
-    table = metrics.accuracy(found)[[*keys, "samples", "accuracy"]]
+    table = metrics.accuracy(found)[[*keys, "samples", "accuracy", "cut_off"]]
     compared = metrics.differences(found)
     if len(compared):
         ends = ("difference", "difference_low", "difference_high", "p_holm", "detectable")
@@ -109,10 +109,9 @@ def _claims(found: Frames, preset: Preset) -> Iterator[str]:
                 yield f"{_EASD} on {task}: {_seen(found, task, found.baseline, worth, source)}"
 
 
-def _cut_off(found: Frames) -> Iterator[str]:
+def _cut_off(found: Frames, table: pd.DataFrame) -> Iterator[str]:
     """How many texts end at the limit of tokens, and may lack their answer."""
-    table = metrics.accuracy(found)
-    table = table[table["task"].astype(str) == _overall(found)]
+    table = table[table["task"] == _overall(found)]
     if (table["cut_off"] > 0).any():
         shares = ", ".join(f"{row['system']} {rate(row['cut_off'])}" for row in records(table))
         yield f"Texts that end at the limit of tokens: {shares}."
@@ -206,7 +205,7 @@ def _thresholds(found: Frames, preset: Preset) -> Section:
     if table.empty:
         return _section(preset, ["No text is decoded yet."], [])
     keys = ["task", "system"]
-    own = _accuracies(found).drop(columns=["accuracy", "penalty_rate"], errors="ignore")
+    own = _accuracies(found).drop(columns=["accuracy", "cut_off", "penalty_rate"], errors="ignore")
     table = table.astype({"system": str}).merge(own.astype({"system": str}), on=keys, how="left")
     order = ["task", "penalty_rate" if "penalty_rate" in table else "tau_h"]
     sentences = []
